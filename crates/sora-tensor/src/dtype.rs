@@ -1,0 +1,295 @@
+//! The element types that tensors hold.
+
+use std::fmt;
+use std::str::FromStr;
+
+use half::{bf16, f16};
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// bfloat16: the upper half of an [`DType::F32`].
+    BF16,
+    /// IEEE 754 double precision.
+    F64,
+    /// Signed 8-bit integer.
+    I8,
+    /// Unsigned 8-bit integer.
+    U8,
+    /// Signed 16-bit integer.
+    I16,
+    /// Unsigned 16-bit integer.
+    U16,
+    /// Signed 32-bit integer.
+    I32,
+    /// Unsigned 32-bit integer.
+    U32,
+    /// Signed 64-bit integer.
+    I64,
+    /// Unsigned 64-bit integer.
+    U64,
+    /// Truth value in one byte, zero or one.
+    Bool,
+}
+
+/// All dtypes with their names in the text form: the one list behind parsing and printing.
+const NAMES: [(DType, &str); 13] = [
+    (DType::F32, "f32"),
+    (DType::F16, "f16"),
+    (DType::BF16, "bf16"),
+    (DType::F64, "f64"),
+    (DType::I8, "i8"),
+    (DType::U8, "u8"),
+    (DType::I16, "i16"),
+    (DType::U16, "u16"),
+    (DType::I32, "i32"),
+    (DType::U32, "u32"),
+    (DType::I64, "i64"),
+    (DType::U64, "u64"),
+    (DType::Bool, "bool"),
+];
+
+impl DType {
+    /// Every dtype, in declaration order.
+    pub fn all() -> impl Iterator<Item = DType> {
+        NAMES.iter().map(|&(dtype, _)| dtype)
+    }
+
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::I8 | DType::U8 | DType::Bool => 1,
+            DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+            DType::F64 | DType::I64 | DType::U64 => 8,
+        }
+    }
+
+    /// Whether elements are floating-point numbers.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
+    }
+
+    /// Whether elements are integers; [`DType::Bool`] is not.
+    pub const fn is_int(self) -> bool {
+        !self.is_float() && !matches!(self, DType::Bool)
+    }
+
+    /// The least and the greatest value of an integer dtype; `None` for the others.
+    pub const fn int_range(self) -> Option<(i128, i128)> {
+        Some(match self {
+            DType::I8 => (i8::MIN as i128, i8::MAX as i128),
+            DType::U8 => (0, u8::MAX as i128),
+            DType::I16 => (i16::MIN as i128, i16::MAX as i128),
+            DType::U16 => (0, u16::MAX as i128),
+            DType::I32 => (i32::MIN as i128, i32::MAX as i128),
+            DType::U32 => (0, u32::MAX as i128),
+            DType::I64 => (i64::MIN as i128, i64::MAX as i128),
+            DType::U64 => (0, u64::MAX as i128),
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = NAMES.iter().find(|(dtype, _)| dtype == self);
+        f.write_str(name.map_or("?", |&(_, name)| name))
+    }
+}
+
+/// A string that names no dtype.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a dtype (f32, f16, bf16, f64, i8, u8, i16, u16, i32, u32, i64, u64, bool)")]
+pub struct ParseDTypeError(pub String);
+
+impl FromStr for DType {
+    type Err = ParseDTypeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = NAMES.iter().find(|&&(_, name)| name == text);
+        found.map(|&(dtype, _)| dtype).ok_or_else(|| ParseDTypeError(text.to_owned()))
+    }
+}
+
+/// One byte of a [`DType::Bool`] tensor; any byte but zero counts as true.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Bool(u8);
+
+impl Bool {
+    /// The truth value.
+    pub const fn get(self) -> bool {
+        self.0 != 0
+    }
+}
+
+impl From<bool> for Bool {
+    fn from(value: bool) -> Self {
+        Bool(u8::from(value))
+    }
+}
+
+impl PartialEq for Bool {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+/// A Rust type that a tensor can hold.
+///
+/// Conversions are the scalar domain of the reference evaluator: floats go through `f64`, integers and
+/// truth values through `i128`; both are exact for every element.
+pub trait Element: bytemuck::Pod + PartialEq + fmt::Debug + Send + Sync {
+    /// The dtype of tensors of `Self`.
+    const DTYPE: DType;
+    /// Widens; integers above 2^53 round.
+    fn to_f64(self) -> f64;
+    /// Widens; floats truncate towards zero and saturate, NaN gives 0.
+    fn to_i128(self) -> i128;
+    /// Narrows a float: floats round to nearest even, integers truncate towards zero and saturate, NaN gives 0.
+    fn from_f64(value: f64) -> Self;
+    /// Narrows an integer: integers wrap, floats round to nearest even, truth values test for non-zero.
+    fn from_i128(value: i128) -> Self;
+}
+
+macro_rules! int_elements {
+    ($($t:ty => $d:ident),*) => {$(
+        impl Element for $t {
+            const DTYPE: DType = DType::$d;
+            fn to_f64(self) -> f64 { self as f64 }
+            fn to_i128(self) -> i128 { self as i128 }
+            fn from_f64(value: f64) -> Self { value as $t }
+            fn from_i128(value: i128) -> Self { value as $t }
+        }
+    )*};
+}
+int_elements!(i8 => I8, u8 => U8, i16 => I16, u16 => U16, i32 => I32, u32 => U32, i64 => I64, u64 => U64);
+
+macro_rules! float_elements {
+    ($($t:ty => $d:ident, $to:expr, $from:expr);*) => {$(
+        impl Element for $t {
+            const DTYPE: DType = DType::$d;
+            fn to_f64(self) -> f64 { $to(self) }
+            fn to_i128(self) -> i128 { self.to_f64() as i128 }
+            fn from_f64(value: f64) -> Self { $from(value) }
+            fn from_i128(value: i128) -> Self { Self::from_f64(value as f64) }
+        }
+    )*};
+}
+float_elements!(
+    f32 => F32, f64::from, |v| v as f32;
+    f64 => F64, |v| v, |v| v;
+    f16 => F16, f16::to_f64, f16::from_f64;
+    bf16 => BF16, bf16::to_f64, bf16::from_f64
+);
+
+impl Element for Bool {
+    const DTYPE: DType = DType::Bool;
+    fn to_f64(self) -> f64 {
+        f64::from(u8::from(self.get()))
+    }
+    fn to_i128(self) -> i128 {
+        i128::from(self.get())
+    }
+    fn from_f64(value: f64) -> Self {
+        Bool::from(value != 0.0)
+    }
+    fn from_i128(value: i128) -> Self {
+        Bool::from(value != 0)
+    }
+}
+
+/// Runs `$body` with `$T` naming the Rust type of `$dtype`.
+///
+/// ```
+/// use sora_tensor::{DType, Element, with_element};
+/// let size = with_element!(DType::BF16, T => std::mem::size_of::<T>());
+/// assert_eq!(size, 2);
+/// ```
+#[macro_export]
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::f16;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = $crate::bf16;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::DType::I8 => {
+                type $T = i8;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $T = u8;
+                $body
+            }
+            $crate::DType::I16 => {
+                type $T = i16;
+                $body
+            }
+            $crate::DType::U16 => {
+                type $T = u16;
+                $body
+            }
+            $crate::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::DType::U32 => {
+                type $T = u32;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            $crate::DType::U64 => {
+                type $T = u64;
+                $body
+            }
+            $crate::DType::Bool => {
+                type $T = $crate::Bool;
+                $body
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for dtype in DType::all() {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+            assert_eq!(with_element!(dtype, T => (T::DTYPE, size_of::<T>())), (dtype, dtype.size()));
+        }
+        assert!("float".parse::<DType>().is_err());
+    }
+
+    #[test]
+    fn narrowing_follows_the_contract() {
+        assert_eq!(u8::from_f64(300.7), 255);
+        assert_eq!(i8::from_f64(f64::NAN), 0);
+        assert_eq!(i8::from_i128(130), -126);
+        assert_eq!(bf16::from_f64(1.0).to_f64(), 1.0);
+        assert!(Bool::from_f64(0.5).get());
+    }
+}

@@ -1,0 +1,310 @@
+//! Tensors: a dtype, a shape and row-major bytes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Buffer, DType, Element, with_element};
+
+/// The number of elements of `shape`; `None` when it overflows `usize`.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// Why a tensor could not be made or read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// The data does not fill the shape.
+    #[error("shape {shape:?} of {dtype} needs {expected} bytes, found {found}")]
+    Length {
+        /// Element type asked for.
+        dtype: DType,
+        /// Shape asked for.
+        shape: Vec<usize>,
+        /// Bytes that the shape needs.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// The shape has more elements than memory can address.
+    #[error("shape {0:?} is too large")]
+    TooLarge(Vec<usize>),
+    /// The elements are of another type.
+    #[error("tensor holds {found}, not {expected}")]
+    DType {
+        /// Type asked for.
+        expected: DType,
+        /// Type held.
+        found: DType,
+    },
+    /// The new shape has another number of elements.
+    #[error("cannot reshape {from:?} to {to:?}")]
+    Reshape {
+        /// Shape held.
+        from: Vec<usize>,
+        /// Shape asked for.
+        to: Vec<usize>,
+    },
+}
+
+/// An n-dimensional array, row-major and contiguous. Clones share the bytes.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    data: Arc<Buffer>,
+}
+
+impl Tensor {
+    /// A tensor over `data`, which is copied only if its address is not aligned for `dtype`.
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] unless `data` has exactly the bytes that `dtype` and `shape` need.
+    pub fn new(dtype: DType, shape: &[usize], data: Buffer) -> Result<Self, TensorError> {
+        let expected = byte_count(dtype, shape)?;
+        if data.len() != expected {
+            let shape = shape.to_vec();
+            return Err(TensorError::Length { dtype, shape, expected, found: data.len() });
+        }
+        let aligned = data.as_ptr().addr().is_multiple_of(dtype.size());
+        let data = if aligned { data } else { Buffer::copy_of(&data) };
+        Ok(Tensor { dtype, shape: shape.to_vec(), data: Arc::new(data) })
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`TensorError::TooLarge`] when the byte count overflows or memory does not suffice.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, TensorError> {
+        let data = Buffer::try_zeroed(byte_count(dtype, shape)?);
+        Self::new(dtype, shape, data.ok_or_else(|| TensorError::TooLarge(shape.to_vec()))?)
+    }
+
+    /// A tensor with a copy of `values` in row-major order.
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] unless there are as many values as `shape` has elements.
+    pub fn from_slice<T: Element>(shape: &[usize], values: &[T]) -> Result<Self, TensorError> {
+        Self::new(T::DTYPE, shape, Buffer::copy_of(bytemuck::cast_slice(values)))
+    }
+
+    /// A one-dimensional tensor with a copy of `values`.
+    pub fn vector<T: Element>(values: &[T]) -> Self {
+        let data = Buffer::copy_of(bytemuck::cast_slice(values));
+        Tensor { dtype: T::DTYPE, shape: vec![values.len()], data: Arc::new(data) }
+    }
+
+    /// A tensor of rank 0.
+    pub fn scalar<T: Element>(value: T) -> Self {
+        Tensor { shape: Vec::new(), ..Self::vector(&[value]) }
+    }
+
+    /// A tensor of `dtype` whose elements are `values` narrowed by [`Element::from_f64`].
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] unless there are as many values as `shape` has elements.
+    pub fn from_f64s(dtype: DType, shape: &[usize], values: &[f64]) -> Result<Self, TensorError> {
+        with_element!(dtype, T => {
+            let narrow: Vec<T> = values.iter().map(|&v| T::from_f64(v)).collect();
+            Self::from_slice(shape, &narrow)
+        })
+    }
+
+    /// A tensor of `dtype` whose elements are `values` narrowed by [`Element::from_i128`].
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] unless there are as many values as `shape` has elements.
+    pub fn from_i128s(dtype: DType, shape: &[usize], values: &[i128]) -> Result<Self, TensorError> {
+        with_element!(dtype, T => {
+            let narrow: Vec<T> = values.iter().map(|&v| T::from_i128(v)).collect();
+            Self::from_slice(shape, &narrow)
+        })
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extent of each dimension, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.data.len() / self.dtype.size()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// The elements as bytes, row-major, in the machine's byte order.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Mutable bytes, copied first when shared.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        Arc::make_mut(&mut self.data).bytes_mut()
+    }
+
+    /// The elements, row-major.
+    ///
+    /// # Errors
+    /// [`TensorError::DType`] unless the tensor holds `T`.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T], TensorError> {
+        self.expect(T::DTYPE)?;
+        Ok(bytemuck::cast_slice(&self.data))
+    }
+
+    /// Mutable elements, copied first when shared.
+    ///
+    /// # Errors
+    /// [`TensorError::DType`] unless the tensor holds `T`.
+    pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T], TensorError> {
+        self.expect(T::DTYPE)?;
+        Ok(bytemuck::cast_slice_mut(self.bytes_mut()))
+    }
+
+    /// All elements widened by [`Element::to_f64`].
+    pub fn to_f64s(&self) -> Vec<f64> {
+        with_element!(self.dtype, T => self.iter::<T>().map(T::to_f64).collect())
+    }
+
+    /// All elements widened by [`Element::to_i128`].
+    pub fn to_i128s(&self) -> Vec<i128> {
+        with_element!(self.dtype, T => self.iter::<T>().map(T::to_i128).collect())
+    }
+
+    /// All elements as `i64`, for shapes and indices; values out of range saturate.
+    pub fn to_i64s(&self) -> Vec<i64> {
+        let clamp = |v: i128| i64::try_from(v).unwrap_or(if v < 0 { i64::MIN } else { i64::MAX });
+        self.to_i128s().into_iter().map(clamp).collect()
+    }
+
+    /// All elements as `f32`.
+    pub fn to_f32s(&self) -> Vec<f32> {
+        match self.as_slice::<f32>() {
+            Ok(values) => values.to_vec(),
+            Err(_) => self.to_f64s().into_iter().map(|v| v as f32).collect(),
+        }
+    }
+
+    /// The same values in another dtype, by the rules of [`Element::from_f64`] and [`Element::from_i128`].
+    pub fn cast(&self, dtype: DType) -> Self {
+        if dtype == self.dtype {
+            return self.clone();
+        }
+        let made = if self.dtype.is_float() {
+            Self::from_f64s(dtype, &self.shape, &self.to_f64s())
+        } else {
+            Self::from_i128s(dtype, &self.shape, &self.to_i128s())
+        };
+        made.expect("a tensor in memory has an addressable shape")
+    }
+
+    /// The same bytes under another shape.
+    ///
+    /// # Errors
+    /// [`TensorError::Reshape`] when the number of elements differs.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self, TensorError> {
+        if element_count(shape) != Some(self.len()) {
+            let (from, to) = (self.shape.clone(), shape.to_vec());
+            return Err(TensorError::Reshape { from, to });
+        }
+        Ok(Tensor { dtype: self.dtype, shape: shape.to_vec(), data: Arc::clone(&self.data) })
+    }
+
+    fn iter<T: Element>(&self) -> impl Iterator<Item = T> + '_ {
+        bytemuck::cast_slice::<u8, T>(&self.data).iter().copied()
+    }
+
+    fn expect(&self, expected: DType) -> Result<(), TensorError> {
+        match self.dtype == expected {
+            true => Ok(()),
+            false => Err(TensorError::DType { expected, found: self.dtype }),
+        }
+    }
+}
+
+/// Equal dtype, shape and bytes: NaN equals NaN of the same bits, 0.0 differs from -0.0.
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.dtype == other.dtype && self.shape == other.shape && self.bytes() == other.bytes()
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.shape)?;
+        const SHOWN: usize = 16;
+        let values = self.to_f64s();
+        let dots = if values.len() > SHOWN { " …" } else { "" };
+        write!(f, " {:?}{dots}", &values[..values.len().min(SHOWN)])
+    }
+}
+
+fn byte_count(dtype: DType, shape: &[usize]) -> Result<usize, TensorError> {
+    element_count(shape)
+        .and_then(|n| n.checked_mul(dtype.size()))
+        .filter(|&n| isize::try_from(n).is_ok())
+        .ok_or_else(|| TensorError::TooLarge(shape.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owned_buffers_are_aligned() {
+        for len in [1, 63, 64, 65, 1000] {
+            let tensor = Tensor::zeros(DType::U8, &[len]).unwrap();
+            assert!(tensor.bytes().as_ptr().addr().is_multiple_of(crate::ALIGNMENT));
+            assert_eq!(tensor.len(), len);
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_and_huge_shapes_are_errors() {
+        assert!(matches!(Tensor::from_slice(&[2, 2], &[1f32; 3]), Err(TensorError::Length { .. })));
+        let huge = [usize::MAX, 2];
+        assert!(matches!(Tensor::zeros(DType::F32, &huge), Err(TensorError::TooLarge(_))));
+        assert!(Tensor::zeros(DType::F32, &[usize::MAX / 16]).is_err());
+    }
+
+    #[test]
+    fn mutation_copies_shared_bytes() {
+        let original = Tensor::vector(&[1i32, 2, 3]);
+        let mut copy = original.clone();
+        copy.as_mut_slice::<i32>().unwrap()[0] = 9;
+        assert_eq!(original.as_slice::<i32>().unwrap(), [1, 2, 3]);
+        assert_eq!(copy.as_slice::<i32>().unwrap(), [9, 2, 3]);
+    }
+
+    #[test]
+    fn casts_follow_the_element_rules() {
+        let floats = Tensor::vector(&[-1.5f32, 0.0, 300.0]);
+        assert_eq!(floats.cast(DType::U8).to_i64s(), [0, 0, 255]);
+        assert_eq!(floats.cast(DType::Bool).to_i64s(), [1, 0, 1]);
+        assert_eq!(Tensor::vector(&[300i64]).cast(DType::U8).to_i64s(), [44]);
+    }
+
+    #[test]
+    fn mapped_files_are_shared_and_realigned() {
+        let path = std::env::temp_dir().join(format!("sora-tensor-{}", std::process::id()));
+        std::fs::write(&path, [0u8, 1, 0, 0, 0, 2, 0, 0, 0]).unwrap();
+        let map = Buffer::map(&std::fs::File::open(&path).unwrap()).unwrap();
+        let part = map.slice(1..9).unwrap();
+        assert!(map.slice(1..10).is_none());
+        let tensor = Tensor::new(DType::I32, &[2], part).unwrap();
+        assert_eq!(tensor.as_slice::<i32>().unwrap(), [1, 2]);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
