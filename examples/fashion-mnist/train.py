@@ -4,7 +4,7 @@
 
 DIR holds the four gzipped IDX files under their standard names; the default is where Debian's package
 dataset-fashion-mnist puts them. Only the 60,000 training pictures are used for training; the 10,000
-test pictures are looked at once, after the export, to print the accuracy of Keras and of onnxruntime.
+test pictures serve only to print the accuracy of Keras and of onnxruntime after the export.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--data", type=pathlib.Path, default="/usr/share/datasets/fashion-mnist")
     args.add_argument("--out", type=pathlib.Path, default="model.onnx")
-    args.add_argument("--epochs", type=int, default=14)
+    args.add_argument("--epochs", type=int, default=20)
     args.add_argument("--batch", type=int, default=128)
     args.add_argument("--threads", type=int, default=2)
     args = args.parse_args()
@@ -76,7 +76,9 @@ def main():
     x, y = load(args.data, "train")
     model = build()
     model.summary()
-    model.compile(tf.keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["accuracy"])
+    steps = args.epochs * -(-len(x) // args.batch)
+    rate = tf.keras.optimizers.schedules.CosineDecay(1e-3, steps)
+    model.compile(tf.keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", ["accuracy"])
     model.fit(x, y, batch_size=args.batch, epochs=args.epochs, verbose=2)
 
     signature = [tf.TensorSpec((None, 28, 28, 1), tf.float32, name="image")]
