@@ -1,0 +1,165 @@
+//! The operators, one file each; the list in `ops!` is the only place that names them all.
+
+mod conv;
+mod elementwise;
+
+pub use conv::Conv;
+pub use elementwise::{Binary, BinaryKind, Unary, UnaryKind};
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use sora_tensor::Tensor;
+
+use crate::case::{Case, Gen};
+use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType};
+
+/// Declares an operator's attributes: a plain struct with the derives that every operator needs.
+macro_rules! attrs {
+    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $ty),* }
+    };
+}
+pub(crate) use attrs;
+
+macro_rules! ops {
+    ($($name:ident),* $(,)?) => {
+        /// Any operator with its attributes.
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Op { $(#[doc = concat!("See [`", stringify!($name), "`](struct@", stringify!($name), ").")] $name($name)),* }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Self { Op::$name(op) }
+        })*
+
+        impl Op {
+            /// The names of all operators.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// The operator's name.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$name(_) => stringify!($name)),* }
+            }
+
+            /// The name people know: that of the row for a family such as `Unary`, else [`Op::name`].
+            pub fn label(&self) -> Cow<'static, str> {
+                match self { $(Op::$name(op) => op.label().unwrap_or(Cow::Borrowed(stringify!($name)))),* }
+            }
+
+            /// See [`OpDef::infer`].
+            ///
+            /// # Errors
+            /// [`Mismatch`] naming both sides.
+            pub fn infer(&self, cx: &InferCx) -> Result<Vec<TensorType>, Mismatch> {
+                match self { $(Op::$name(op) => op.infer(cx)),* }
+            }
+
+            /// See [`OpDef::eval`]. Inputs are checked by [`OpDef::infer`] first.
+            ///
+            /// # Errors
+            /// [`Mismatch`] when the inputs do not fit the operator.
+            pub fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
+                match self { $(Op::$name(op) => { cx.infer(op)?; op.eval(cx) }),* }
+            }
+
+            /// See [`OpDef::macs`].
+            pub fn macs(&self, inputs: &[Option<&TensorType>], outputs: &[&TensorType]) -> Dim {
+                match self { $(Op::$name(op) => op.macs(inputs, outputs)),* }
+            }
+
+            /// See [`OpDef::quant`].
+            pub fn quant(&self) -> QuantRule {
+                match self { $(Op::$name(op) => op.quant()),* }
+            }
+
+            /// See [`OpDef::content`].
+            pub fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
+                match self { $(Op::$name(op) => op.content(cx)),* }
+            }
+
+            /// Random valid instances of the operator called `name`; empty for an unknown name.
+            pub fn cases(name: &str, g: &mut Gen) -> Vec<Case> {
+                match name { $(stringify!($name) => $name::cases(g),)* _ => Vec::new() }
+            }
+        }
+    };
+}
+
+ops! {
+    Binary,
+    Conv,
+    Unary,
+}
+
+/// Product of extents.
+pub(crate) fn product(dims: &[Dim]) -> Dim {
+    dims.iter().cloned().fold(Dim::from(1usize), |a, b| a * b)
+}
+
+/// Row-major strides in elements.
+pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    strides
+}
+
+/// Calls `visit` with every index of `shape` in row-major order.
+pub(crate) fn for_each_index(shape: &[usize], mut visit: impl FnMut(&[usize])) {
+    if shape.contains(&0) {
+        return;
+    }
+    let mut index = vec![0; shape.len()];
+    loop {
+        visit(&index);
+        let Some(axis) = (0..shape.len()).rev().find(|&axis| index[axis] + 1 < shape[axis]) else { return };
+        index[axis] += 1;
+        index[axis + 1..].fill(0);
+    }
+}
+
+/// Offset of `index`, an index of a broadcast result, in an operand of `shape`.
+pub(crate) fn broadcast_offset(index: &[usize], shape: &[usize]) -> usize {
+    let skip = index.len() - shape.len();
+    shape
+        .iter()
+        .zip(&index[skip..])
+        .fold(0, |offset, (&extent, &i)| offset * extent + if extent == 1 { 0 } else { i })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{evaluate, text, verify};
+
+    /// Every operator has cases; on each, inference predicts what evaluation gives, and the text form
+    /// parses back.
+    #[test]
+    fn inference_agrees_with_evaluation() {
+        for name in Op::NAMES {
+            let mut g = Gen::new(11);
+            let cases: Vec<Case> = (0..8).flat_map(|_| Op::cases(name, &mut g)).collect();
+            assert!(!cases.is_empty(), "{name} has no cases");
+            for case in cases {
+                assert_eq!(case.op.name(), *name);
+                let (graph, given) = case.graph().unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+                verify(&graph).unwrap();
+                let printed = text::print(&graph);
+                assert_eq!(text::print(&text::parse(&printed).unwrap()), printed);
+                let given: Vec<_> = given.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+                let results = evaluate(&graph, &given).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+                for (output, result) in graph.outputs().iter().zip(&results) {
+                    let ty = graph.ty(output.value);
+                    assert!(
+                        ty.accepts(&TensorType::of(result)),
+                        "{case:?}: inferred {ty}, evaluated {result:?}"
+                    );
+                }
+            }
+        }
+    }
+}
