@@ -1,1 +1,45 @@
-//! Placeholder while the workspace is laid out.
+//! SIMD kernels on slices: what runs the steps of a program at the speed of the machine.
+//!
+//! The crate knows slices, not graphs. It never spawns threads: callers split the
+//! output ([`Output::split_rows`], [`Output::split_cols`]) and call kernels on the
+//! parts. All functions are safe; a wrong length is a bug of the caller and panics.
+//!
+//! [`Kernels`] is the proof that an instruction set runs here; every kernel takes
+//! one, and [`KERNELS`] is the one table of what exists. Integer kernels return the
+//! same bytes on every instruction set, and so do all plain loops; real matrix
+//! products differ by the rounding of fused multiply-adds
+//! ([`Contract::DotProduct`]) but never with the split of the work.
+//!
+//! ```
+//! use sora_kernels::*;
+//!
+//! let kernels = Kernels::best();
+//! let a = [1.0, 2.0, 3.0, 4.0]; // 2×2
+//! let b = PackedF32::from_kn(kernels, &[1.0, 0.0, 0.0, 1.0], 2, 2, 2);
+//! let mut c = [0.0; 4];
+//! gemm_f32(
+//!     kernels,
+//!     &ARows::Dense(Dense { data: &a, rows: 2, stride: 2, k: 2 }),
+//!     &b,
+//!     0,
+//!     &EpilogueF32 { bias: Some(&[10.0, 20.0]), ..Default::default() },
+//!     Output::F32(MatMut::new(&mut c, 2, 2, 2)),
+//! );
+//! assert_eq!(c, [11.0, 22.0, 13.0, 24.0]);
+//! ```
+#![cfg_attr(not(feature = "std"), no_std)]
+extern crate alloc;
+mod epilogue;
+mod gemm;
+pub mod isa;
+mod math;
+mod operands;
+mod pack;
+mod table;
+
+pub use epilogue::{Activation, EpilogueF32, EpilogueI32, Residual};
+pub use gemm::{F32Tiles, I8Tiles, Tiles, gemm_f32, gemm_u8i8};
+pub use isa::{Isa, IsaError, Kernels};
+pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant};
+pub use pack::{PackedF32, PackedI8, fold_zero_point};
+pub use table::{Contract, Family, KERNELS, KernelFn, KernelRow, Tile, select};

@@ -1,0 +1,377 @@
+//! What happens to an accumulator tile after the micro-kernel: bias, scale,
+//! residual, activation, and the store in the output's type.
+//!
+//! Every step rounds separately, in one fixed order, on every instruction set;
+//! nothing is folded or fused. That is what makes integer layers return the
+//! same bytes everywhere.
+
+use crate::{
+    isa::per_isa,
+    math,
+    operands::{Output, Quant},
+};
+
+/// A function that a layer applies before it stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Activation {
+    /// x
+    #[default]
+    None,
+    /// max(x, 0)
+    Relu,
+    /// min(max(x, min), max)
+    Clip {
+        /// Lower bound.
+        min: f32,
+        /// Upper bound.
+        max: f32,
+    },
+    /// x, or alpha·x below zero
+    LeakyRelu {
+        /// Slope below zero.
+        alpha: f32,
+    },
+    /// x·min(max(x/6 + 1/2, 0), 1)
+    HardSwish,
+    /// min(max(alpha·x + beta, 0), 1)
+    HardSigmoid {
+        /// Slope.
+        alpha: f32,
+        /// Value at zero.
+        beta: f32,
+    },
+    /// 1/(1 + e⁻ˣ)
+    Sigmoid,
+    /// tanh x
+    Tanh,
+    /// x·sigmoid(x)
+    Silu,
+    /// x·Φ(x), by the error function
+    Gelu,
+}
+
+impl Activation {
+    /// Applies the function to every element in place.
+    #[inline(always)]
+    pub(crate) fn apply(self, x: &mut [f32]) {
+        #[inline(always)]
+        fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
+            for x in x {
+                *x = f(*x);
+            }
+        }
+        match self {
+            Self::None => {}
+            Self::Relu => each(x, |x| math::at_least(x, 0.0)),
+            Self::Clip { min, max } => each(x, |x| math::at_most(math::at_least(x, min), max)),
+            Self::LeakyRelu { alpha } => each(x, |x| if x < 0.0 { alpha * x } else { x }),
+            Self::HardSwish => each(x, |x| x * unit(x * (1.0 / 6.0) + 0.5)),
+            Self::HardSigmoid { alpha, beta } => each(x, |x| unit(alpha * x + beta)),
+            Self::Sigmoid => each(x, math::sigmoid),
+            Self::Tanh => each(x, math::tanh),
+            Self::Silu => each(x, |x| x * math::sigmoid(x)),
+            Self::Gelu => each(x, math::gelu),
+        }
+    }
+}
+
+/// Clamps to [0, 1].
+#[inline(always)]
+fn unit(x: f32) -> f32 {
+    math::at_most(math::at_least(x, 0.0), 1.0)
+}
+
+/// A tensor added before the activation; element (r, n) is `data[r * ld + n]`,
+/// rows counted from the call's first row, columns absolute like the bias.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Real values.
+    F32 {
+        /// The elements.
+        data: &'a [f32],
+        /// Leading dimension.
+        ld: usize,
+    },
+    /// Unsigned bytes standing for `(q - zero_point) * scale`.
+    U8 {
+        /// The elements.
+        data: &'a [u8],
+        /// Leading dimension.
+        ld: usize,
+        /// Real value of one step.
+        scale: f32,
+        /// The byte that stands for zero.
+        zero_point: i32,
+    },
+    /// Signed bytes standing for `(q - zero_point) * scale`.
+    I8 {
+        /// The elements.
+        data: &'a [i8],
+        /// Leading dimension.
+        ld: usize,
+        /// Real value of one step.
+        scale: f32,
+        /// The byte that stands for zero.
+        zero_point: i32,
+    },
+}
+
+/// Finish of a real accumulator: `activation(acc + bias[n] + residual)`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EpilogueF32<'a> {
+    /// One value per column.
+    pub bias: Option<&'a [f32]>,
+    /// A tensor of the output's shape.
+    pub residual: Option<Residual<'a>>,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+/// Finish of an integer accumulator:
+/// `activation(f32(acc + bias[n]) * scale[n] + residual)`.
+#[derive(Clone, Copy, Debug)]
+pub struct EpilogueI32<'a> {
+    /// One value per column, usually with the input's zero point folded in
+    /// ([`crate::fold_zero_point`]); the sum wraps.
+    pub bias: Option<&'a [i32]>,
+    /// Input scale × weight scale, one value per column.
+    pub scale: &'a [f32],
+    /// A tensor of the output's shape.
+    pub residual: Option<Residual<'a>>,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+/// Turns one row of accumulators into real values.
+pub(crate) trait Finish<C>: Copy {
+    /// Panics unless columns `..n` have parameters and `rows` rows have residuals.
+    fn validate(&self, rows: usize, n: usize);
+
+    /// Per-column parameters of up to `N` columns from `first`, in fixed-size arrays so that
+    /// the arithmetic runs without tails.
+    type Columns<const N: usize>: Copy;
+    fn columns<const N: usize>(&self, first: usize, cols: usize) -> Self::Columns<N>;
+    fn scale_and_shift<const N: usize>(c: &Self::Columns<N>, acc: &[C; N], y: &mut [f32; N]);
+    fn residual(&self) -> Option<Residual<'_>>;
+    fn activation(&self) -> Activation;
+}
+
+#[inline(always)]
+fn padded<T: Copy, const N: usize>(values: &[T], fill: T) -> [T; N] {
+    let mut out = [fill; N];
+    out[..values.len()].copy_from_slice(values);
+    out
+}
+
+fn validate_residual(residual: &Option<Residual<'_>>, rows: usize, n: usize) {
+    let (len, ld) = match residual {
+        None => return,
+        Some(Residual::F32 { data, ld }) => (data.len(), *ld),
+        Some(Residual::U8 { data, ld, .. }) => (data.len(), *ld),
+        Some(Residual::I8 { data, ld, .. }) => (data.len(), *ld),
+    };
+    assert!(
+        rows == 0 || n == 0 || (rows - 1) * ld + n <= len,
+        "residual of {len} elements is too short for {rows}x{n} at {ld}"
+    );
+}
+
+impl Finish<f32> for EpilogueF32<'_> {
+    fn validate(&self, rows: usize, n: usize) {
+        if let Some(bias) = self.bias {
+            assert!(bias.len() >= n, "{} biases for {n} columns", bias.len());
+        }
+        validate_residual(&self.residual, rows, n);
+    }
+
+    type Columns<const N: usize> = Option<[f32; N]>;
+
+    #[inline(always)]
+    fn columns<const N: usize>(&self, first: usize, cols: usize) -> Self::Columns<N> {
+        self.bias.map(|b| padded(&b[first..first + cols], 0.0))
+    }
+
+    #[inline(always)]
+    fn scale_and_shift<const N: usize>(c: &Self::Columns<N>, acc: &[f32; N], y: &mut [f32; N]) {
+        match c {
+            None => *y = *acc,
+            Some(bias) => {
+                for j in 0..N {
+                    y[j] = acc[j] + bias[j];
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn residual(&self) -> Option<Residual<'_>> {
+        self.residual
+    }
+
+    #[inline(always)]
+    fn activation(&self) -> Activation {
+        self.activation
+    }
+}
+
+impl Finish<i32> for EpilogueI32<'_> {
+    fn validate(&self, rows: usize, n: usize) {
+        if let Some(bias) = self.bias {
+            assert!(bias.len() >= n, "{} biases for {n} columns", bias.len());
+        }
+        let scales = self.scale.len();
+        assert!(scales >= n, "{scales} scales for {n} columns");
+        validate_residual(&self.residual, rows, n);
+    }
+
+    type Columns<const N: usize> = ([i32; N], [f32; N]);
+
+    #[inline(always)]
+    fn columns<const N: usize>(&self, first: usize, cols: usize) -> Self::Columns<N> {
+        let bias = self.bias.map_or(&[][..], |b| &b[first..first + cols]);
+        (padded(bias, 0), padded(&self.scale[first..first + cols], 0.0))
+    }
+
+    #[inline(always)]
+    fn scale_and_shift<const N: usize>(c: &Self::Columns<N>, acc: &[i32; N], y: &mut [f32; N]) {
+        for j in 0..N {
+            y[j] = acc[j].wrapping_add(c.0[j]) as f32 * c.1[j];
+        }
+    }
+
+    #[inline(always)]
+    fn residual(&self) -> Option<Residual<'_>> {
+        self.residual
+    }
+
+    #[inline(always)]
+    fn activation(&self) -> Activation {
+        self.activation
+    }
+}
+
+/// `(q - zero_point) * scale` added to `y`.
+#[inline(always)]
+fn add_dequantized<T: Copy + Into<i32>>(y: &mut [f32], q: &[T], scale: f32, zero_point: i32) {
+    for (y, &q) in y.iter_mut().zip(q) {
+        *y += (q.into() - zero_point) as f32 * scale;
+    }
+}
+
+#[inline(always)]
+fn add_residual<const N: usize>(
+    y: &mut [f32; N],
+    residual: &Residual<'_>,
+    row: usize,
+    first: usize,
+    cols: usize,
+) {
+    match *residual {
+        Residual::F32 { data, ld } => {
+            let data = &data[row * ld + first..][..cols];
+            for (y, &r) in y.iter_mut().zip(data) {
+                *y += r;
+            }
+        }
+        Residual::U8 { data, ld, scale, zero_point } => {
+            add_dequantized(y, &data[row * ld + first..][..cols], scale, zero_point);
+        }
+        Residual::I8 { data, ld, scale, zero_point } => {
+            add_dequantized(y, &data[row * ld + first..][..cols], scale, zero_point);
+        }
+    }
+}
+
+/// Quantizes into 0..=255 (or −128..=127 shifted by `low`). NaN becomes the low end.
+///
+/// Clamping before rounding equals clamping after it, because rounding is
+/// monotone and the bounds are integers; it also keeps values in the range where
+/// rounding by addition is exact.
+#[inline(always)]
+pub(crate) fn quantize_lanes<const N: usize>(y: &[f32; N], quant: Quant, low: i32) -> [u8; N] {
+    let (inv_scale, zp) = (quant.inv_scale, quant.zero_point);
+    let bottom = (low - zp) as f32;
+    let top = (low + 255 - zp) as f32;
+    let mut out = [0u8; N];
+    for j in 0..N {
+        let v = y[j] * inv_scale;
+        let v = if v > bottom { v } else { bottom };
+        let v = if v < top { v } else { top };
+        out[j] = math::round_to_i32(v).wrapping_add(zp) as u8;
+    }
+    out
+}
+
+/// Where a tile lies in the output.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// First row, within the output.
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    /// First column, within the output.
+    pub(crate) col: usize,
+    pub(crate) cols: usize,
+    /// What to add to an output column to get an absolute one.
+    pub(crate) n0: usize,
+}
+
+#[inline(always)]
+fn finish<const N: usize, C: Copy, E: Finish<C>>(
+    e: &E,
+    tile: &[C],
+    tile_ld: usize,
+    place: Place,
+    out: &mut Output<'_>,
+) {
+    let first = place.n0 + place.col;
+    let columns = e.columns::<N>(first, place.cols);
+    let residual = e.residual();
+    let activation = e.activation();
+    let span = place.col..place.col + place.cols;
+    for i in 0..place.rows {
+        let Some(acc) = tile[i * tile_ld..].first_chunk::<N>() else {
+            return;
+        };
+        let mut y = [0.0f32; N];
+        E::scale_and_shift(&columns, acc, &mut y);
+        let row = place.row + i;
+        if let Some(residual) = &residual {
+            add_residual(&mut y, residual, row, first, place.cols);
+        }
+        activation.apply(&mut y);
+        match out {
+            Output::F32(m) => copy(&mut m.row_mut(row)[span.clone()], &y),
+            Output::U8(m, quant) => {
+                let q = quantize_lanes(&y, *quant, 0);
+                copy(&mut m.row_mut(row)[span.clone()], &q);
+            }
+            Output::I8(m, quant) => {
+                let q = quantize_lanes(&y, *quant, -128).map(|q| q as i8);
+                copy(&mut m.row_mut(row)[span.clone()], &q);
+            }
+        }
+    }
+}
+
+/// Copies the head of `src`, with a fixed size when all of it fits.
+#[inline(always)]
+fn copy<T: Copy, const N: usize>(dst: &mut [T], src: &[T; N]) {
+    if let Ok(dst) = <&mut [T; N]>::try_from(&mut *dst) {
+        *dst = *src;
+    } else {
+        let len = dst.len().min(N);
+        dst[..len].copy_from_slice(&src[..len]);
+    }
+}
+
+per_isa! {
+    pub(crate) fn finish_f32 [const N: usize] (e: &EpilogueF32<'_>, tile: &[f32], ld: usize, place: Place, out: &mut Output<'_>) {
+        finish::<N, f32, _>(e, tile, ld, place, out);
+    }
+}
+
+per_isa! {
+    pub(crate) fn finish_i32 [const N: usize] (e: &EpilogueI32<'_>, tile: &[i32], ld: usize, place: Place, out: &mut Output<'_>) {
+        finish::<N, i32, _>(e, tile, ld, place, out);
+    }
+}

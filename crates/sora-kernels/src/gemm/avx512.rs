@@ -1,0 +1,196 @@
+//! Tiles for AVX-512: f32, bytes through 16-bit products, bytes through VNNI.
+
+use core::arch::x86_64::*;
+
+use super::{F32Tiles, I8Tiles, TileArgs, tap_rows, tiles};
+
+/// Vectors of 16 lanes per panel row.
+const NV: usize = 2;
+const NR: usize = 16 * NV;
+
+pub(crate) static F32: F32Tiles = tiles!(f32_tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile: 1 2 3 4 5 6 7 8 9 10 11 12);
+pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, tile: *mut f32) {
+    let mut acc = [[[_mm512_setzero_ps(); NV]; NP]; MR];
+    // SAFETY: pieces of `kc` elements and panels of `taps * kc * NR` elements are readable,
+    // and the tile holds MR rows of NP * NR elements, by the contract.
+    unsafe {
+        let mut panel = args.panel;
+        for t in 0..args.taps {
+            let rows = tap_rows::<MR, _, _>(args, t);
+            for k in 0..args.kc {
+                for p in 0..NP {
+                    let at = panel.add(p * args.panel_stride);
+                    let b = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+                    for i in 0..MR {
+                        let a = _mm512_set1_ps(*rows[i].add(k));
+                        for v in 0..NV {
+                            acc[i][p][v] = _mm512_fmadd_ps(a, b[v], acc[i][p][v]);
+                        }
+                    }
+                }
+                panel = panel.add(NR);
+            }
+        }
+        for i in 0..MR {
+            for p in 0..NP {
+                for v in 0..NV {
+                    _mm512_storeu_ps(tile.add((i * NP + p) * NR + 16 * v), acc[i][p][v]);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The tile must hold MR rows of NP * NR elements.
+#[inline(always)]
+unsafe fn store<const MR: usize, const NP: usize>(acc: &[[[__m512i; NV]; NP]; MR], tile: *mut i32) {
+    for i in 0..MR {
+        for p in 0..NP {
+            for v in 0..NV {
+                // SAFETY: within the tile, by the contract; any alignment.
+                unsafe {
+                    let at = tile.add((i * NP + p) * NR + 16 * v);
+                    at.cast::<__m512i>().write_unaligned(acc[i][p][v]);
+                }
+            }
+        }
+    }
+}
+
+/// One step of four depth elements: `acc += a · b` for every row and panel.
+///
+/// # Safety
+/// The step of every panel must be readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn vnni_step<const MR: usize, const NP: usize>(
+    acc: &mut [[[__m512i; NV]; NP]; MR],
+    a: [i32; MR],
+    panel: *const i8,
+    panel_stride: usize,
+) {
+    for p in 0..NP {
+        // SAFETY: by the contract.
+        let b = unsafe {
+            let at = panel.add(p * panel_stride).cast::<__m512i>();
+            [_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1))]
+        };
+        for i in 0..MR {
+            let a = _mm512_set1_epi32(a[i]);
+            for v in 0..NV {
+                acc[i][p][v] = _mm512_dpbusd_epi32(acc[i][p][v], a, b[v]);
+            }
+        }
+    }
+}
+
+/// The last `n` (1..=3) bytes of a piece, with zeros behind.
+///
+/// # Safety
+/// `n` bytes must be readable.
+#[inline(always)]
+unsafe fn tail_word(at: *const u8, n: usize) -> i32 {
+    let mut bytes = [0u8; 4];
+    for (j, byte) in bytes.iter_mut().enumerate().take(n) {
+        // SAFETY: j < n.
+        *byte = unsafe { *at.add(j) };
+    }
+    i32::from_le_bytes(bytes)
+}
+
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, tile: *mut i32) {
+    const STEP: usize = 4 * NR;
+    let mut acc = [[[_mm512_setzero_si512(); NV]; NP]; MR];
+    // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
+    // readable, and the tile holds MR rows of NP * NR elements, by the contract.
+    unsafe {
+        let mut panel = args.panel;
+        let tail = args.kc % 4;
+        let whole = args.kc - tail;
+        for t in 0..args.taps {
+            let rows = tap_rows::<MR, _, _>(args, t);
+            let mut k = 0;
+            while k < whole {
+                let mut a = [0i32; MR];
+                for i in 0..MR {
+                    a[i] = rows[i].add(k).cast::<i32>().read_unaligned();
+                }
+                vnni_step(&mut acc, a, panel, args.panel_stride);
+                panel = panel.add(STEP);
+                k += 4;
+            }
+            if tail > 0 {
+                let mut a = [0i32; MR];
+                for i in 0..MR {
+                    a[i] = tail_word(rows[i].add(whole), tail);
+                }
+                vnni_step(&mut acc, a, panel, args.panel_stride);
+                panel = panel.add(STEP);
+            }
+        }
+        store(&acc, tile);
+    }
+}
+
+/// Depth elements widened at a time.
+const CHUNK: usize = 256;
+
+/// Bytes are widened to 16 bits; products of pairs are summed in 32 bits, exactly.
+///
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn u8i8_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, tile: *mut i32) {
+    const STEP: usize = 2 * NR;
+    let mut acc = [[[_mm512_setzero_si512(); NV]; NP]; MR];
+    let mut wide = [[0i16; CHUNK]; MR];
+    // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
+    // readable, and the tile holds MR rows of NP * NR elements, by the contract.
+    unsafe {
+        let mut panel = args.panel;
+        for t in 0..args.taps {
+            let rows = tap_rows::<MR, _, _>(args, t);
+            let mut start = 0;
+            while start < args.kc {
+                let len = CHUNK.min(args.kc - start);
+                for i in 0..MR {
+                    for k in 0..len {
+                        wide[i][k] = i16::from(*rows[i].add(start + k));
+                    }
+                    if len % 2 == 1 {
+                        wide[i][len] = 0;
+                    }
+                }
+                for pair in 0..len.div_ceil(2) {
+                    for p in 0..NP {
+                        let at = panel.add(p * args.panel_stride).cast::<__m256i>();
+                        let b = [
+                            _mm512_cvtepi8_epi16(_mm256_loadu_si256(at)),
+                            _mm512_cvtepi8_epi16(_mm256_loadu_si256(at.add(1))),
+                        ];
+                        for i in 0..MR {
+                            let a = wide[i].as_ptr().cast::<i32>().add(pair).read_unaligned();
+                            let a = _mm512_set1_epi32(a);
+                            for v in 0..NV {
+                                acc[i][p][v] = _mm512_add_epi32(acc[i][p][v], _mm512_madd_epi16(a, b[v]));
+                            }
+                        }
+                    }
+                    panel = panel.add(STEP);
+                }
+                start += len;
+            }
+        }
+        store(&acc, tile);
+    }
+}

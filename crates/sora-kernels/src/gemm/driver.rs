@@ -1,0 +1,187 @@
+//! The loops around the micro-kernels.
+
+use alloc::vec::Vec;
+
+use super::{TileArgs, WIDE};
+use crate::{
+    Kernels,
+    epilogue::{EpilogueF32, EpilogueI32, Finish, Place, finish_f32, finish_i32},
+    operands::{ARows, Output},
+    pack::{PackedF32, PackedI8, Panels, Plain},
+};
+
+/// Bytes of A that stay in the second-level cache while all panels of B pass by.
+const A_BLOCK_BYTES: usize = 256 * 1024;
+
+/// Elements of the largest tile (14 × 32, and 1 × 4·32).
+const MAX_TILE: usize = 14 * 32;
+
+#[repr(align(64))]
+struct Scratch<C>([C; MAX_TILE]);
+
+/// `out = epilogue(A · B)` in f32: rows of `a` by columns `n0 .. n0 + out.cols()` of `b`.
+///
+/// `n0` counts like the epilogue's vectors, in absolute columns of `b`.
+///
+/// # Panics
+/// When the shapes of `a`, `b`, `ep` and `out` disagree, or `n0` is not a multiple of
+/// [`PackedF32::col_granule`].
+pub fn gemm_f32(
+    kernels: Kernels,
+    a: &ARows<'_, f32>,
+    b: &PackedF32,
+    n0: usize,
+    ep: &EpilogueF32<'_>,
+    mut out: Output<'_>,
+) {
+    let finish = match b.col_granule() {
+        8 => finish_f32::<8>,
+        16 => finish_f32::<16>,
+        _ => finish_f32::<32>,
+    };
+    let finish = |tile: &[f32], ld: usize, place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, tile, ld, place, out);
+    };
+    drive(a, &b.panels, &[], n0, ep, &mut out, finish);
+}
+
+/// `out = epilogue(A · B)` for unsigned bytes by signed bytes, summed exactly in i32 (wrapping):
+/// rows of `a` by columns `n0 .. n0 + out.cols()` of `b`.
+///
+/// # Panics
+/// When the shapes of `a`, `b`, `ep` and `out` disagree, or `n0` is not a multiple of
+/// [`PackedI8::col_granule`].
+pub fn gemm_u8i8(
+    kernels: Kernels,
+    a: &ARows<'_, u8>,
+    b: &PackedI8,
+    n0: usize,
+    ep: &EpilogueI32<'_>,
+    mut out: Output<'_>,
+) {
+    let finish = match b.col_granule() {
+        8 => finish_i32::<8>,
+        16 => finish_i32::<16>,
+        _ => finish_i32::<32>,
+    };
+    let finish = |tile: &[i32], ld: usize, place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, tile, ld, place, out);
+    };
+    drive(a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
+}
+
+/// Rows of one call of a micro-kernel.
+struct RowTile {
+    first: usize,
+    rows: usize,
+    /// Where the call's pointers begin.
+    pointers: usize,
+}
+
+/// Splits `rows` into the fewest tiles of at most `mr` rows, of nearly equal height.
+fn row_tiles(rows: usize, mr: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(mr);
+    (0..count).map(move |i| {
+        let start = i * rows / count;
+        (start, (i + 1) * rows / count - start)
+    })
+}
+
+/// Computes and finishes all tiles: blocks of rows outside, panels of B inside, so that a block
+/// of A stays in the second-level cache and a panel of B in the first.
+fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
+    a: &ARows<'_, A>,
+    b: &Panels<A, B, C>,
+    sums: &[i32],
+    n0: usize,
+    ep: &E,
+    out: &mut Output<'_>,
+    finish: impl Fn(&[C], usize, Place, &mut Output<'_>),
+) {
+    let (m, n) = (out.rows(), out.cols());
+    let nr = b.tile.nr;
+    assert_eq!(a.rows(), m, "A and the output differ in rows");
+    assert!(
+        (a.taps(), a.kc()) == (b.taps, b.kc),
+        "A has {}x{} depth, B {}x{}",
+        a.taps(),
+        a.kc(),
+        b.taps,
+        b.kc
+    );
+    assert!(
+        n0.is_multiple_of(nr) && n0 + n <= b.n,
+        "columns {n0}..{} of {} do not start at a multiple of {nr}",
+        n0 + n,
+        b.n
+    );
+    if m == 0 || n == 0 {
+        return;
+    }
+    a.validate();
+    ep.validate(m, n0 + n);
+
+    let mr = b.tiles.by_rows.len();
+    let row_bytes = (a.depth() * size_of::<A>()).max(1);
+    let block = (A_BLOCK_BYTES / row_bytes).max(1).next_multiple_of(mr);
+    let panels = n.div_ceil(nr);
+    let mut scratch = Scratch([C::ZERO; MAX_TILE]);
+    let mut pointers = Vec::with_capacity(block.min(m) * b.taps);
+    let mut tiles = Vec::with_capacity(block.min(m).div_ceil(mr));
+
+    for block_start in (0..m).step_by(block) {
+        pointers.clear();
+        tiles.clear();
+        for (start, rows) in row_tiles(block.min(m - block_start), mr) {
+            let first = block_start + start;
+            tiles.push(RowTile { first, rows, pointers: pointers.len() });
+            for tap in 0..b.taps {
+                pointers.extend((first..first + rows).map(|row| a.piece(row, tap)));
+            }
+        }
+        let mut panel = 0;
+        while panel < panels {
+            let count = if m == 1 && panel + WIDE <= panels { WIDE } else { 1 };
+            for tile in &tiles {
+                let rows = &pointers[tile.pointers..][..tile.rows * b.taps];
+                run_tile(b, sums, n0 / nr + panel, count, rows, &mut scratch.0);
+                // Panels of one row lie side by side; finish them one at a time.
+                for i in 0..count {
+                    let col = (panel + i) * nr;
+                    let place = Place { row: tile.first, rows: tile.rows, col, cols: nr.min(n - col), n0 };
+                    finish(&scratch.0[i * nr..], count * nr, place, out);
+                }
+            }
+            panel += count;
+        }
+    }
+}
+
+/// Computes `count` panels from `panel` on for the rows that `pointers` (`[taps][rows]`) start.
+fn run_tile<A, B: Plain, C>(
+    b: &Panels<A, B, C>,
+    sums: &[i32],
+    panel: usize,
+    count: usize,
+    pointers: &[*const A],
+    tile: &mut [C; MAX_TILE],
+) {
+    let (nr, stride) = (b.tile.nr, b.stride());
+    let rows = pointers.len() / b.taps;
+    let data = &b.data.as_slice()[panel * stride..(panel + count) * stride];
+    let sums = if sums.is_empty() { sums } else { &sums[panel * nr..(panel + count) * nr] };
+    let args = TileArgs {
+        rows: pointers.as_ptr(),
+        taps: b.taps,
+        kc: b.kc,
+        panel: data.as_ptr(),
+        panel_stride: stride,
+        sums: sums.as_ptr(),
+    };
+    let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };
+    assert!(rows * count * nr <= MAX_TILE && (count == 1 || (rows, count) == (1, WIDE)));
+    // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
+    // `drive` validated A, so every pointer starts `kc` readable elements; `data` and `sums` hold
+    // `count` whole panels; the tile has room for `rows * count * nr` elements.
+    unsafe { kernel(&args, tile.as_mut_ptr()) };
+}

@@ -1,0 +1,75 @@
+//! Matrix products by register tiles. One micro-kernel serves dense products and
+//! convolutions: it reads each row of A through a pointer per tap.
+
+pub(crate) mod driver;
+pub(crate) mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+
+pub use driver::{gemm_f32, gemm_u8i8};
+
+/// What a micro-kernel reads: `mr` rows of A and one or more panels of packed B.
+#[derive(Debug)]
+pub(crate) struct TileArgs<A, B> {
+    /// `[taps][mr]` starts of pieces of `kc` elements.
+    pub(crate) rows: *const *const A,
+    pub(crate) taps: usize,
+    pub(crate) kc: usize,
+    /// `[taps][kc / k_granule, rounded up][nr][k_granule]`.
+    pub(crate) panel: *const B,
+    /// Distance to the next panel, in elements.
+    pub(crate) panel_stride: usize,
+    /// Column sums of the panels (integer products only).
+    pub(crate) sums: *const i32,
+}
+
+/// A micro-kernel: overwrites a row-major accumulator tile.
+///
+/// # Safety
+/// The instruction set of the kernel's row must run here; all pieces and panels
+/// that [`TileArgs`] describes must be readable; the tile must have room for
+/// `mr × panels·nr` elements.
+pub(crate) type TileFn<A, B, C> = unsafe fn(&TileArgs<A, B>, *mut C);
+
+/// Panels per call of a single-row kernel: enough independent sums to hide latency.
+pub(crate) const WIDE: usize = 4;
+
+/// The instances of one micro-kernel.
+#[derive(Debug)]
+pub struct Tiles<A: 'static, B: 'static, C: 'static> {
+    /// `by_rows[i]` computes `i + 1` rows by one panel.
+    pub(crate) by_rows: &'static [TileFn<A, B, C>],
+    /// One row by [`WIDE`] panels.
+    pub(crate) wide: TileFn<A, B, C>,
+}
+
+/// Tiles of real products.
+pub type F32Tiles = Tiles<f32, f32, f32>;
+/// Tiles of byte products.
+pub type I8Tiles = Tiles<u8, i8, i32>;
+
+/// Lists the instances `$f::<MR, panels>` of a micro-kernel for each `MR`.
+macro_rules! tiles {
+    ($f:ident: $($mr:literal)*) => {
+        $crate::gemm::Tiles {
+            by_rows: &[$($f::<$mr, 1>),*],
+            wide: $f::<1, { $crate::gemm::WIDE }>,
+        }
+    };
+}
+pub(crate) use tiles;
+
+/// Starts of the pieces of tap `t`.
+///
+/// # Safety
+/// `args.rows` must hold `(t + 1) * MR` pointers.
+#[inline(always)]
+pub(crate) unsafe fn tap_rows<const MR: usize, A, B>(args: &TileArgs<A, B>, t: usize) -> [*const A; MR] {
+    // SAFETY: by contract the array holds [taps][MR] pointers.
+    unsafe { *args.rows.add(t * MR).cast::<[*const A; MR]>() }
+}

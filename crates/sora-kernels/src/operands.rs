@@ -1,0 +1,391 @@
+//! What kernels read and write: row sources, output windows, quantization parameters.
+
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+/// Offset that stands for "this tap lies in the padding".
+pub const PAD: u32 = u32::MAX;
+
+/// Rows of a matrix in memory: row `r` is `data[r * stride..][..k]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense<'a, T> {
+    /// The elements.
+    pub data: &'a [T],
+    /// Number of rows.
+    pub rows: usize,
+    /// Distance between the starts of consecutive rows, in elements.
+    pub stride: usize,
+    /// Length of a row.
+    pub k: usize,
+}
+
+/// Rows gathered from pieces of memory, as convolution and pooling read them.
+///
+/// Row `r` is the concatenation over `t` in `0..taps` of
+/// `base[offsets[r * taps + t]..][..kc]`, or `pad[..kc]` where the offset is
+/// [`PAD`]. Offsets count from `base`, so one table serves every image of a
+/// batch. The idea is the indirection buffer of Dukhan, "The Indirect
+/// Convolution Algorithm" (2019).
+#[derive(Clone, Copy, Debug)]
+pub struct Indirect<'a, T> {
+    /// Where offsets count from.
+    pub base: &'a [T],
+    /// `[rows][taps]` element offsets into `base`, or [`PAD`].
+    pub offsets: &'a [u32],
+    /// Pieces per row; at least 1.
+    pub taps: usize,
+    /// Length of a piece (channels).
+    pub kc: usize,
+    /// The piece that padding reads; at least `kc` long when any offset is [`PAD`]
+    /// (pooling never reads it).
+    pub pad: &'a [T],
+}
+
+impl<T> Indirect<'_, T> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.offsets.len() / self.taps
+    }
+
+    /// Panics unless every row is readable; `reads_pad` says whether padding is read.
+    pub(crate) fn validate(&self, reads_pad: bool) {
+        assert!(self.taps > 0, "a row needs at least one tap");
+        assert_eq!(self.offsets.len() % self.taps, 0, "ragged offset table");
+        let mut furthest = 0;
+        let mut padded = false;
+        for &offset in self.offsets {
+            padded |= offset == PAD;
+            furthest = furthest.max(if offset == PAD { 0 } else { offset });
+        }
+        let all_padding = self.offsets.iter().all(|&o| o == PAD);
+        assert!(
+            all_padding || furthest as usize + self.kc <= self.base.len(),
+            "offset {furthest} + {} runs past the {} elements of the input",
+            self.kc,
+            self.base.len()
+        );
+        assert!(
+            !(padded && reads_pad) || self.pad.len() >= self.kc,
+            "padding row has {} of {} elements",
+            self.pad.len(),
+            self.kc
+        );
+    }
+}
+
+/// The left operand of a matrix product.
+#[derive(Clone, Copy, Debug)]
+pub enum ARows<'a, T> {
+    /// Rows at a fixed stride.
+    Dense(Dense<'a, T>),
+    /// Rows gathered through offsets.
+    Indirect(Indirect<'a, T>),
+}
+
+impl<T> ARows<'_, T> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Dense(d) => d.rows,
+            Self::Indirect(i) => i.rows(),
+        }
+    }
+
+    /// Pieces per row.
+    pub fn taps(&self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Indirect(i) => i.taps,
+        }
+    }
+
+    /// Length of one piece.
+    pub fn kc(&self) -> usize {
+        match self {
+            Self::Dense(d) => d.k,
+            Self::Indirect(i) => i.kc,
+        }
+    }
+
+    /// Length of a row: taps × piece.
+    pub fn depth(&self) -> usize {
+        self.taps() * self.kc()
+    }
+
+    pub(crate) fn validate(&self) {
+        match self {
+            Self::Dense(d) => assert!(
+                fits(d.rows, d.k, d.stride, d.data.len()),
+                "{} rows of {} at stride {} do not fit {} elements",
+                d.rows,
+                d.k,
+                d.stride,
+                d.data.len()
+            ),
+            Self::Indirect(i) => i.validate(true),
+        }
+    }
+
+    /// Start of tap `tap` of row `row`. Only meaningful after [`Self::validate`].
+    #[inline]
+    pub(crate) fn piece(&self, row: usize, tap: usize) -> *const T {
+        match self {
+            Self::Dense(d) => d.data.as_ptr().wrapping_add(row * d.stride),
+            Self::Indirect(i) => match i.offsets[row * i.taps + tap] {
+                PAD => i.pad.as_ptr(),
+                offset => i.base.as_ptr().wrapping_add(offset as usize),
+            },
+        }
+    }
+}
+
+/// Whether `rows` rows of `cols` elements, `ld` apart, lie within `len` elements.
+fn fits(rows: usize, cols: usize, ld: usize, len: usize) -> bool {
+    rows == 0
+        || (rows - 1).checked_mul(ld).and_then(|start| start.checked_add(cols)).is_some_and(|end| end <= len)
+}
+
+/// A writable window of `rows × cols` elements whose rows lie `ld` apart.
+///
+/// Unlike a slice it can be split between columns as well as between rows, which
+/// is how callers give disjoint parts of one matrix to several threads.
+#[derive(Debug)]
+pub struct MatMut<'a, T> {
+    ptr: *mut T,
+    rows: usize,
+    cols: usize,
+    ld: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a window owns its elements exclusively, like the `&mut [T]` it came from.
+unsafe impl<T: Send> Send for MatMut<'_, T> {}
+// SAFETY: a shared window only lends shared access, like `&&mut [T]`.
+unsafe impl<T: Sync> Sync for MatMut<'_, T> {}
+
+impl<'a, T> MatMut<'a, T> {
+    /// A window over `data`.
+    ///
+    /// # Panics
+    /// When the window does not fit `data`, or rows overlap (`ld < cols`).
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> Self {
+        assert!(rows <= 1 || ld >= cols, "rows of {cols} overlap at {ld}");
+        assert!(
+            fits(rows, cols, ld, data.len()),
+            "window {rows}x{cols} (leading dimension {ld}) exceeds {} elements",
+            data.len()
+        );
+        Self { ptr: data.as_mut_ptr(), rows, cols, ld, lifetime: PhantomData }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    #[inline]
+    pub fn row_mut(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        // SAFETY: rows are in bounds and disjoint by construction, and exclusively ours.
+        unsafe { core::slice::from_raw_parts_mut(self.ptr.add(i * self.ld), self.cols) }
+    }
+
+    /// The same window for a shorter time.
+    pub fn reborrow(&mut self) -> MatMut<'_, T> {
+        MatMut { lifetime: PhantomData, ..*self }
+    }
+
+    /// The rows before `i` and the rows from `i` on.
+    ///
+    /// # Panics
+    /// When `i` exceeds the number of rows.
+    pub fn split_at_row(self, i: usize) -> (Self, Self) {
+        assert!(i <= self.rows, "row {i} of {}", self.rows);
+        let below = Self { ptr: self.ptr.wrapping_add(i * self.ld), rows: self.rows - i, ..self };
+        (Self { rows: i, ..self }, below)
+    }
+
+    /// The columns before `j` and the columns from `j` on.
+    ///
+    /// # Panics
+    /// When `j` exceeds the number of columns.
+    pub fn split_at_col(self, j: usize) -> (Self, Self) {
+        assert!(j <= self.cols, "column {j} of {}", self.cols);
+        let right = Self { ptr: self.ptr.wrapping_add(j), cols: self.cols - j, ..self };
+        (Self { cols: j, ..self }, right)
+    }
+}
+
+/// How a real value becomes an integer: `clamp(round_ties_even(y * inv_scale) + zero_point)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quant {
+    /// Reciprocal of the scale.
+    pub inv_scale: f32,
+    /// The integer that stands for zero.
+    pub zero_point: i32,
+}
+
+impl Quant {
+    /// From a scale and a zero point.
+    pub fn new(scale: f32, zero_point: i32) -> Self {
+        Self { inv_scale: 1.0 / scale, zero_point }
+    }
+}
+
+/// How an integer becomes a real value: `(q - zero_point) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dequant {
+    /// Real value of one step.
+    pub scale: f32,
+    /// The integer that stands for zero.
+    pub zero_point: i32,
+}
+
+/// Where a fused kernel stores, and in which type.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Real values.
+    F32(MatMut<'a, f32>),
+    /// Quantized to unsigned bytes.
+    U8(MatMut<'a, u8>, Quant),
+    /// Quantized to signed bytes.
+    I8(MatMut<'a, i8>, Quant),
+}
+
+/// Applies `$f` to the window of an [`Output`].
+macro_rules! each_output {
+    ($self:expr, $m:ident => $f:expr) => {
+        match $self {
+            Output::F32($m) => $f,
+            Output::U8($m, _) => $f,
+            Output::I8($m, _) => $f,
+        }
+    };
+}
+
+impl<'a> Output<'a> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        each_output!(self, m => m.rows())
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        each_output!(self, m => m.cols())
+    }
+
+    /// The same window for a shorter time.
+    pub fn reborrow(&mut self) -> Output<'_> {
+        match self {
+            Output::F32(m) => Output::F32(m.reborrow()),
+            Output::U8(m, q) => Output::U8(m.reborrow(), *q),
+            Output::I8(m, q) => Output::I8(m.reborrow(), *q),
+        }
+    }
+
+    /// The rows before `i` and the rows from `i` on.
+    ///
+    /// # Panics
+    /// When `i` exceeds the number of rows.
+    pub fn split_at_row(self, i: usize) -> (Self, Self) {
+        match self {
+            Output::F32(m) => pair(m.split_at_row(i), Output::F32),
+            Output::U8(m, q) => pair(m.split_at_row(i), |m| Output::U8(m, q)),
+            Output::I8(m, q) => pair(m.split_at_row(i), |m| Output::I8(m, q)),
+        }
+    }
+
+    /// The columns before `j` and the columns from `j` on.
+    ///
+    /// # Panics
+    /// When `j` exceeds the number of columns.
+    pub fn split_at_col(self, j: usize) -> (Self, Self) {
+        match self {
+            Output::F32(m) => pair(m.split_at_col(j), Output::F32),
+            Output::U8(m, q) => pair(m.split_at_col(j), |m| Output::U8(m, q)),
+            Output::I8(m, q) => pair(m.split_at_col(j), |m| Output::I8(m, q)),
+        }
+    }
+
+    /// At most `parts` non-empty bands of rows of nearly equal height, each with its first row.
+    pub fn split_rows(self, parts: usize) -> Vec<(usize, Output<'a>)> {
+        let rows = self.rows();
+        let each = rows.div_ceil(parts.max(1)).max(1);
+        split(self, rows, each, Output::split_at_row)
+    }
+
+    /// At most `parts` non-empty bands of columns, each with its first column, cut only at
+    /// multiples of `granule`.
+    pub fn split_cols(self, parts: usize, granule: usize) -> Vec<(usize, Output<'a>)> {
+        let cols = self.cols();
+        let granule = granule.max(1);
+        let each = cols.div_ceil(granule).div_ceil(parts.max(1)).max(1) * granule;
+        split(self, cols, each, Output::split_at_col)
+    }
+}
+
+fn pair<M, O>((a, b): (M, M), wrap: impl Fn(M) -> O) -> (O, O) {
+    (wrap(a), wrap(b))
+}
+
+fn split<'a>(
+    whole: Output<'a>,
+    len: usize,
+    each: usize,
+    cut: impl Fn(Output<'a>, usize) -> (Output<'a>, Output<'a>),
+) -> Vec<(usize, Output<'a>)> {
+    let mut parts = Vec::new();
+    let mut rest = whole;
+    let mut start = 0;
+    while start < len {
+        let size = each.min(len - start);
+        let (head, tail) = cut(rest, size);
+        parts.push((start, head));
+        rest = tail;
+        start += size;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn splits_partition_the_window() {
+        for (rows, cols, pad) in [(1, 1, 0), (5, 7, 2), (3, 64, 0), (0, 4, 0), (4, 0, 0)] {
+            let ld = cols + pad;
+            for parts in 1..5 {
+                let mut data = vec![0.0f32; rows * ld];
+                let whole = Output::F32(MatMut::new(&mut data, rows, cols, ld));
+                for (_, band) in whole.split_rows(parts) {
+                    for (_, cell) in band.split_cols(parts, 4) {
+                        let Output::F32(mut m) = cell else { panic!() };
+                        for i in 0..m.rows() {
+                            m.row_mut(i).iter_mut().for_each(|x| *x += 1.0);
+                        }
+                    }
+                }
+                for (i, &x) in data.iter().enumerate() {
+                    assert_eq!(x, f32::from(i % ld < cols));
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "runs past")]
+    fn offsets_are_checked() {
+        Indirect { base: &[0u8; 8], offsets: &[0, 5], taps: 1, kc: 4, pad: &[] }.validate(true);
+    }
+}

@@ -1,0 +1,259 @@
+//! The right operand of a matrix product, stored in the order micro-kernels read it.
+
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use crate::{
+    Kernels,
+    gemm::Tiles,
+    table::{Tile, gemm_f32_tiles, gemm_u8i8_tiles},
+};
+
+/// A cache line; the unit of allocation of [`Aligned`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Types that any bytes make up and that may be read as bytes.
+///
+/// # Safety
+/// No padding, no invalid bit patterns, alignment at most 64.
+pub(crate) unsafe trait Plain: Copy {
+    const ZERO: Self;
+}
+// SAFETY: primitive numbers.
+unsafe impl Plain for f32 {
+    const ZERO: Self = 0.0;
+}
+// SAFETY: as above.
+unsafe impl Plain for i8 {
+    const ZERO: Self = 0;
+}
+// SAFETY: as above.
+unsafe impl Plain for i32 {
+    const ZERO: Self = 0;
+}
+
+/// A growable buffer that starts on a cache line.
+#[derive(Clone, Debug)]
+pub(crate) struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Plain> Aligned<T> {
+    pub(crate) fn zeroed(len: usize) -> Self {
+        let mut buffer = Self { lines: Vec::new(), len: 0, element: PhantomData };
+        buffer.resize(len);
+        buffer
+    }
+
+    /// Changes the length; the contents become unspecified.
+    pub(crate) fn resize(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        self.lines.resize(lines, Line([0; 64]));
+        self.len = len;
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        // SAFETY: `lines` holds at least `len` initialized elements of plain data, well aligned.
+        unsafe { core::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as in `as_slice`, and borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Panels `[n / nr][taps][kc / granule][nr][granule]`, padded with zeros.
+#[derive(Clone, Debug)]
+pub(crate) struct Panels<A: 'static, B: 'static, C: 'static> {
+    pub(crate) data: Aligned<B>,
+    pub(crate) n: usize,
+    pub(crate) taps: usize,
+    pub(crate) kc: usize,
+    pub(crate) tile: Tile,
+    pub(crate) tiles: &'static Tiles<A, B, C>,
+}
+
+impl<A, B: Plain, C> Panels<A, B, C> {
+    fn new(tile: Tile, tiles: &'static Tiles<A, B, C>, taps: usize, kc: usize, n: usize) -> Self {
+        let mut panels = Self { data: Aligned::zeroed(0), n, taps, kc, tile, tiles };
+        panels.reshape(taps, kc, n);
+        panels
+    }
+
+    fn reshape(&mut self, taps: usize, kc: usize, n: usize) {
+        (self.taps, self.kc, self.n) = (taps, kc, n);
+        let panels = n.div_ceil(self.tile.nr);
+        self.data.resize(panels * self.stride());
+    }
+
+    /// Elements per panel.
+    pub(crate) fn stride(&self) -> usize {
+        self.taps * self.kc.next_multiple_of(self.tile.k_granule) * self.tile.nr
+    }
+
+    fn fill(&mut self, value: impl Fn(usize, usize) -> B) {
+        let (n, kc, stride) = (self.n, self.kc, self.stride());
+        let Tile { nr, k_granule, .. } = self.tile;
+        if stride == 0 {
+            return;
+        }
+        let groups = kc.div_ceil(k_granule);
+        for (p, panel) in self.data.as_mut_slice().chunks_exact_mut(stride).enumerate() {
+            for (g, step) in panel.chunks_exact_mut(nr * k_granule).enumerate() {
+                let (tap, group) = (g / groups, g % groups);
+                for (j, cell) in step.chunks_exact_mut(k_granule).enumerate() {
+                    for (u, slot) in cell.iter_mut().enumerate() {
+                        let (k, col) = (group * k_granule + u, p * nr + j);
+                        *slot = if k < kc && col < n { value(tap * kc + k, col) } else { B::ZERO };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packed right operand of [`crate::gemm_f32`].
+#[derive(Clone, Debug)]
+pub struct PackedF32 {
+    pub(crate) panels: Panels<f32, f32, f32>,
+}
+
+/// Packed right operand of [`crate::gemm_u8i8`], with its column sums.
+#[derive(Clone, Debug)]
+pub struct PackedI8 {
+    pub(crate) panels: Panels<u8, i8, i32>,
+    /// Padded with zeros to whole panels.
+    pub(crate) sums: Aligned<i32>,
+}
+
+/// Forwards the common constructors and accessors of a packed operand to its panels.
+macro_rules! packed {
+    ($packed:ident, $element:ty) => {
+        impl $packed {
+            /// Packs B of depth `taps * kc` and `n` columns; `value(k, n)` is element (k, n) with
+            /// `k = tap * kc + channel`.
+            pub fn pack(
+                kernels: Kernels,
+                taps: usize,
+                kc: usize,
+                n: usize,
+                value: impl Fn(usize, usize) -> $element,
+            ) -> Self {
+                let mut packed = Self::empty(kernels, taps, kc, n);
+                packed.fill(value);
+                packed
+            }
+
+            /// Packs a row-major `k × n` matrix with leading dimension `ld`.
+            pub fn from_kn(kernels: Kernels, data: &[$element], k: usize, n: usize, ld: usize) -> Self {
+                Self::pack(kernels, 1, k, n, |i, j| data[i * ld + j])
+            }
+
+            /// Packs the transpose of a row-major `n × k` matrix with leading dimension `ld`.
+            pub fn from_nk(kernels: Kernels, data: &[$element], k: usize, n: usize, ld: usize) -> Self {
+                Self::pack(kernels, 1, k, n, |i, j| data[j * ld + i])
+            }
+
+            /// [`Self::from_kn`] into the memory of an earlier operand of the same handle.
+            pub fn repack_kn(&mut self, data: &[$element], k: usize, n: usize, ld: usize) {
+                self.panels.reshape(1, k, n);
+                self.fill(|i, j| data[i * ld + j]);
+            }
+
+            /// [`Self::from_nk`] into the memory of an earlier operand of the same handle.
+            pub fn repack_nk(&mut self, data: &[$element], k: usize, n: usize, ld: usize) {
+                self.panels.reshape(1, k, n);
+                self.fill(|i, j| data[j * ld + i]);
+            }
+
+            /// Number of columns.
+            pub fn n(&self) -> usize {
+                self.panels.n
+            }
+
+            /// Pieces per row of A.
+            pub fn taps(&self) -> usize {
+                self.panels.taps
+            }
+
+            /// Length of a piece.
+            pub fn kc(&self) -> usize {
+                self.panels.kc
+            }
+
+            /// Columns per panel: work is split between columns only at multiples of it.
+            pub fn col_granule(&self) -> usize {
+                self.panels.tile.nr
+            }
+
+            /// Memory taken.
+            pub fn bytes(&self) -> usize {
+                size_of_val(self.panels.data.as_slice())
+            }
+        }
+    };
+}
+
+packed!(PackedF32, f32);
+packed!(PackedI8, i8);
+
+impl PackedF32 {
+    fn empty(kernels: Kernels, taps: usize, kc: usize, n: usize) -> Self {
+        let (tile, tiles) = gemm_f32_tiles(kernels);
+        Self { panels: Panels::new(tile, tiles, taps, kc, n) }
+    }
+
+    fn fill(&mut self, value: impl Fn(usize, usize) -> f32) {
+        self.panels.fill(value);
+    }
+}
+
+impl PackedI8 {
+    fn empty(kernels: Kernels, taps: usize, kc: usize, n: usize) -> Self {
+        let (tile, tiles) = gemm_u8i8_tiles(kernels);
+        Self { panels: Panels::new(tile, tiles, taps, kc, n), sums: Aligned::zeroed(0) }
+    }
+
+    fn fill(&mut self, value: impl Fn(usize, usize) -> i8) {
+        self.panels.fill(value);
+        let Tile { nr, k_granule, .. } = self.panels.tile;
+        let stride = self.panels.stride();
+        self.sums.resize(self.panels.n.next_multiple_of(nr));
+        let sums = self.sums.as_mut_slice();
+        sums.fill(0);
+        if stride == 0 {
+            return;
+        }
+        let panels = self.panels.data.as_slice().chunks_exact(stride);
+        for (sums, panel) in sums.chunks_exact_mut(nr).zip(panels) {
+            for step in panel.chunks_exact(nr * k_granule) {
+                for (sum, cell) in sums.iter_mut().zip(step.chunks_exact(k_granule)) {
+                    *sum += cell.iter().map(|&b| i32::from(b)).sum::<i32>();
+                }
+            }
+        }
+    }
+
+    /// Σₖ B\[k\]\[n\] for each of the `n` columns.
+    pub fn col_sums(&self) -> &[i32] {
+        &self.sums.as_slice()[..self.panels.n]
+    }
+}
+
+/// Biases that make up for an input whose zero is `zero_point`:
+/// `bias[n] − zero_point · col_sums[n]`, wrapping like the accumulators.
+pub fn fold_zero_point(bias: Option<&[i32]>, col_sums: &[i32], zero_point: i32) -> Vec<i32> {
+    let shifts = col_sums.iter().map(|s| s.wrapping_mul(zero_point));
+    match bias {
+        None => shifts.map(i32::wrapping_neg).collect(),
+        Some(bias) => {
+            assert_eq!(bias.len(), col_sums.len(), "one bias per column");
+            bias.iter().zip(shifts).map(|(b, s)| b.wrapping_sub(s)).collect()
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The one table of kernels: selection, tests, benches and the quantizer read it.
+
+use crate::{
+    Isa, Kernels,
+    gemm::{F32Tiles, I8Tiles, portable},
+};
+
+/// What a kernel computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// f32 × f32 → f32 matrix product.
+    GemmF32,
+    /// u8 × i8 → i32 matrix product.
+    GemmU8I8,
+    /// f32 × f32 → f32 depthwise convolution.
+    DepthwiseF32,
+    /// u8 × i8 → i32 depthwise convolution.
+    DepthwiseU8I8,
+    /// Plain loops compiled once per instruction set: epilogues, pooling, row
+    /// operations, elementwise functions, quantization, recurrent cells, layout.
+    Loops,
+}
+
+/// How close a kernel's result is to exact arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contract {
+    /// The same bits on every instruction set.
+    BitExact,
+    /// |result − exact| ≤ depth · 2⁻²³ · Σ|aᵢ·bᵢ|: the bound of any order of summation.
+    DotProduct,
+}
+
+/// The shape of a micro-kernel's tile and of the operand packed for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Most rows per call.
+    pub mr: usize,
+    /// Columns of one panel.
+    pub nr: usize,
+    /// Consecutive depth steps stored together in a panel.
+    pub k_granule: usize,
+}
+
+/// The code of a row.
+#[derive(Clone, Copy, Debug)]
+pub enum KernelFn {
+    /// Matrix product of reals.
+    GemmF32(&'static F32Tiles),
+    /// Matrix product of bytes.
+    GemmU8I8(&'static I8Tiles),
+    /// Depthwise convolution of reals or bytes, instantiated by the dispatch macro.
+    Depthwise,
+    /// Everything else that the dispatch macro instantiates.
+    Loops,
+}
+
+/// One kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelRow {
+    /// Unique name: family, instruction set, tile.
+    pub name: &'static str,
+    /// What it computes.
+    pub family: Family,
+    /// What it needs.
+    pub isa: Isa,
+    /// How it is tiled.
+    pub tile: Tile,
+    /// How exact it is.
+    pub contract: Contract,
+    /// The code.
+    pub kernel: KernelFn,
+}
+
+const fn tile(mr: usize, nr: usize, k_granule: usize) -> Tile {
+    Tile { mr, nr, k_granule }
+}
+
+macro_rules! rows {
+    ($($(#[$cfg:meta])* $name:literal $family:ident $isa:ident ($mr:expr, $nr:expr, $kg:expr) $contract:ident $kernel:expr;)*) => {
+        /// Every kernel of this build, each family in ascending order of instruction set.
+        pub static KERNELS: &[KernelRow] = &[$(
+            $(#[$cfg])*
+            KernelRow {
+                name: $name,
+                family: Family::$family,
+                isa: Isa::$isa,
+                tile: tile($mr, $nr, $kg),
+                contract: Contract::$contract,
+                kernel: $kernel,
+            },
+        )*];
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+use crate::gemm::neon;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::{avx2, avx512};
+
+rows! {
+    "gemm_f32_portable_4x8" GemmF32 Portable (4, 8, 1) DotProduct KernelFn::GemmF32(&portable::F32);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_f32_avx2_6x16" GemmF32 Avx2 (6, 16, 1) DotProduct KernelFn::GemmF32(&avx2::F32);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_f32_avx512_14x32" GemmF32 Avx512 (14, 32, 1) DotProduct KernelFn::GemmF32(&avx512::F32);
+    #[cfg(target_arch = "aarch64")]
+    "gemm_f32_neon_6x16" GemmF32 Neon (6, 16, 1) DotProduct KernelFn::GemmF32(&neon::F32);
+
+    "gemm_u8i8_portable_4x8" GemmU8I8 Portable (4, 8, 1) BitExact KernelFn::GemmU8I8(&portable::U8I8);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_u8i8_avx2_6x16" GemmU8I8 Avx2 (6, 16, 2) BitExact KernelFn::GemmU8I8(&avx2::U8I8);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_u8i8_avx512_12x32" GemmU8I8 Avx512 (12, 32, 2) BitExact KernelFn::GemmU8I8(&avx512::U8I8);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_u8i8_avx512vnni_14x32" GemmU8I8 Avx512Vnni (14, 32, 4) BitExact KernelFn::GemmU8I8(&avx512::U8I8_VNNI);
+    #[cfg(target_arch = "aarch64")]
+    "gemm_u8i8_neon_6x16" GemmU8I8 Neon (6, 16, 1) BitExact KernelFn::GemmU8I8(&neon::U8I8);
+    #[cfg(target_arch = "aarch64")]
+    "gemm_u8i8_neondot_6x16" GemmU8I8 NeonDot (6, 16, 4) BitExact KernelFn::GemmU8I8(&neon::U8I8_DOT);
+}
+
+/// The best row of `family` that the handle's instruction set includes.
+pub fn select(kernels: Kernels, family: Family) -> Option<&'static KernelRow> {
+    KERNELS.iter().rev().find(|row| row.family == family && kernels.isa().includes(row.isa))
+}
+
+/// The code of the best row that the handle includes and `pick` accepts.
+fn best<T>(kernels: Kernels, pick: impl Fn(KernelFn) -> Option<T>) -> (Tile, T) {
+    KERNELS
+        .iter()
+        .rev()
+        .filter(|row| kernels.isa().includes(row.isa))
+        .find_map(|row| Some((row.tile, pick(row.kernel)?)))
+        .expect("every family has a portable row")
+}
+
+pub(crate) fn gemm_f32_tiles(kernels: Kernels) -> (Tile, &'static F32Tiles) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::GemmF32(tiles) => Some(tiles),
+        _ => None,
+    })
+}
+
+pub(crate) fn gemm_u8i8_tiles(kernels: Kernels) -> (Tile, &'static I8Tiles) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::GemmU8I8(tiles) => Some(tiles),
+        _ => None,
+    })
+}

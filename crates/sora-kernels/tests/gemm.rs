@@ -1,0 +1,251 @@
+//! Every GEMM row of the table against naive loops, on random shapes.
+
+use fastrand::Rng;
+use sora_kernels::{
+    ARows, Activation, Contract, Dense, EpilogueF32, EpilogueI32, Family, Indirect, Isa, KERNELS, Kernels,
+    MatMut, Output, PAD, PackedF32, PackedI8, Quant, Residual, fold_zero_point, gemm_f32, gemm_u8i8,
+};
+
+fn reals(rng: &mut Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.f32() * 2.0 - 1.0).collect()
+}
+
+/// A random left operand: its storage, its offsets if gathered, and its rows written out.
+struct Case<T> {
+    base: Vec<T>,
+    offsets: Vec<u32>,
+    pad: Vec<T>,
+    m: usize,
+    taps: usize,
+    kc: usize,
+    n: usize,
+    stride: usize,
+    dense: Vec<T>,
+}
+
+impl<T: Copy> Case<T> {
+    fn random(rng: &mut Rng, mut value: impl FnMut(&mut Rng) -> T) -> Self {
+        let m = *rng.choice(&[1, 1, 2, 3, 5, 13, 14, 15, 29, 40]).unwrap();
+        let n = *rng.choice(&[1, 3, 8, 16, 17, 31, 32, 33, 65, 127, 128, 200]).unwrap();
+        let gathered = rng.bool();
+        let taps = if gathered { rng.usize(1..=9) } else { 1 };
+        let kc = *rng.choice(&[1, 2, 3, 4, 5, 7, 16, 30, 64, 255, 257, 515]).unwrap();
+        let mut case = Case {
+            base: Vec::new(),
+            offsets: Vec::new(),
+            pad: (0..kc).map(|_| value(rng)).collect(),
+            m,
+            taps,
+            kc,
+            n,
+            stride: kc + rng.usize(0..3),
+            dense: Vec::new(),
+        };
+        if gathered {
+            // Exactly as long as the furthest piece, so that a read past the end is a crash away.
+            case.base = (0..kc + rng.usize(0..200)).map(|_| value(rng)).collect();
+            for _ in 0..m * taps {
+                let pad = rng.usize(0..4) == 0;
+                let at = rng.usize(0..=case.base.len() - kc);
+                case.offsets.push(if pad { PAD } else { at as u32 });
+                let from = if pad { &case.pad[..] } else { &case.base[at..at + kc] };
+                case.dense.extend_from_slice(from);
+            }
+        } else {
+            case.base = (0..(m - 1) * case.stride + kc).map(|_| value(rng)).collect();
+            for r in 0..m {
+                case.dense.extend_from_slice(&case.base[r * case.stride..][..kc]);
+            }
+        }
+        case
+    }
+
+    fn a(&self) -> ARows<'_, T> {
+        if self.offsets.is_empty() {
+            ARows::Dense(Dense { data: &self.base, rows: self.m, stride: self.stride, k: self.kc })
+        } else {
+            ARows::Indirect(Indirect {
+                base: &self.base,
+                offsets: &self.offsets,
+                taps: self.taps,
+                kc: self.kc,
+                pad: &self.pad,
+            })
+        }
+    }
+
+    fn depth(&self) -> usize {
+        self.taps * self.kc
+    }
+}
+
+#[test]
+fn f32_rows_match_naive_loops() {
+    let mut rng = Rng::with_seed(1);
+    for row in KERNELS.iter().filter(|r| r.family == Family::GemmF32) {
+        let Ok(kernels) = Kernels::for_isa(row.isa) else { continue };
+        assert_eq!(row.contract, Contract::DotProduct);
+        for _ in 0..150 {
+            let case = Case::random(&mut rng, |r| r.f32() * 2.0 - 1.0);
+            let (m, n, k) = (case.m, case.n, case.depth());
+            let b = reals(&mut rng, k * n);
+            let packed = PackedF32::pack(kernels, case.taps, case.kc, n, |i, j| b[i * n + j]);
+            assert_eq!(packed.col_granule(), row.tile.nr, "{}", row.name);
+            let bias = reals(&mut rng, n);
+            let residual = reals(&mut rng, m * n);
+            let ep = EpilogueF32 {
+                bias: rng.bool().then_some(&bias[..]),
+                residual: rng.bool().then_some(Residual::F32 { data: &residual, ld: n }),
+                activation: Activation::LeakyRelu { alpha: 0.25 },
+            };
+            let ld = n + 3;
+            let mut c = vec![f32::NAN; m * ld];
+            let out = Output::F32(MatMut::new(&mut c, m, n, ld));
+            if rng.bool() {
+                gemm_f32(kernels, &case.a(), &packed, 0, &ep, out);
+            } else {
+                for (n0, part) in out.split_cols(3, row.tile.nr) {
+                    gemm_f32(kernels, &case.a(), &packed, n0, &ep, part);
+                }
+            }
+            for i in 0..m {
+                for j in 0..n {
+                    let (mut sum, mut size) = (0.0f64, 0.0f64);
+                    for x in 0..k {
+                        let p = f64::from(case.dense[i * k + x]) * f64::from(b[x * n + j]);
+                        sum += p;
+                        size += p.abs();
+                    }
+                    sum += ep.bias.map_or(0.0, |b| f64::from(b[j]));
+                    sum += ep.residual.map_or(0.0, |_| f64::from(residual[i * n + j]));
+                    let want = if sum < 0.0 { 0.25 * sum } else { sum };
+                    let bound = (k as f64 * size + 4.0) * f64::from(f32::EPSILON);
+                    let got = f64::from(c[i * ld + j]);
+                    assert!(
+                        (got - want).abs() <= bound,
+                        "{} m={m} n={n} k={k} [{i},{j}]: {got} != {want}",
+                        row.name
+                    );
+                }
+                assert!(c[i * ld + n..(i + 1) * ld].iter().all(|x| x.is_nan()));
+            }
+        }
+    }
+}
+
+#[test]
+fn integer_rows_are_exact_and_equal_on_every_isa() {
+    let mut rng = Rng::with_seed(2);
+    for _ in 0..250 {
+        let extreme = rng.bool();
+        let case = Case::random(&mut rng, |r| if extreme { 255 } else { r.u8(..) });
+        let (m, n, k) = (case.m, case.n, case.depth());
+        let b: Vec<i8> = (0..k * n).map(|_| if extreme { -128 } else { rng.i8(..) }).collect();
+        let zp = i32::from(rng.u8(..));
+        let bias: Vec<i32> = (0..n).map(|_| rng.i32(-5000..5000)).collect();
+        let scale: Vec<f32> = (0..n).map(|_| 1e-4 * (rng.f32() + 0.1)).collect();
+        let residual: Vec<u8> = (0..m * n).map(|_| rng.u8(..)).collect();
+        let activation = *rng
+            .choice(&[Activation::None, Activation::Relu, Activation::Silu, Activation::HardSwish])
+            .unwrap();
+        let quant = Quant::new(0.02, 100);
+        let mut bytes: Option<Vec<u8>> = None;
+        for row in KERNELS.iter().filter(|r| r.family == Family::GemmU8I8) {
+            let Ok(kernels) = Kernels::for_isa(row.isa) else { continue };
+            let packed = PackedI8::pack(kernels, case.taps, case.kc, n, |i, j| b[i * n + j]);
+            assert_eq!(packed.col_granule(), row.tile.nr, "{}", row.name);
+            let folded = fold_zero_point(Some(&bias), packed.col_sums(), zp);
+
+            // With unit scales the accumulators themselves come out, where f32 holds them.
+            let ones = vec![1.0; n];
+            let plain = EpilogueI32 {
+                bias: Some(&folded),
+                scale: &ones,
+                residual: None,
+                activation: Activation::None,
+            };
+            let mut c = vec![0.0f32; m * n];
+            let out = Output::F32(MatMut::new(&mut c, m, n, n));
+            gemm_u8i8(kernels, &case.a(), &packed, 0, &plain, out);
+            for i in 0..m {
+                for j in 0..n {
+                    let want: i32 = (0..k)
+                        .map(|x| (i32::from(case.dense[i * k + x]) - zp) * i32::from(b[x * n + j]))
+                        .sum::<i32>()
+                        + bias[j];
+                    assert_eq!(c[i * n + j], want as f32, "{} {m}x{n}x{k}", row.name);
+                }
+            }
+
+            let full = EpilogueI32 {
+                bias: Some(&folded),
+                scale: &scale,
+                residual: Some(Residual::U8 { data: &residual, ld: n, scale: 0.01, zero_point: 3 }),
+                activation,
+            };
+            let mut q = vec![0u8; m * n];
+            for (r0, part) in Output::U8(MatMut::new(&mut q, m, n, n), quant).split_rows(2) {
+                // Splitting rows slices A's rows and the residual.
+                let rows = part.rows();
+                let a = match case.a() {
+                    ARows::Dense(d) => ARows::Dense(Dense { data: &d.data[r0 * d.stride..], rows, ..d }),
+                    ARows::Indirect(x) => ARows::Indirect(Indirect {
+                        offsets: &x.offsets[r0 * x.taps..(r0 + rows) * x.taps],
+                        ..x
+                    }),
+                };
+                let residual = Residual::U8 { data: &residual[r0 * n..], ld: n, scale: 0.01, zero_point: 3 };
+                let ep = EpilogueI32 { residual: Some(residual), ..full };
+                gemm_u8i8(kernels, &a, &packed, 0, &ep, part);
+            }
+            let first = bytes.get_or_insert_with(|| q.clone());
+            assert_eq!(*first, q, "{} differs from portable", row.name);
+
+            // The i8 output is the u8 output shifted.
+            let mut s = vec![0i8; m * n];
+            let out = Output::I8(MatMut::new(&mut s, m, n, n), Quant::new(0.02, -28));
+            gemm_u8i8(kernels, &case.a(), &packed, 0, &full, out);
+            assert!(q.iter().zip(&s).all(|(&u, &i)| i32::from(u) - 128 == i32::from(i)));
+        }
+    }
+}
+
+#[test]
+fn transposed_and_row_major_packing_agree() {
+    let mut rng = Rng::with_seed(3);
+    for &isa in Isa::available() {
+        let kernels = Kernels::for_isa(isa).unwrap();
+        let (k, n, m) = (19, 37, 6);
+        let a = reals(&mut rng, m * k);
+        let b = reals(&mut rng, k * n);
+        let bt: Vec<f32> = (0..n * k).map(|i| b[(i % k) * n + i / k]).collect();
+        let rows = ARows::Dense(Dense { data: &a, rows: m, stride: k, k });
+        let mut results = Vec::new();
+        let mut reused = PackedF32::from_kn(kernels, &[0.5; 1000], 10, 100, 100);
+        reused.repack_nk(&bt, k, n, k);
+        for packed in
+            [PackedF32::from_kn(kernels, &b, k, n, n), PackedF32::from_nk(kernels, &bt, k, n, k), reused]
+        {
+            let mut c = vec![0.0; m * n];
+            let out = Output::F32(MatMut::new(&mut c, m, n, n));
+            gemm_f32(kernels, &rows, &packed, 0, &EpilogueF32::default(), out);
+            results.push(c);
+        }
+        assert_eq!(results[0], results[1]);
+        assert_eq!(results[0], results[2]);
+    }
+}
+
+#[test]
+fn rounding_is_half_to_even_and_saturates() {
+    for &isa in Isa::available() {
+        let kernels = Kernels::for_isa(isa).unwrap();
+        let values = [0.5f32, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0, 1e30, -1e30, f32::NAN];
+        let a = ARows::Dense(Dense { data: &values, rows: values.len(), stride: 1, k: 1 });
+        let one = PackedF32::from_kn(kernels, &[1.0], 1, 1, 1);
+        let mut q = [0u8; 10];
+        let out = Output::U8(MatMut::new(&mut q, 10, 1, 1), Quant::new(1.0, 10));
+        gemm_f32(kernels, &a, &one, 0, &EpilogueF32::default(), out);
+        assert_eq!(q, [10, 12, 12, 10, 8, 255, 0, 255, 0, 0], "{isa}");
+    }
+}
