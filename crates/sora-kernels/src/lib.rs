@@ -28,18 +28,36 @@
 //! assert_eq!(c, [11.0, 22.0, 13.0, 24.0]);
 //! ```
 #![cfg_attr(not(feature = "std"), no_std)]
+// Index loops over fixed-size arrays are what the vectorizer turns into straight code.
+#![allow(clippy::needless_range_loop)]
+
 extern crate alloc;
+
+mod depthwise;
+pub mod elementwise;
 mod epilogue;
 mod gemm;
 pub mod isa;
+mod lanes;
+pub mod layout;
 mod math;
 mod operands;
 mod pack;
+pub mod pool;
+pub mod quantize;
+pub mod recurrent;
+pub mod rows;
 mod table;
+
+pub use depthwise::{PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
+pub use elementwise::{Binary, Rhs, Unary};
 
 pub use epilogue::{Activation, EpilogueF32, EpilogueI32, Residual};
 pub use gemm::{F32Tiles, I8Tiles, Tiles, gemm_f32, gemm_u8i8};
 pub use isa::{Isa, IsaError, Kernels};
+pub use layout::Window;
 pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant};
 pub use pack::{PackedF32, PackedI8, fold_zero_point};
+pub use quantize::RhsU8;
+pub use rows::Reduce;
 pub use table::{Contract, Family, KERNELS, KernelFn, KernelRow, Tile, select};

@@ -1,7 +1,7 @@
 //! The one table of kernels: selection, tests, benches and the quantizer read it.
 
 use crate::{
-    Isa, Kernels,
+    Isa, Kernels, depthwise,
     gemm::{F32Tiles, I8Tiles, portable},
 };
 
@@ -117,6 +117,24 @@ rows! {
     "gemm_u8i8_neon_6x16" GemmU8I8 Neon (6, 16, 1) BitExact KernelFn::GemmU8I8(&neon::U8I8);
     #[cfg(target_arch = "aarch64")]
     "gemm_u8i8_neondot_6x16" GemmU8I8 NeonDot (6, 16, 4) BitExact KernelFn::GemmU8I8(&neon::U8I8_DOT);
+
+    "depthwise_f32_portable_4x8" DepthwiseF32 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::Depthwise;
+    #[cfg(target_arch = "x86_64")]
+    "depthwise_f32_avx2_4x16" DepthwiseF32 Avx2 (depthwise::PIXELS, 16, 1) BitExact KernelFn::Depthwise;
+    #[cfg(target_arch = "x86_64")]
+    "depthwise_f32_avx512_4x32" DepthwiseF32 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::Depthwise;
+
+    "depthwise_u8i8_portable_4x8" DepthwiseU8I8 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::Depthwise;
+    #[cfg(target_arch = "x86_64")]
+    "depthwise_u8i8_avx2_4x16" DepthwiseU8I8 Avx2 (depthwise::PIXELS, 16, 1) BitExact KernelFn::Depthwise;
+    #[cfg(target_arch = "x86_64")]
+    "depthwise_u8i8_avx512_4x32" DepthwiseU8I8 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::Depthwise;
+
+    "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
+    #[cfg(target_arch = "x86_64")]
+    "loops_avx2" Loops Avx2 (1, 1, 1) BitExact KernelFn::Loops;
+    #[cfg(target_arch = "x86_64")]
+    "loops_avx512" Loops Avx512 (1, 1, 1) BitExact KernelFn::Loops;
 }
 
 /// The best row of `family` that the handle's instruction set includes.

@@ -25,6 +25,7 @@ pub(crate) struct TileArgs<A, B> {
     /// Distance to the next panel, in elements.
     pub(crate) panel_stride: usize,
     /// Column sums of the panels (integer products only).
+    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code))]
     pub(crate) sums: *const i32,
 }
 

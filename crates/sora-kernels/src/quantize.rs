@@ -1,0 +1,323 @@
+//! Between reals and bytes, and arithmetic on quantized bytes.
+
+use crate::{
+    Kernels,
+    elementwise::{Binary, Rhs, broadcast},
+    epilogue::{Activation, quantize_lanes},
+    isa::per_isa,
+    lanes::{greater, lesser},
+    math,
+    operands::{Dequant, Quant},
+};
+
+/// Elements handled together.
+const N: usize = 32;
+
+/// Runs `f` over whole chunks, the last one padded with the default value.
+#[inline(always)]
+fn chunked<A: Copy + Default, B: Copy>(x: &[A], out: &mut [B], f: impl Fn(&[A; N]) -> [B; N]) {
+    let (chunks, tail) = x.as_chunks::<N>();
+    let (out_chunks, out_tail) = out.as_chunks_mut::<N>();
+    for (x, out) in chunks.iter().zip(out_chunks) {
+        *out = f(x);
+    }
+    if !tail.is_empty() {
+        let mut padded = [A::default(); N];
+        padded[..tail.len()].copy_from_slice(tail);
+        out_tail.copy_from_slice(&f(&padded)[..tail.len()]);
+    }
+}
+
+/// `round_ties_even(x / scale) + zero_point`, saturated to `low..=low + 255`.
+#[inline(always)]
+fn divide_and_quantize(x: &[f32; N], scale: f32, zero_point: i32, low: i32) -> [u8; N] {
+    let quotients = x.map(|x| x / scale);
+    quantize_lanes(&quotients, Quant { inv_scale: 1.0, zero_point }, low)
+}
+
+per_isa! {
+    /// `round_ties_even(x / scale) + zero_point`, saturated; NaN becomes 0. ONNX QuantizeLinear.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn quantize_u8(x: &[f32], scale: f32, zero_point: i32, out: &mut [u8]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        chunked(x, out, |x| divide_and_quantize(x, scale, zero_point, 0));
+    }
+}
+
+per_isa! {
+    /// `round_ties_even(x / scale) + zero_point`, saturated; NaN becomes −128. ONNX QuantizeLinear.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn quantize_i8(x: &[f32], scale: f32, zero_point: i32, out: &mut [i8]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        chunked(x, out, |x| divide_and_quantize(x, scale, zero_point, -128).map(|q| q as i8));
+    }
+}
+
+per_isa! {
+    /// `(q - zero_point) * scale`. ONNX DequantizeLinear.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn dequantize_u8(x: &[u8], input: Dequant, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        for (y, &q) in out.iter_mut().zip(x) {
+            *y = (i32::from(q) - input.zero_point) as f32 * input.scale;
+        }
+    }
+}
+
+per_isa! {
+    /// `(q - zero_point) * scale`. ONNX DequantizeLinear.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn dequantize_i8(x: &[i8], input: Dequant, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        for (y, &q) in out.iter_mut().zip(x) {
+            *y = (i32::from(q) - input.zero_point) as f32 * input.scale;
+        }
+    }
+}
+
+/// `out[i] = table[x[i]]`: any function of one quantized byte.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn lut_u8(x: &[u8], table: &[u8; 256], out: &mut [u8]) {
+    assert_eq!(x.len(), out.len(), "input and output differ in length");
+    for (y, &q) in out.iter_mut().zip(x) {
+        *y = table[usize::from(q)];
+    }
+}
+
+/// `x[i] = table[x[i]]`.
+pub fn lut_u8_inplace(x: &mut [u8], table: &[u8; 256]) {
+    for q in x {
+        *q = table[usize::from(*q)];
+    }
+}
+
+per_isa! {
+    /// Signed bytes as the unsigned bytes of a zero point 128 higher.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn i8_to_u8(x: &[i8], out: &mut [u8]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        for (y, &q) in out.iter_mut().zip(x) {
+            *y = q as u8 ^ 128;
+        }
+    }
+}
+
+per_isa! {
+    /// Unsigned bytes as the signed bytes of a zero point 128 lower.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn u8_to_i8(x: &[u8], out: &mut [i8]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        for (y, &q) in out.iter_mut().zip(x) {
+            *y = (q ^ 128) as i8;
+        }
+    }
+}
+
+/// The right operand of [`binary_u8`].
+pub type RhsU8<'a> = Rhs<'a, u8>;
+
+#[inline(always)]
+fn real(q: u8, d: Dequant) -> f32 {
+    (i32::from(q) - d.zero_point) as f32 * d.scale
+}
+
+#[inline(always)]
+fn operate(op: Binary, a: f32, b: f32) -> f32 {
+    match op {
+        Binary::Add => a + b,
+        Binary::Sub => a - b,
+        Binary::RSub => b - a,
+        Binary::Mul => a * b,
+        Binary::Div => a / b,
+        Binary::RDiv => b / a,
+        Binary::Min => lesser(a, b),
+        Binary::Max => greater(a, b),
+        Binary::Pow => math::powf(a, b),
+        Binary::RPow => math::powf(b, a),
+    }
+}
+
+per_isa! {
+    /// `a[i] = quantize(activation(op(real(a[i]), real(b[i]))))` over equal lengths or one value.
+    fn binary_u8_chunks(op: Binary, a: &mut [u8], da: Dequant, b: RhsU8<'_>, db: Dequant, activation: Activation, quant: Quant) {
+        /// One chunk; the operator is a constant where it matters for speed.
+        #[inline(always)]
+        fn chunk(a: &[u8; N], b: &[f32; N], da: Dequant, activation: Activation, quant: Quant, f: impl Fn(f32, f32) -> f32) -> [u8; N] {
+            let mut y = [0.0f32; N];
+            for j in 0..N {
+                y[j] = f(real(a[j], da), b[j]);
+            }
+            activation.apply(&mut y);
+            quantize_lanes(&y, quant, 0)
+        }
+        #[inline(always)]
+        fn all(a: &mut [u8], b: RhsU8<'_>, [da, db]: [Dequant; 2], activation: Activation, quant: Quant, f: impl Fn(f32, f32) -> f32) {
+            let run = |a: &mut [u8], b: &[f32; N]| {
+                if let Ok(a) = <&mut [u8; N]>::try_from(&mut *a) {
+                    *a = chunk(a, b, da, activation, quant, &f);
+                } else {
+                    let mut padded = [0u8; N];
+                    padded[..a.len()].copy_from_slice(a);
+                    let y = chunk(&padded, b, da, activation, quant, &f);
+                    a.copy_from_slice(&y[..a.len()]);
+                }
+            };
+            broadcast(
+                a,
+                b,
+                |a, b| {
+                    for (a, b) in a.chunks_mut(N).zip(b.chunks(N)) {
+                        let mut reals = [0.0f32; N];
+                        if let Some(b) = b.first_chunk::<N>() {
+                            reals = b.map(|q| real(q, db));
+                        } else {
+                            for (y, &q) in reals.iter_mut().zip(b) {
+                                *y = real(q, db);
+                            }
+                        }
+                        run(a, &reals);
+                    }
+                },
+                |a, b| {
+                    let reals = [real(b, db); N];
+                    for a in a.chunks_mut(N) {
+                        run(a, &reals);
+                    }
+                },
+            );
+        }
+        let d = [da, db];
+        match op {
+            Binary::Add => all(a, b, d, activation, quant, |a, b| a + b),
+            Binary::Mul => all(a, b, d, activation, quant, |a, b| a * b),
+            _ => all(a, b, d, activation, quant, |a, b| operate(op, a, b)),
+        }
+    }
+}
+
+/// `out[i] = quantize(activation(op(real(a[i]), real(b[i]))))`, `b` broadcast: both operands become
+/// reals, the result is rounded once per step, in the same order on every instruction set.
+///
+/// # Panics
+/// When the lengths of `a` and `out` differ, or `b` does not broadcast to them.
+#[allow(clippy::too_many_arguments)]
+pub fn binary_u8(
+    kernels: Kernels,
+    op: Binary,
+    a: &[u8],
+    da: Dequant,
+    b: RhsU8<'_>,
+    db: Dequant,
+    activation: Activation,
+    out: &mut [u8],
+    quant: Quant,
+) {
+    assert_eq!(a.len(), out.len(), "input and output differ in length");
+    out.copy_from_slice(a);
+    binary_u8_chunks(kernels, op, out, da, b, db, activation, quant);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::{vec, vec::Vec};
+    use fastrand::Rng;
+
+    #[test]
+    fn quantize_follows_the_definition_on_every_isa() {
+        let mut rng = Rng::with_seed(11);
+        for len in [0, 1, 31, 32, 33, 500] {
+            let scale = 0.01 + rng.f32();
+            let mut x: Vec<f32> = (0..len).map(|_| (rng.f32() - 0.5) * 400.0 * scale).collect();
+            for (i, v) in x.iter_mut().enumerate().skip(1).step_by(7) {
+                *v = (i as f32 - 100.5) * scale;
+            }
+            for k in Kernels::all_available() {
+                let (mut u, mut i) = (vec![0u8; len], vec![0i8; len]);
+                quantize_u8(k, &x, scale, 120, &mut u);
+                quantize_i8(k, &x, scale, -5, &mut i);
+                for j in 0..len {
+                    let rounded = (x[j] / scale).round_ties_even();
+                    assert_eq!(f32::from(u[j]), (rounded + 120.0).clamp(0.0, 255.0));
+                    assert_eq!(f32::from(i[j]), (rounded - 5.0).clamp(-128.0, 127.0));
+                }
+                let (mut yu, mut yi) = (vec![0.0; len], vec![0.0; len]);
+                dequantize_u8(k, &u, Dequant { scale, zero_point: 120 }, &mut yu);
+                dequantize_i8(k, &i, Dequant { scale, zero_point: -5 }, &mut yi);
+                for j in 0..len {
+                    assert_eq!(yu[j], (f32::from(u[j]) - 120.0) * scale);
+                    assert_eq!(yi[j], (f32::from(i[j]) + 5.0) * scale);
+                }
+                let (mut there, mut back) = (vec![0u8; len], vec![0i8; len]);
+                i8_to_u8(k, &i, &mut there);
+                u8_to_i8(k, &there, &mut back);
+                assert_eq!(back, i);
+                assert!(i.iter().zip(&there).all(|(&i, &u)| i32::from(i) + 128 == i32::from(u)));
+            }
+        }
+    }
+
+    #[test]
+    fn tables_map_bytes() {
+        let table: [u8; 256] = core::array::from_fn(|i| 255 - i as u8);
+        let x: Vec<u8> = (0..=255).collect();
+        let mut y = vec![0; 256];
+        lut_u8(&x, &table, &mut y);
+        assert_eq!(y, table);
+        lut_u8_inplace(&mut y, &table);
+        assert_eq!(y, x);
+    }
+
+    #[test]
+    fn quantized_arithmetic_is_within_a_step_and_equal_on_every_isa() {
+        let mut rng = Rng::with_seed(12);
+        let (rows, cols) = (5, 71);
+        let a: Vec<u8> = (0..rows * cols).map(|_| rng.u8(..)).collect();
+        let b: Vec<u8> = (0..rows * cols).map(|_| rng.u8(..)).collect();
+        let da = Dequant { scale: 0.021, zero_point: 100 };
+        let db = Dequant { scale: 0.013, zero_point: 17 };
+        let quant = Quant::new(0.05, 60);
+        let ops: [(Binary, fn(f64, f64) -> f64); 5] = [
+            (Binary::Add, |a, b| a + b),
+            (Binary::Sub, |a, b| a - b),
+            (Binary::RSub, |a, b| b - a),
+            (Binary::Mul, |a, b| a * b),
+            (Binary::Max, f64::max),
+        ];
+        let value = |q: u8, d: Dequant| (f64::from(q) - f64::from(d.zero_point)) * f64::from(d.scale);
+        for (op, f) in ops {
+            for (rhs, index) in [
+                (Rhs::Same(&b[..]), &(|i| b[i]) as &dyn Fn(usize) -> u8),
+                (Rhs::Scalar(9), &|_| 9),
+                (Rhs::Row(&b[..cols]), &|i| b[i % cols]),
+                (Rhs::Column { values: &b[..rows], period: cols }, &|i| b[i / cols]),
+            ] {
+                let mut seen: Option<Vec<u8>> = None;
+                for k in Kernels::all_available() {
+                    let mut y = vec![0u8; a.len()];
+                    binary_u8(k, op, &a, da, rhs, db, Activation::Relu, &mut y, quant);
+                    for i in 0..a.len() {
+                        let real = f(value(a[i], da), value(index(i), db)).max(0.0);
+                        let want = (real * 20.0 + 60.0).clamp(0.0, 255.0);
+                        assert!((f64::from(y[i]) - want).abs() < 0.51, "{op:?}");
+                    }
+                    assert_eq!(*seen.get_or_insert_with(|| y.clone()), y);
+                }
+            }
+        }
+    }
+}
