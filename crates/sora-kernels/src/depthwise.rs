@@ -174,7 +174,7 @@ per_isa! {
     fn group_f32 [const N: usize] (kernels: Kernels, w: &Weights<f32>, ep: &EpilogueF32<'_>, pieces: &[&[f32]], row: usize, rows: usize, out: &mut Output<'_>) {
         let mac = |c: f32, a: f32, b: f32| c + a * b;
         pixels::<N, f32, f32, f32>(pieces, rows, w, mac, |tile, col, cols| {
-            finish_f32::<N>(kernels, ep, tile, N, Place { row, rows, col, cols, n0: 0 }, out);
+            finish_f32::<N>(kernels, ep, tile, Place { row, rows, col, cols, n0: 0 }, out);
         });
     }
 }
@@ -184,7 +184,7 @@ per_isa! {
         // |255 · −128| fits 16 bits.
         let mac = |c: i32, a: u8, b: i16| c + i32::from(i16::from(a) * b);
         pixels::<N, u8, i16, i32>(pieces, rows, w, mac, |tile, col, cols| {
-            finish_i32::<N>(kernels, ep, tile, N, Place { row, rows, col, cols, n0: 0 }, out);
+            finish_i32::<N>(kernels, ep, tile, Place { row, rows, col, cols, n0: 0 }, out);
         });
     }
 }

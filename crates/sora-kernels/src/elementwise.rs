@@ -343,7 +343,8 @@ mod tests {
         let (rows, cols) = (7, 45);
         let a: Vec<f32> = (0..rows * cols).map(|_| rng.f32() * 4.0 + 0.1).collect();
         let b: Vec<f32> = (0..rows * cols).map(|_| rng.f32() * 4.0 + 0.1).collect();
-        let ops: [(Binary, fn(f32, f32) -> f32); 10] = [
+        type Exact = fn(f32, f32) -> f32;
+        let ops: [(Binary, Exact); 10] = [
             (Binary::Add, |a, b| a + b),
             (Binary::Sub, |a, b| a - b),
             (Binary::RSub, |a, b| b - a),

@@ -6,9 +6,10 @@
 //! same bytes everywhere.
 
 use crate::{
+    gemm::MAX_TILE,
     isa::per_isa,
     math,
-    operands::{Output, Quant},
+    operands::{MatMut, Output, Quant},
 };
 
 /// A function that a layer applies before it stores.
@@ -51,6 +52,17 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The bounds of an activation that only clamps; `None` for the others.
+    #[inline(always)]
+    fn bounds(self) -> Option<(f32, f32)> {
+        match self {
+            Self::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
+            Self::Relu => Some((0.0, f32::INFINITY)),
+            Self::Clip { min, max } => Some((min, max)),
+            _ => None,
+        }
+    }
+
     /// Applies the function to every element in place.
     #[inline(always)]
     pub(crate) fn apply(self, x: &mut [f32]) {
@@ -63,7 +75,7 @@ impl Activation {
         match self {
             Self::None => {}
             Self::Relu => each(x, |x| math::at_least(x, 0.0)),
-            Self::Clip { min, max } => each(x, |x| math::at_most(math::at_least(x, min), max)),
+            Self::Clip { min, max } => each(x, |x| math::clamp(x, min, max)),
             Self::LeakyRelu { alpha } => each(x, |x| if x < 0.0 { alpha * x } else { x }),
             Self::HardSwish => each(x, |x| x * unit(x * (1.0 / 6.0) + 0.5)),
             Self::HardSigmoid { alpha, beta } => each(x, |x| unit(alpha * x + beta)),
@@ -78,7 +90,7 @@ impl Activation {
 /// Clamps to [0, 1].
 #[inline(always)]
 fn unit(x: f32) -> f32 {
-    math::at_most(math::at_least(x, 0.0), 1.0)
+    math::clamp(x, 0.0, 1.0)
 }
 
 /// A tensor added before the activation; element (r, n) is `data[r * ld + n]`,
@@ -282,24 +294,33 @@ fn add_residual<const N: usize>(
     }
 }
 
-/// Quantizes into 0..=255 (or −128..=127 shifted by `low`). NaN becomes the low end.
+/// Applies `activation` to `y` and quantizes it into 0..=255 (or −128..=127 shifted by `low`).
+/// NaN becomes the low end.
 ///
 /// Clamping before rounding equals clamping after it, because rounding is
 /// monotone and the bounds are integers; it also keeps values in the range where
 /// rounding by addition is exact.
 #[inline(always)]
-pub(crate) fn quantize_lanes<const N: usize>(y: &[f32; N], quant: Quant, low: i32) -> [u8; N] {
+pub(crate) fn activate_and_quantize(
+    y: &mut [f32],
+    activation: Activation,
+    quant: Quant,
+    low: i32,
+    out: &mut [u8],
+) {
+    let (min, max) = activation.bounds().unwrap_or_else(|| {
+        activation.apply(y);
+        (f32::NEG_INFINITY, f32::INFINITY)
+    });
     let (inv_scale, zp) = (quant.inv_scale, quant.zero_point);
     let bottom = (low - zp) as f32;
     let top = (low + 255 - zp) as f32;
-    let mut out = [0u8; N];
-    for j in 0..N {
-        let v = y[j] * inv_scale;
+    for (out, &y) in out.iter_mut().zip(&*y) {
+        let v = math::clamp(y, min, max) * inv_scale;
         let v = if v > bottom { v } else { bottom };
         let v = if v < top { v } else { top };
-        out[j] = math::round_to_i32(v).wrapping_add(zp) as u8;
+        *out = math::round_to_i32(v).wrapping_add(zp) as u8;
     }
-    out
 }
 
 /// Where a tile lies in the output.
@@ -315,63 +336,73 @@ pub(crate) struct Place {
     pub(crate) n0: usize,
 }
 
+/// Finishes a tile of rows of `N` accumulators.
+///
+/// Works in passes over the whole tile, which stays in the first-level cache: long loops of
+/// run-time length vectorize reliably on every instruction set, where unrolled rows do not.
 #[inline(always)]
-fn finish<const N: usize, C: Copy, E: Finish<C>>(
-    e: &E,
-    tile: &[C],
-    tile_ld: usize,
-    place: Place,
-    out: &mut Output<'_>,
-) {
+fn finish<const N: usize, C: Copy, E: Finish<C>>(e: &E, tile: &[C], place: Place, out: &mut Output<'_>) {
     let first = place.n0 + place.col;
     let columns = e.columns::<N>(first, place.cols);
-    let residual = e.residual();
-    let activation = e.activation();
-    let span = place.col..place.col + place.cols;
-    for i in 0..place.rows {
-        let Some(acc) = tile[i * tile_ld..].first_chunk::<N>() else {
-            return;
-        };
-        let mut y = [0.0f32; N];
-        E::scale_and_shift(&columns, acc, &mut y);
-        let row = place.row + i;
-        if let Some(residual) = &residual {
-            add_residual(&mut y, residual, row, first, place.cols);
+    let mut reals = [0.0f32; MAX_TILE];
+    let (tile, _) = tile.as_chunks::<N>();
+    let (rows, _) = reals.as_chunks_mut::<N>();
+    for (y, acc) in rows.iter_mut().zip(tile).take(place.rows) {
+        E::scale_and_shift(&columns, acc, y);
+    }
+    if let Some(residual) = &e.residual() {
+        for (i, y) in rows.iter_mut().enumerate().take(place.rows) {
+            add_residual(y, residual, place.row + i, first, place.cols);
         }
-        activation.apply(&mut y);
-        match out {
-            Output::F32(m) => copy(&mut m.row_mut(row)[span.clone()], &y),
-            Output::U8(m, quant) => {
-                let q = quantize_lanes(&y, *quant, 0);
-                copy(&mut m.row_mut(row)[span.clone()], &q);
-            }
-            Output::I8(m, quant) => {
-                let q = quantize_lanes(&y, *quant, -128).map(|q| q as i8);
-                copy(&mut m.row_mut(row)[span.clone()], &q);
-            }
+    }
+    let y = &mut reals[..place.rows * N];
+    let mut bytes = [0u8; MAX_TILE];
+    let q = &mut bytes[..place.rows * N];
+    match out {
+        Output::F32(m) => {
+            e.activation().apply(y);
+            store::<N, _, _>(m, place, y, |y| y);
+        }
+        Output::U8(m, quant) => {
+            activate_and_quantize(y, e.activation(), *quant, 0, q);
+            store::<N, _, _>(m, place, q, |q| q);
+        }
+        Output::I8(m, quant) => {
+            activate_and_quantize(y, e.activation(), *quant, -128, q);
+            store::<N, _, _>(m, place, q, |q| q as i8);
         }
     }
 }
 
-/// Copies the head of `src`, with a fixed size when all of it fits.
+/// Copies the rows of a finished tile to their place, whole rows with a fixed size.
 #[inline(always)]
-fn copy<T: Copy, const N: usize>(dst: &mut [T], src: &[T; N]) {
-    if let Ok(dst) = <&mut [T; N]>::try_from(&mut *dst) {
-        *dst = *src;
-    } else {
-        let len = dst.len().min(N);
-        dst[..len].copy_from_slice(&src[..len]);
+fn store<const N: usize, A: Copy, B: Copy>(
+    m: &mut MatMut<'_, B>,
+    place: Place,
+    tile: &[A],
+    convert: impl Fn(A) -> B,
+) {
+    let (rows, _) = tile.as_chunks::<N>();
+    for (i, from) in rows.iter().enumerate() {
+        let to = &mut m.row_mut(place.row + i)[place.col..place.col + place.cols];
+        if let Ok(to) = <&mut [B; N]>::try_from(&mut *to) {
+            *to = from.map(&convert);
+        } else {
+            for (to, &from) in to.iter_mut().zip(from) {
+                *to = convert(from);
+            }
+        }
     }
 }
 
 per_isa! {
-    pub(crate) fn finish_f32 [const N: usize] (e: &EpilogueF32<'_>, tile: &[f32], ld: usize, place: Place, out: &mut Output<'_>) {
-        finish::<N, f32, _>(e, tile, ld, place, out);
+    pub(crate) fn finish_f32 [const N: usize] (e: &EpilogueF32<'_>, tile: &[f32], place: Place, out: &mut Output<'_>) {
+        finish::<N, f32, _>(e, tile, place, out);
     }
 }
 
 per_isa! {
-    pub(crate) fn finish_i32 [const N: usize] (e: &EpilogueI32<'_>, tile: &[i32], ld: usize, place: Place, out: &mut Output<'_>) {
-        finish::<N, i32, _>(e, tile, ld, place, out);
+    pub(crate) fn finish_i32 [const N: usize] (e: &EpilogueI32<'_>, tile: &[i32], place: Place, out: &mut Output<'_>) {
+        finish::<N, i32, _>(e, tile, place, out);
     }
 }

@@ -6,7 +6,7 @@
 //! arithmetic. Each function states its error against the exact result; NaN
 //! goes in, NaN comes out.
 
-use core::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+use core::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
 /// Adding and subtracting 1.5·2²³ rounds to the nearest integer, ties to even.
 const MAGIC: f32 = 12_582_912.0;
@@ -65,6 +65,12 @@ pub(crate) fn at_most(x: f32, high: f32) -> f32 {
     if x > high { high } else { x }
 }
 
+/// min(max(x, low), high); NaN stays.
+#[inline(always)]
+pub(crate) fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    at_most(at_least(x, low), high)
+}
+
 /// 2ⁿ for −126 ≤ n ≤ 127.
 #[inline(always)]
 fn exp2i(n: i32) -> f32 {
@@ -88,7 +94,7 @@ fn reduce_exp(x: f32) -> (i32, f32) {
 /// eˣ within 2 ulp, including overflow to infinity and gradual underflow.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    let (n, p) = reduce_exp(at_least(at_most(x, 89.0), -104.0));
+    let (n, p) = reduce_exp(clamp(x, -104.0, 89.0));
     let half = n >> 1;
     (1.0 + p) * exp2i(half) * exp2i(n.wrapping_sub(half))
 }
@@ -118,11 +124,11 @@ pub(crate) fn erf(x: f32) -> f32 {
         * z
         - 3.761_262_6e-1)
         * z
-        + 1.128_379_1;
+        + FRAC_2_SQRT_PI;
     let q = (((((1.634_093_1e-5 * a - 3.696_536e-4) * a + 3.808_230_4e-3) * a - 2.404_252_3e-2) * a
         + 1.064_584_85e-1)
         * a
-        + 6.350_939_3e-1)
+        + 6.350_939e-1)
         * a
         + 1.128_640_5;
     let far = 1.0 - exp(-(a * q));
@@ -133,7 +139,7 @@ pub(crate) fn erf(x: f32) -> f32 {
 #[inline(always)]
 fn atanh_series(s: f32) -> f32 {
     let z = s * s;
-    z * (((((1.039_641_9e-1 * z + 8.731_7e-2) * z + 1.113_241_15e-1) * z + 1.428_515_2e-1) * z
+    z * (((((1.039_641_9e-1 * z + 8.731_7e-2) * z + 1.113_241_2e-1) * z + 1.428_515_2e-1) * z
         + 2.000_000_5e-1)
         * z
         + 3.333_333_4e-1)

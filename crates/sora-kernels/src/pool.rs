@@ -1,7 +1,7 @@
 //! Pooling, channels last. Taps in the padding are skipped, never read.
 
 use crate::{
-    epilogue::quantize_lanes,
+    epilogue::{Activation, activate_and_quantize},
     isa::per_isa,
     lanes::greater,
     operands::{Dequant, Indirect, MatMut, PAD, Quant},
@@ -112,9 +112,16 @@ per_isa! {
         let join = |acc: i32, x: u8| acc + (i32::from(x) - input.zero_point);
         pool(a, &mut out, 0i32, join, |row, acc| {
             let scale = input.scale / divisors[row];
-            quantize_lanes(&acc.map(|sum| sum as f32 * scale), quant, 0)
+            quantize(acc.map(|sum| sum as f32 * scale), quant)
         });
     }
+}
+
+#[inline(always)]
+fn quantize(mut y: [f32; N], quant: Quant) -> [u8; N] {
+    let mut out = [0; N];
+    activate_and_quantize(&mut y, Activation::None, quant, 0, &mut out);
+    out
 }
 
 /// Column sums of a `hw × c` matrix, in blocks of channels; `finish` gets each block.
@@ -171,7 +178,7 @@ per_isa! {
         let scale = input.scale / hw as f32;
         global(x, [hw, c], out, 0i32, |a, b: u8| a + i32::from(b), |acc, block| {
             let y = acc.map(|sum| sum.wrapping_sub(shift) as f32 * scale);
-            block.copy_from_slice(&quantize_lanes(&y, quant, 0)[..block.len()]);
+            block.copy_from_slice(&quantize(y, quant)[..block.len()]);
         });
     }
 }

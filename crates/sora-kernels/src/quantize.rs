@@ -3,36 +3,40 @@
 use crate::{
     Kernels,
     elementwise::{Binary, Rhs, broadcast},
-    epilogue::{Activation, quantize_lanes},
+    epilogue::{Activation, activate_and_quantize},
     isa::per_isa,
     lanes::{greater, lesser},
     math,
     operands::{Dequant, Quant},
 };
 
-/// Elements handled together.
-const N: usize = 32;
+/// Elements that pass through the first-level cache at a time.
+const BLOCK: usize = 1024;
 
-/// Runs `f` over whole chunks, the last one padded with the default value.
+/// `round_ties_even(x / scale) + zero_point`, saturated to `low..=low + 255`, in blocks.
 #[inline(always)]
-fn chunked<A: Copy + Default, B: Copy>(x: &[A], out: &mut [B], f: impl Fn(&[A; N]) -> [B; N]) {
-    let (chunks, tail) = x.as_chunks::<N>();
-    let (out_chunks, out_tail) = out.as_chunks_mut::<N>();
-    for (x, out) in chunks.iter().zip(out_chunks) {
-        *out = f(x);
+fn divide_and_quantize<B>(
+    x: &[f32],
+    scale: f32,
+    zero_point: i32,
+    low: i32,
+    out: &mut [B],
+    convert: impl Fn(u8) -> B,
+) {
+    assert_eq!(x.len(), out.len(), "input and output differ in length");
+    let quant = Quant { inv_scale: 1.0, zero_point };
+    let mut quotients = [0.0f32; BLOCK];
+    let mut bytes = [0u8; BLOCK];
+    for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let (y, q) = (&mut quotients[..x.len()], &mut bytes[..x.len()]);
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x / scale;
+        }
+        activate_and_quantize(y, Activation::None, quant, low, q);
+        for (out, &q) in out.iter_mut().zip(&*q) {
+            *out = convert(q);
+        }
     }
-    if !tail.is_empty() {
-        let mut padded = [A::default(); N];
-        padded[..tail.len()].copy_from_slice(tail);
-        out_tail.copy_from_slice(&f(&padded)[..tail.len()]);
-    }
-}
-
-/// `round_ties_even(x / scale) + zero_point`, saturated to `low..=low + 255`.
-#[inline(always)]
-fn divide_and_quantize(x: &[f32; N], scale: f32, zero_point: i32, low: i32) -> [u8; N] {
-    let quotients = x.map(|x| x / scale);
-    quantize_lanes(&quotients, Quant { inv_scale: 1.0, zero_point }, low)
 }
 
 per_isa! {
@@ -41,8 +45,7 @@ per_isa! {
     /// # Panics
     /// When the lengths differ.
     pub fn quantize_u8(x: &[f32], scale: f32, zero_point: i32, out: &mut [u8]) {
-        assert_eq!(x.len(), out.len(), "input and output differ in length");
-        chunked(x, out, |x| divide_and_quantize(x, scale, zero_point, 0));
+        divide_and_quantize(x, scale, zero_point, 0, out, |q| q);
     }
 }
 
@@ -52,8 +55,7 @@ per_isa! {
     /// # Panics
     /// When the lengths differ.
     pub fn quantize_i8(x: &[f32], scale: f32, zero_point: i32, out: &mut [i8]) {
-        assert_eq!(x.len(), out.len(), "input and output differ in length");
-        chunked(x, out, |x| divide_and_quantize(x, scale, zero_point, -128).map(|q| q as i8));
+        divide_and_quantize(x, scale, zero_point, -128, out, |q| q as i8);
     }
 }
 
@@ -151,60 +153,51 @@ fn operate(op: Binary, a: f32, b: f32) -> f32 {
     }
 }
 
-per_isa! {
-    /// `a[i] = quantize(activation(op(real(a[i]), real(b[i]))))` over equal lengths or one value.
-    fn binary_u8_chunks(op: Binary, a: &mut [u8], da: Dequant, b: RhsU8<'_>, db: Dequant, activation: Activation, quant: Quant) {
-        /// One chunk; the operator is a constant where it matters for speed.
-        #[inline(always)]
-        fn chunk(a: &[u8; N], b: &[f32; N], da: Dequant, activation: Activation, quant: Quant, f: impl Fn(f32, f32) -> f32) -> [u8; N] {
-            let mut y = [0.0f32; N];
-            for j in 0..N {
-                y[j] = f(real(a[j], da), b[j]);
-            }
-            activation.apply(&mut y);
-            quantize_lanes(&y, quant, 0)
-        }
-        #[inline(always)]
-        fn all(a: &mut [u8], b: RhsU8<'_>, [da, db]: [Dequant; 2], activation: Activation, quant: Quant, f: impl Fn(f32, f32) -> f32) {
-            let run = |a: &mut [u8], b: &[f32; N]| {
-                if let Ok(a) = <&mut [u8; N]>::try_from(&mut *a) {
-                    *a = chunk(a, b, da, activation, quant, &f);
-                } else {
-                    let mut padded = [0u8; N];
-                    padded[..a.len()].copy_from_slice(a);
-                    let y = chunk(&padded, b, da, activation, quant, &f);
-                    a.copy_from_slice(&y[..a.len()]);
+/// `a[i] = quantize(activation(f(real(a[i]), real(b[i]))))` over equal lengths or one value,
+/// in blocks.
+#[inline(always)]
+fn binary_blocks(
+    a: &mut [u8],
+    b: RhsU8<'_>,
+    [da, db]: [Dequant; 2],
+    activation: Activation,
+    quant: Quant,
+    f: impl Fn(f32, f32) -> f32,
+) {
+    broadcast(
+        a,
+        b,
+        |a, b| {
+            let mut reals = [0.0f32; BLOCK];
+            for (a, b) in a.chunks_mut(BLOCK).zip(b.chunks(BLOCK)) {
+                let y = &mut reals[..a.len()];
+                for ((y, &a), &b) in y.iter_mut().zip(&*a).zip(b) {
+                    *y = f(real(a, da), real(b, db));
                 }
-            };
-            broadcast(
-                a,
-                b,
-                |a, b| {
-                    for (a, b) in a.chunks_mut(N).zip(b.chunks(N)) {
-                        let mut reals = [0.0f32; N];
-                        if let Some(b) = b.first_chunk::<N>() {
-                            reals = b.map(|q| real(q, db));
-                        } else {
-                            for (y, &q) in reals.iter_mut().zip(b) {
-                                *y = real(q, db);
-                            }
-                        }
-                        run(a, &reals);
-                    }
-                },
-                |a, b| {
-                    let reals = [real(b, db); N];
-                    for a in a.chunks_mut(N) {
-                        run(a, &reals);
-                    }
-                },
-            );
-        }
-        let d = [da, db];
+                activate_and_quantize(y, activation, quant, 0, a);
+            }
+        },
+        |a, b| {
+            let b = real(b, db);
+            let mut reals = [0.0f32; BLOCK];
+            for a in a.chunks_mut(BLOCK) {
+                let y = &mut reals[..a.len()];
+                for (y, &a) in y.iter_mut().zip(&*a) {
+                    *y = f(real(a, da), b);
+                }
+                activate_and_quantize(y, activation, quant, 0, a);
+            }
+        },
+    );
+}
+
+per_isa! {
+    fn binary_u8_inplace(op: Binary, a: &mut [u8], d: [Dequant; 2], b: RhsU8<'_>, activation: Activation, quant: Quant) {
+        // The common operators get loops of their own.
         match op {
-            Binary::Add => all(a, b, d, activation, quant, |a, b| a + b),
-            Binary::Mul => all(a, b, d, activation, quant, |a, b| a * b),
-            _ => all(a, b, d, activation, quant, |a, b| operate(op, a, b)),
+            Binary::Add => binary_blocks(a, b, d, activation, quant, |a, b| a + b),
+            Binary::Mul => binary_blocks(a, b, d, activation, quant, |a, b| a * b),
+            _ => binary_blocks(a, b, d, activation, quant, |a, b| operate(op, a, b)),
         }
     }
 }
@@ -228,7 +221,7 @@ pub fn binary_u8(
 ) {
     assert_eq!(a.len(), out.len(), "input and output differ in length");
     out.copy_from_slice(a);
-    binary_u8_chunks(kernels, op, out, da, b, db, activation, quant);
+    binary_u8_inplace(kernels, op, out, [da, db], b, activation, quant);
 }
 
 #[cfg(test)]
@@ -291,7 +284,8 @@ mod tests {
         let da = Dequant { scale: 0.021, zero_point: 100 };
         let db = Dequant { scale: 0.013, zero_point: 17 };
         let quant = Quant::new(0.05, 60);
-        let ops: [(Binary, fn(f64, f64) -> f64); 5] = [
+        type Exact = fn(f64, f64) -> f64;
+        let ops: [(Binary, Exact); 5] = [
             (Binary::Add, |a, b| a + b),
             (Binary::Sub, |a, b| a - b),
             (Binary::RSub, |a, b| b - a),

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{TileArgs, WIDE};
+use super::{MAX_TILE, TileArgs, WIDE};
 use crate::{
     Kernels,
     epilogue::{EpilogueF32, EpilogueI32, Finish, Place, finish_f32, finish_i32},
@@ -12,9 +12,6 @@ use crate::{
 
 /// Bytes of A that stay in the second-level cache while all panels of B pass by.
 const A_BLOCK_BYTES: usize = 256 * 1024;
-
-/// Elements of the largest tile (14 × 32, and 1 × 4·32).
-const MAX_TILE: usize = 14 * 32;
 
 #[repr(align(64))]
 struct Scratch<C>([C; MAX_TILE]);
@@ -39,8 +36,8 @@ pub fn gemm_f32(
         16 => finish_f32::<16>,
         _ => finish_f32::<32>,
     };
-    let finish = |tile: &[f32], ld: usize, place: Place, out: &mut Output<'_>| {
-        finish(kernels, ep, tile, ld, place, out);
+    let finish = |tile: &[f32], place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, tile, place, out);
     };
     drive(a, &b.panels, &[], n0, ep, &mut out, finish);
 }
@@ -64,8 +61,8 @@ pub fn gemm_u8i8(
         16 => finish_i32::<16>,
         _ => finish_i32::<32>,
     };
-    let finish = |tile: &[i32], ld: usize, place: Place, out: &mut Output<'_>| {
-        finish(kernels, ep, tile, ld, place, out);
+    let finish = |tile: &[i32], place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, tile, place, out);
     };
     drive(a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
 }
@@ -96,7 +93,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     n0: usize,
     ep: &E,
     out: &mut Output<'_>,
-    finish: impl Fn(&[C], usize, Place, &mut Output<'_>),
+    finish: impl Fn(&[C], Place, &mut Output<'_>),
 ) {
     let (m, n) = (out.rows(), out.cols());
     let nr = b.tile.nr;
@@ -149,7 +146,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                 for i in 0..count {
                     let col = (panel + i) * nr;
                     let place = Place { row: tile.first, rows: tile.rows, col, cols: nr.min(n - col), n0 };
-                    finish(&scratch.0[i * nr..], count * nr, place, out);
+                    finish(&scratch.0[i * nr..], place, out);
                 }
             }
             panel += count;

@@ -40,6 +40,9 @@ pub(crate) type TileFn<A, B, C> = unsafe fn(&TileArgs<A, B>, *mut C);
 /// Panels per call of a single-row kernel: enough independent sums to hide latency.
 pub(crate) const WIDE: usize = 4;
 
+/// Elements of the largest accumulator tile: 14 × 32.
+pub(crate) const MAX_TILE: usize = 14 * 32;
+
 /// The instances of one micro-kernel.
 #[derive(Debug)]
 pub struct Tiles<A: 'static, B: 'static, C: 'static> {
