@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::{
     Kernels,
-    epilogue::{EpilogueF32, EpilogueI32, Finish, Place, finish_f32, finish_i32},
+    epilogue::{EpilogueF32, EpilogueI32, Finish, Place, Scratch, finish_f32, finish_i32},
     isa::per_isa,
     operands::{Indirect, Output, PAD},
     table::{Family, select},
@@ -93,7 +93,7 @@ fn tile<const P: usize, const N: usize, A: Copy + Default, B: Copy, C: Copy + De
     weights: &[B],
     first: usize,
     cols: usize,
-    acc: &mut [[C; N]; PIXELS],
+    acc: &mut [C],
     mac: impl Fn(C, A, B) -> C,
 ) {
     let mut sum = [[C::default(); N]; P];
@@ -109,7 +109,7 @@ fn tile<const P: usize, const N: usize, A: Copy + Default, B: Copy, C: Copy + De
             }
         }
     }
-    acc[..P].copy_from_slice(&sum);
+    acc[..P * N].copy_from_slice(sum.as_flattened());
 }
 
 /// Tiles over all channels of up to [`PIXELS`] pixels, each passed to `finish` with its first
@@ -120,19 +120,19 @@ fn pixels<const N: usize, A: Copy + Default, B: Copy, C: Copy + Default>(
     rows: usize,
     w: &Weights<B>,
     mac: impl Fn(C, A, B) -> C + Copy,
-    mut finish: impl FnMut(&[C], usize, usize),
+    scratch: &mut Scratch<C>,
+    mut finish: impl FnMut(&mut Scratch<C>, usize, usize),
 ) {
-    let mut acc = [[C::default(); N]; PIXELS];
     for (g, weights) in w.data.chunks_exact(w.taps * N).enumerate() {
         let first = g * N;
         let cols = N.min(w.channels - first);
         match rows {
-            1 => tile::<1, N, A, B, C>(pieces, weights, first, cols, &mut acc, mac),
-            2 => tile::<2, N, A, B, C>(pieces, weights, first, cols, &mut acc, mac),
-            3 => tile::<3, N, A, B, C>(pieces, weights, first, cols, &mut acc, mac),
-            _ => tile::<PIXELS, N, A, B, C>(pieces, weights, first, cols, &mut acc, mac),
+            1 => tile::<1, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
+            2 => tile::<2, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
+            3 => tile::<3, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
+            _ => tile::<PIXELS, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
         }
-        finish(acc.as_flattened(), first, cols);
+        finish(scratch, first, cols);
     }
 }
 
@@ -171,20 +171,20 @@ fn drive<A, B, C, E: Finish<C>>(
 }
 
 per_isa! {
-    fn group_f32 [const N: usize] (kernels: Kernels, w: &Weights<f32>, ep: &EpilogueF32<'_>, pieces: &[&[f32]], row: usize, rows: usize, out: &mut Output<'_>) {
+    fn group_f32 [const N: usize] (kernels: Kernels, w: &Weights<f32>, ep: &EpilogueF32<'_>, pieces: &[&[f32]], row: usize, rows: usize, scratch: &mut Scratch<f32>, out: &mut Output<'_>) {
         let mac = |c: f32, a: f32, b: f32| c + a * b;
-        pixels::<N, f32, f32, f32>(pieces, rows, w, mac, |tile, col, cols| {
-            finish_f32::<N>(kernels, ep, tile, Place { row, rows, col, cols, n0: 0 }, out);
+        pixels::<N, f32, f32, f32>(pieces, rows, w, mac, scratch, |scratch, col, cols| {
+            finish_f32::<N>(kernels, ep, scratch, 0, Place { row, rows, col, cols, n0: 0 }, out);
         });
     }
 }
 
 per_isa! {
-    fn group_u8i8 [const N: usize] (kernels: Kernels, w: &Weights<i16>, ep: &EpilogueI32<'_>, pieces: &[&[u8]], row: usize, rows: usize, out: &mut Output<'_>) {
+    fn group_u8i8 [const N: usize] (kernels: Kernels, w: &Weights<i16>, ep: &EpilogueI32<'_>, pieces: &[&[u8]], row: usize, rows: usize, scratch: &mut Scratch<i32>, out: &mut Output<'_>) {
         // |255 · −128| fits 16 bits.
         let mac = |c: i32, a: u8, b: i16| c + i32::from(i16::from(a) * b);
-        pixels::<N, u8, i16, i32>(pieces, rows, w, mac, |tile, col, cols| {
-            finish_i32::<N>(kernels, ep, tile, Place { row, rows, col, cols, n0: 0 }, out);
+        pixels::<N, u8, i16, i32>(pieces, rows, w, mac, scratch, |scratch, col, cols| {
+            finish_i32::<N>(kernels, ep, scratch, 0, Place { row, rows, col, cols, n0: 0 }, out);
         });
     }
 }
@@ -205,8 +205,9 @@ pub fn depthwise_f32(
         16 => group_f32::<16>,
         _ => group_f32::<32>,
     };
+    let mut scratch = Scratch::new(0.0);
     drive(a, &w.0, ep, &mut out, |pieces, row, rows, out| {
-        group(kernels, kernels, &w.0, ep, pieces, row, rows, out);
+        group(kernels, kernels, &w.0, ep, pieces, row, rows, &mut scratch, out);
     });
 }
 
@@ -226,8 +227,9 @@ pub fn depthwise_u8i8(
         16 => group_u8i8::<16>,
         _ => group_u8i8::<32>,
     };
+    let mut scratch = Scratch::new(0);
     drive(a, &w.weights, ep, &mut out, |pieces, row, rows, out| {
-        group(kernels, kernels, &w.weights, ep, pieces, row, rows, out);
+        group(kernels, kernels, &w.weights, ep, pieces, row, rows, &mut scratch, out);
     });
 }
 

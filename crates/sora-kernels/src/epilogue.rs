@@ -336,17 +336,37 @@ pub(crate) struct Place {
     pub(crate) n0: usize,
 }
 
-/// Finishes a tile of rows of `N` accumulators.
+/// Buffers of one tile, reused from tile to tile.
+#[repr(C, align(64))]
+pub(crate) struct Scratch<C> {
+    /// What the micro-kernel wrote.
+    pub(crate) acc: [C; MAX_TILE],
+    reals: [f32; MAX_TILE],
+    bytes: [u8; MAX_TILE],
+}
+
+impl<C: Copy> Scratch<C> {
+    pub(crate) fn new(zero: C) -> Self {
+        Self { acc: [zero; MAX_TILE], reals: [0.0; MAX_TILE], bytes: [0; MAX_TILE] }
+    }
+}
+
+/// Finishes the tile of rows of `N` accumulators that starts at `start` in the scratch.
 ///
 /// Works in passes over the whole tile, which stays in the first-level cache: long loops of
 /// run-time length vectorize reliably on every instruction set, where unrolled rows do not.
 #[inline(always)]
-fn finish<const N: usize, C: Copy, E: Finish<C>>(e: &E, tile: &[C], place: Place, out: &mut Output<'_>) {
+fn finish<const N: usize, C: Copy, E: Finish<C>>(
+    e: &E,
+    scratch: &mut Scratch<C>,
+    start: usize,
+    place: Place,
+    out: &mut Output<'_>,
+) {
     let first = place.n0 + place.col;
     let columns = e.columns::<N>(first, place.cols);
-    let mut reals = [0.0f32; MAX_TILE];
-    let (tile, _) = tile.as_chunks::<N>();
-    let (rows, _) = reals.as_chunks_mut::<N>();
+    let (tile, _) = scratch.acc[start..].as_chunks::<N>();
+    let (rows, _) = scratch.reals.as_chunks_mut::<N>();
     for (y, acc) in rows.iter_mut().zip(tile).take(place.rows) {
         E::scale_and_shift(&columns, acc, y);
     }
@@ -355,9 +375,8 @@ fn finish<const N: usize, C: Copy, E: Finish<C>>(e: &E, tile: &[C], place: Place
             add_residual(y, residual, place.row + i, first, place.cols);
         }
     }
-    let y = &mut reals[..place.rows * N];
-    let mut bytes = [0u8; MAX_TILE];
-    let q = &mut bytes[..place.rows * N];
+    let y = &mut scratch.reals[..place.rows * N];
+    let q = &mut scratch.bytes[..place.rows * N];
     match out {
         Output::F32(m) => {
             e.activation().apply(y);
@@ -374,7 +393,10 @@ fn finish<const N: usize, C: Copy, E: Finish<C>>(e: &E, tile: &[C], place: Place
     }
 }
 
-/// Copies the rows of a finished tile to their place, whole rows with a fixed size.
+/// Elements copied at a time: no wider than what wrote them, so that the stores forward.
+const PIECE: usize = 16;
+
+/// Copies the rows of a finished tile to their place.
 #[inline(always)]
 fn store<const N: usize, A: Copy, B: Copy>(
     m: &mut MatMut<'_, B>,
@@ -385,24 +407,26 @@ fn store<const N: usize, A: Copy, B: Copy>(
     let (rows, _) = tile.as_chunks::<N>();
     for (i, from) in rows.iter().enumerate() {
         let to = &mut m.row_mut(place.row + i)[place.col..place.col + place.cols];
-        if let Ok(to) = <&mut [B; N]>::try_from(&mut *to) {
+        let (to_pieces, to_tail) = to.as_chunks_mut::<PIECE>();
+        let (pieces, _) = from.as_chunks::<PIECE>();
+        for (to, from) in to_pieces.iter_mut().zip(pieces) {
             *to = from.map(&convert);
-        } else {
-            for (to, &from) in to.iter_mut().zip(from) {
-                *to = convert(from);
-            }
+        }
+        let done = place.cols - to_tail.len();
+        for (to, &from) in to_tail.iter_mut().zip(&from[done..]) {
+            *to = convert(from);
         }
     }
 }
 
 per_isa! {
-    pub(crate) fn finish_f32 [const N: usize] (e: &EpilogueF32<'_>, tile: &[f32], place: Place, out: &mut Output<'_>) {
-        finish::<N, f32, _>(e, tile, place, out);
+    pub(crate) fn finish_f32 [const N: usize] (e: &EpilogueF32<'_>, scratch: &mut Scratch<f32>, start: usize, place: Place, out: &mut Output<'_>) {
+        finish::<N, f32, _>(e, scratch, start, place, out);
     }
 }
 
 per_isa! {
-    pub(crate) fn finish_i32 [const N: usize] (e: &EpilogueI32<'_>, tile: &[i32], place: Place, out: &mut Output<'_>) {
-        finish::<N, i32, _>(e, tile, place, out);
+    pub(crate) fn finish_i32 [const N: usize] (e: &EpilogueI32<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
+        finish::<N, i32, _>(e, scratch, start, place, out);
     }
 }

@@ -5,16 +5,13 @@ use alloc::vec::Vec;
 use super::{MAX_TILE, TileArgs, WIDE};
 use crate::{
     Kernels,
-    epilogue::{EpilogueF32, EpilogueI32, Finish, Place, finish_f32, finish_i32},
+    epilogue::{EpilogueF32, EpilogueI32, Finish, Place, Scratch, finish_f32, finish_i32},
     operands::{ARows, Output},
     pack::{PackedF32, PackedI8, Panels, Plain},
 };
 
 /// Bytes of A that stay in the second-level cache while all panels of B pass by.
 const A_BLOCK_BYTES: usize = 256 * 1024;
-
-#[repr(align(64))]
-struct Scratch<C>([C; MAX_TILE]);
 
 /// `out = epilogue(A · B)` in f32: rows of `a` by columns `n0 .. n0 + out.cols()` of `b`.
 ///
@@ -36,8 +33,8 @@ pub fn gemm_f32(
         16 => finish_f32::<16>,
         _ => finish_f32::<32>,
     };
-    let finish = |tile: &[f32], place: Place, out: &mut Output<'_>| {
-        finish(kernels, ep, tile, place, out);
+    let finish = |scratch: &mut Scratch<f32>, start: usize, place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, scratch, start, place, out);
     };
     drive(a, &b.panels, &[], n0, ep, &mut out, finish);
 }
@@ -61,8 +58,8 @@ pub fn gemm_u8i8(
         16 => finish_i32::<16>,
         _ => finish_i32::<32>,
     };
-    let finish = |tile: &[i32], place: Place, out: &mut Output<'_>| {
-        finish(kernels, ep, tile, place, out);
+    let finish = |scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, scratch, start, place, out);
     };
     drive(a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
 }
@@ -93,7 +90,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     n0: usize,
     ep: &E,
     out: &mut Output<'_>,
-    finish: impl Fn(&[C], Place, &mut Output<'_>),
+    finish: impl Fn(&mut Scratch<C>, usize, Place, &mut Output<'_>),
 ) {
     let (m, n) = (out.rows(), out.cols());
     let nr = b.tile.nr;
@@ -122,7 +119,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     let row_bytes = (a.depth() * size_of::<A>()).max(1);
     let block = (A_BLOCK_BYTES / row_bytes).max(1).next_multiple_of(mr);
     let panels = n.div_ceil(nr);
-    let mut scratch = Scratch([C::ZERO; MAX_TILE]);
+    let mut scratch = Scratch::new(C::ZERO);
     let mut pointers = Vec::with_capacity(block.min(m) * b.taps);
     let mut tiles = Vec::with_capacity(block.min(m).div_ceil(mr));
 
@@ -141,12 +138,12 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
             let count = if m == 1 && panel + WIDE <= panels { WIDE } else { 1 };
             for tile in &tiles {
                 let rows = &pointers[tile.pointers..][..tile.rows * b.taps];
-                run_tile(b, sums, n0 / nr + panel, count, rows, &mut scratch.0);
+                run_tile(b, sums, n0 / nr + panel, count, rows, &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
                     let place = Place { row: tile.first, rows: tile.rows, col, cols: nr.min(n - col), n0 };
-                    finish(&scratch.0[i * nr..], place, out);
+                    finish(&mut scratch, i * nr, place, out);
                 }
             }
             panel += count;
