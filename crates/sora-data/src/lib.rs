@@ -1,1 +1,38 @@
-//! Placeholder while the workspace is laid out.
+//! Datasets, preprocessing, batching, splits and metrics.
+//!
+//! [`Dataset::open`] reads image folders, `.npz`, CSV and IDX; a [`Preprocess`] describes how its samples
+//! become a model's input, and [`Dataset::batches`] makes them. [`split()`] divides a dataset reproducibly, and
+//! [`Classification`], [`paired_drop`] and [`Agreement`] measure what a model does with it.
+//!
+//! All files are treated as hostile: sizes are checked before memory is taken, and everything that is wrong
+//! with them is one [`DataError`] that says what, where, and what to do.
+#![forbid(unsafe_code)]
+
+mod agreement;
+mod batches;
+mod dataset;
+mod error;
+mod folder;
+mod idx;
+mod metrics;
+pub mod npy;
+pub mod npz;
+mod picture;
+mod preprocess;
+mod resample;
+mod split;
+mod stream;
+mod table;
+
+pub use agreement::{Agreement, AgreementSummary};
+pub use batches::Batches;
+pub use dataset::{Batch, Dataset, LabelColumn, OpenOptions, SampleKind};
+pub use error::{DataError, ErrorKind};
+pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClass, paired_drop, wilson};
+pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, Size};
+pub use split::{Split, SplitOptions, split};
+
+/// Rounds to f32.
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
