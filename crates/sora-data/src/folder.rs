@@ -47,7 +47,7 @@ pub(crate) fn list(folder: &Path, order: Option<&[String]>) -> Result<Files, Dat
         Some(order) => {
             let odd = names.iter().find(|n| !order.contains(n)).map_or("", String::as_str);
             let what = format!("the class folder `{odd}` is not a line of labels.txt");
-            let hint = "make labels.txt list every class folder, or remove it to number them by name";
+            let hint = "make labels.txt list every class folder, or give the path of the folder that holds the data itself";
             return Err(DataError::new(ErrorKind::Label, what, folder.display().to_string(), hint));
         }
         None => names.clone(),
@@ -60,7 +60,8 @@ pub(crate) fn list(folder: &Path, order: Option<&[String]>) -> Result<Files, Dat
         collect(&class, MAX_DEPTH, &mut paths)?;
         if paths.len() == before {
             let what = "this class folder holds no PNG or JPEG picture";
-            let hint = "add pictures or remove the folder";
+            let hint =
+                "add pictures, remove the folder, or give the path of the folder that holds the data itself";
             return Err(DataError::new(ErrorKind::Empty, what, class.display().to_string(), hint));
         }
         labels.resize(paths.len(), label);
@@ -103,6 +104,9 @@ fn is_picture(path: &Path) -> bool {
 
 /// Decodes one PNG or JPEG to 8-bit grey or RGB: palettes are expanded, 16 bits narrowed, transparency
 /// dropped. An orientation in the metadata is not applied. `max_pixels` bounds height times width.
+///
+/// PNG is exact. JPEG decoders round differently: against libjpeg-turbo (Pillow), pictures of quality 50 to 95
+/// differed by at most 4 levels and by 0.4 on average.
 pub(crate) fn decode(path: &Path, max_pixels: u64) -> Result<Picture<u8>, DataError> {
     let file = File::open(path).map_err(|e| DataError::io(path, &e))?;
     let mut bytes = Vec::new();
