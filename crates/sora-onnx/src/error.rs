@@ -1,0 +1,106 @@
+//! What can be wrong with an ONNX file.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sora_ir::IrError;
+
+/// One part of a model that cannot be imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIssue {
+    /// Name of the node, initializer, input or output.
+    pub node: String,
+    /// Operator, with its domain unless that is ONNX's own; or `Initializer`, `Input`, `Output`.
+    pub op: String,
+    /// What is wrong.
+    pub why: String,
+    /// What the user can do; empty when the reason says it.
+    pub hint: String,
+}
+
+impl fmt::Display for NodeIssue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`: {}", self.op, self.node, self.why)?;
+        if !self.hint.is_empty() {
+            write!(f, " ({})", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a file could not be imported or exported.
+#[derive(Debug, thiserror::Error)]
+pub enum OnnxError {
+    /// The operating system refused.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Reason.
+        source: io::Error,
+    },
+    /// The bytes are no ONNX model.
+    #[error("this is not a valid ONNX model: {0}")]
+    NotOnnx(String),
+    /// The model is readable but uses a version that Sora does not know.
+    #[error("unsupported model: {0}")]
+    Version(String),
+    /// Nodes, initializers, inputs or outputs that are broken or unsupported: all of them.
+    #[error("{} of the model's nodes cannot be imported:\n{}", .0.len(), list(.0))]
+    Nodes(Vec<NodeIssue>),
+    /// The graph as a whole is inconsistent.
+    #[error(transparent)]
+    Graph(#[from] IrError),
+    /// A node has no form in ONNX.
+    #[error("node `{node}` cannot be written as ONNX: {why}")]
+    Export {
+        /// Name of the node.
+        node: String,
+        /// Reason.
+        why: String,
+    },
+}
+
+impl OnnxError {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        OnnxError::Io { path: path.to_owned(), source }
+    }
+}
+
+fn list(issues: &[NodeIssue]) -> String {
+    let lines: Vec<String> = issues.iter().map(|issue| format!("  {issue}")).collect();
+    lines.join("\n")
+}
+
+/// Why one node, initializer or input cannot be imported; becomes a [`NodeIssue`] once its name is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) why: String,
+    pub(crate) hint: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Refusal { why: why.into(), hint: String::new() }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Refusal { hint: hint.into(), ..self }
+    }
+
+    pub(crate) fn at(self, node: &str, op: &str) -> NodeIssue {
+        NodeIssue { node: node.to_owned(), op: op.to_owned(), why: self.why, hint: self.hint }
+    }
+}
+
+impl From<IrError> for Refusal {
+    fn from(error: IrError) -> Self {
+        match error {
+            IrError::Infer { inputs, why, .. } => {
+                Refusal::new(format!("{why} [inputs {}]", inputs.join(", ")))
+            }
+            other => Refusal::new(other.to_string()),
+        }
+    }
+}

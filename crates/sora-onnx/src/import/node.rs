@@ -1,0 +1,300 @@
+//! What an importer sees of its node, and how it adds to the graph.
+
+use std::borrow::Cow;
+
+use sora_ir::ops::{Binary, BinaryKind, Cast, Reshape, Transpose, Unary, UnaryKind};
+use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
+use sora_tensor::{DType, Tensor};
+
+use super::names::Names;
+use crate::error::Refusal;
+use crate::proto::{AttributeProto, NodeProto, TensorProto};
+use crate::source::External;
+use crate::tensor;
+
+/// What an importer gives: the node's outputs in order. It may leave out trailing ones that it cannot compute.
+pub(super) type Built = Result<Vec<ValueId>, Refusal>;
+
+/// One node of the file.
+pub(super) struct NodeCx<'a> {
+    pub(super) graph: &'a mut Graph,
+    pub(super) names: &'a mut Names,
+    pub(super) external: &'a mut External,
+    pub(super) node: &'a NodeProto,
+    /// Name of the node, made up if the file has none.
+    pub(super) name: &'a str,
+    /// Opset of the default domain.
+    pub(super) opset: i64,
+    pub(super) inputs: Vec<Option<ValueId>>,
+    /// For each output: whether anything reads it.
+    pub(super) outputs: Vec<bool>,
+}
+
+/// Attributes.
+impl<'a> NodeCx<'a> {
+    pub(super) fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
+        self.node.attribute.iter().find(|a| a.name == name)
+    }
+
+    pub(super) fn int(&self, name: &str, default: i64) -> i64 {
+        self.attribute(name).map_or(default, |a| a.i.unwrap_or(0))
+    }
+
+    pub(super) fn flag(&self, name: &str, default: bool) -> bool {
+        self.int(name, i64::from(default)) != 0
+    }
+
+    pub(super) fn float(&self, name: &str, default: f32) -> f32 {
+        self.attribute(name).map_or(default, |a| a.f.unwrap_or(0.0))
+    }
+
+    pub(super) fn ints(&self, name: &str) -> Option<&'a [i64]> {
+        self.attribute(name).map(|a| a.ints.as_slice())
+    }
+
+    pub(super) fn text(&self, name: &str, default: &'a str) -> Cow<'a, str> {
+        match self.attribute(name) {
+            Some(a) => String::from_utf8_lossy(a.s.as_deref().unwrap_or_default()),
+            None => Cow::Borrowed(default),
+        }
+    }
+
+    /// A list of texts; empty when absent.
+    pub(super) fn texts(&self, name: &str) -> Vec<Cow<'a, str>> {
+        let strings = self.attribute(name).map_or(&[][..], |a| &a.strings);
+        strings.iter().map(|s| String::from_utf8_lossy(s)).collect()
+    }
+
+    pub(super) fn tensor(&mut self, proto: &TensorProto) -> Result<Tensor, Refusal> {
+        tensor::from_proto(proto, self.external)
+    }
+
+    /// A list of sizes; `default` when absent.
+    pub(super) fn sizes(&self, name: &str, default: Vec<usize>) -> Result<Vec<usize>, Refusal> {
+        match self.ints(name) {
+            Some(values) => values.iter().map(|&v| size(v, name)).collect(),
+            None => Ok(default),
+        }
+    }
+
+    /// Refuses the node when an attribute has another value than the only supported one.
+    pub(super) fn only_int(&self, name: &str, supported: i64) -> Result<(), Refusal> {
+        match self.int(name, supported) {
+            value if value == supported => Ok(()),
+            value => Err(Refusal::new(format!("{name}={value} is not supported"))),
+        }
+    }
+
+    /// Refuses the node when it has this attribute.
+    pub(super) fn without(&self, name: &str) -> Result<(), Refusal> {
+        match self.attribute(name) {
+            Some(_) => Err(Refusal::new(format!("the attribute `{name}` is not supported"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A size from a file: not negative, and small enough that sums of a few do not overflow.
+pub(super) fn size(value: i64, what: &str) -> Result<usize, Refusal> {
+    let size = u32::try_from(value).ok().filter(|&v| i32::try_from(v).is_ok());
+    size.and_then(|v| usize::try_from(v).ok())
+        .ok_or_else(|| Refusal::new(format!("{what} has the value {value}, which is out of range")))
+}
+
+/// The number as the `i64` that shapes are stored in.
+pub(super) fn signed(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Inputs.
+impl NodeCx<'_> {
+    pub(super) fn input(&self, index: usize) -> Result<ValueId, Refusal> {
+        self.opt(index).ok_or_else(|| Refusal::new(format!("its input {index} is missing")))
+    }
+
+    pub(super) fn opt(&self, index: usize) -> Option<ValueId> {
+        self.inputs.get(index).copied().flatten()
+    }
+
+    /// All inputs, none of which may be absent; at least one.
+    pub(super) fn all_inputs(&self) -> Result<Vec<ValueId>, Refusal> {
+        (0..self.inputs.len().max(1)).map(|i| self.input(i)).collect()
+    }
+
+    /// The first `count` inputs as they are, absent ones included.
+    pub(super) fn inputs_to(&self, count: usize) -> Vec<Option<ValueId>> {
+        let mut inputs: Vec<_> = (0..count).map(|i| self.opt(i)).collect();
+        while inputs.last() == Some(&None) {
+            inputs.pop();
+        }
+        inputs
+    }
+
+    pub(super) fn ty(&self, value: ValueId) -> &TensorType {
+        self.graph.ty(value)
+    }
+
+    pub(super) fn rank(&self, value: ValueId) -> usize {
+        self.ty(value).rank()
+    }
+
+    pub(super) fn dtype(&self, value: ValueId) -> DType {
+        self.ty(value).dtype
+    }
+
+    pub(super) fn axis(&self, axis: i64, value: ValueId) -> Result<usize, Refusal> {
+        resolve_axis(axis, self.rank(value)).map_err(|e| Refusal::new(e.0))
+    }
+
+    /// The tensor of a value that does not depend on the model's inputs.
+    pub(super) fn constant(&self, value: ValueId) -> Option<Tensor> {
+        fold(self.graph, value, 64)
+    }
+
+    /// The elements of an integer value that does not depend on the model's inputs.
+    pub(super) fn known_ints(&self, value: ValueId) -> Option<Vec<i64>> {
+        if let Some(content) = &self.graph.value(value).content {
+            if let Some(known) = content.iter().map(Dim::constant).collect() {
+                return Some(known);
+            }
+        }
+        self.constant(value).filter(|t| t.dtype().is_int()).map(|t| t.to_i64s())
+    }
+
+    /// What moved from an attribute to an input in opset `since`: the integers of either; `None` when absent.
+    pub(super) fn ints_at(&self, name: &str, input: usize, since: i64) -> Result<Option<Vec<i64>>, Refusal> {
+        if self.opset < since {
+            return Ok(self.ints(name).map(<[i64]>::to_vec));
+        }
+        let Some(value) = self.opt(input) else { return Ok(None) };
+        let known = self.known_ints(value);
+        known.map(Some).ok_or_else(|| {
+            Refusal::new(format!("`{name}` is computed while the model runs"))
+                .hint("export the model with constant parameters, or simplify it with onnxsim")
+        })
+    }
+}
+
+/// Evaluates the nodes that a small value depends on, if all of that is constant.
+fn fold(graph: &Graph, value: ValueId, depth: usize) -> Option<Tensor> {
+    const LARGEST: usize = 4096;
+    if let Some(tensor) = graph.const_value(value) {
+        return Some(tensor.clone());
+    }
+    let small = graph.ty(value).known_len().is_some_and(|len| len <= LARGEST);
+    let depth = depth.checked_sub(1).filter(|_| small)?;
+    let (_, node, slot) = graph.producer(value)?;
+    let inputs: Option<Vec<Option<Tensor>>> = node
+        .inputs
+        .iter()
+        .map(|input| match input {
+            Some(id) => fold(graph, *id, depth).map(Some),
+            None => Some(None),
+        })
+        .collect();
+    let inputs = inputs?;
+    let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+    let outputs = node.op.eval(&sora_ir::EvalCx { inputs: &inputs }).ok()?;
+    outputs.into_iter().nth(slot)
+}
+
+/// Building.
+impl NodeCx<'_> {
+    /// Adds the node itself: it gets the file's name, and its outputs provisional ones.
+    pub(super) fn add(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = impl Into<Option<ValueId>>>,
+    ) -> Built {
+        let values = self.graph.add(self.name, op, inputs)?;
+        for &value in &values {
+            let name = self.names.fresh(&self.graph.value(value).name);
+            self.graph.rename(value, &name);
+        }
+        Ok(values)
+    }
+
+    /// Adds the node itself, with one output.
+    pub(super) fn op(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = impl Into<Option<ValueId>>>,
+    ) -> Result<ValueId, Refusal> {
+        first(self.add(op, inputs)?)
+    }
+
+    /// Adds a part of the node, of one output, named after the node.
+    pub(super) fn step(
+        &mut self,
+        part: &str,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = impl Into<Option<ValueId>>>,
+    ) -> Result<ValueId, Refusal> {
+        let name = self.names.fresh(&format!("{}/{part}", self.name));
+        Ok(self.graph.op(&name, op, inputs)?)
+    }
+
+    /// Adds a constant, named after the node.
+    pub(super) fn make(&mut self, part: &str, tensor: Tensor) -> ValueId {
+        let name = self.names.fresh(&format!("{}/{part}", self.name));
+        self.graph.constant(&name, tensor)
+    }
+
+    /// A one-dimensional integer constant.
+    pub(super) fn make_ints(&mut self, part: &str, values: &[i64]) -> ValueId {
+        self.make(part, Tensor::vector(values))
+    }
+
+    /// A constant of rank 0.
+    pub(super) fn scalar(&mut self, part: &str, dtype: DType, value: f64) -> ValueId {
+        self.make(part, Tensor::scalar(value).cast(dtype))
+    }
+
+    pub(super) fn unary(&mut self, kind: UnaryKind, x: ValueId) -> Result<ValueId, Refusal> {
+        self.step(&kind.name().to_lowercase(), Unary { kind }, [x])
+    }
+
+    pub(super) fn binary(&mut self, kind: BinaryKind, a: ValueId, b: ValueId) -> Result<ValueId, Refusal> {
+        self.step(&kind.name().to_lowercase(), Binary { kind }, [a, b])
+    }
+
+    /// The value in another dtype; the value itself when it has that dtype.
+    pub(super) fn cast(&mut self, value: ValueId, to: DType) -> Result<ValueId, Refusal> {
+        match self.dtype(value) == to {
+            true => Ok(value),
+            false => self.step("cast", Cast { to }, [value]),
+        }
+    }
+
+    /// The value under a constant shape, in which 0 keeps an extent and -1 is inferred.
+    pub(super) fn reshape(&mut self, value: ValueId, shape: &[i64]) -> Result<ValueId, Refusal> {
+        let shape = self.make_ints("shape", shape);
+        self.step("reshape", Reshape { allow_zero: false }, [value, shape])
+    }
+
+    /// The value under the shape of `like`.
+    pub(super) fn reshape_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, Refusal> {
+        let shape = match self.ty(like).known_shape() {
+            Some(known) => {
+                let known: Vec<i64> = known.into_iter().map(signed).collect();
+                self.make_ints("shape", &known)
+            }
+            None => self.step("shape", sora_ir::ops::Shape { start: 0, end: None }, [like])?,
+        };
+        self.step("reshape", Reshape { allow_zero: true }, [value, shape])
+    }
+
+    pub(super) fn transpose(&mut self, value: ValueId, perm: &[usize]) -> Result<ValueId, Refusal> {
+        self.step("transpose", Transpose { perm: perm.to_vec() }, [value])
+    }
+
+    /// Whether anything reads an output.
+    pub(super) fn reads(&self, output: usize) -> bool {
+        self.outputs.get(output).copied().unwrap_or(false)
+    }
+}
+
+/// The first output.
+pub(super) fn first(values: Vec<ValueId>) -> Result<ValueId, Refusal> {
+    values.into_iter().next().ok_or_else(|| Refusal::new("it has no output"))
+}

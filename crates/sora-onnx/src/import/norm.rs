@@ -1,0 +1,181 @@
+//! Normalizations.
+
+use sora_ir::ops::{
+    AveragePool, BatchNorm, Binary, BinaryKind, LayerNorm, Reduce, ReduceKind, Squeeze, Unary, UnaryKind,
+    Unsqueeze,
+};
+use sora_ir::{Real, ValueId};
+
+use super::node::{Built, NodeCx, signed, size};
+use super::rows::{Row, microsoft, onnx};
+use crate::error::Refusal;
+
+pub(super) const ROWS: &[Row] = &[
+    onnx("BatchNormalization", batch_norm),
+    onnx("GroupNormalization", group_norm),
+    onnx("InstanceNormalization", instance_norm),
+    onnx("LayerNormalization", |cx| {
+        let op = LayerNorm { axis: cx.int("axis", -1), epsilon: Real(cx.float("epsilon", 1e-5)) };
+        cx.add(op, cx.inputs_to(3))
+    }),
+    onnx("LRN", local_response),
+    onnx("LpNormalization", lp_norm),
+    onnx("RMSNormalization", |cx| rms_node(cx, 1e-5)),
+    // onnxruntime writes it in the default domain, too.
+    onnx("SimplifiedLayerNormalization", |cx| rms_node(cx, 1e-5)),
+    microsoft("SimplifiedLayerNormalization", |cx| rms_node(cx, 1e-5)),
+    microsoft("SkipLayerNormalization", |cx| skip_norm(cx, false)),
+    microsoft("SkipSimplifiedLayerNormalization", |cx| skip_norm(cx, true)),
+];
+
+/// In inference mode only. `spatial = 0`, before opset 9, had statistics per element.
+fn batch_norm(cx: &mut NodeCx) -> Built {
+    if cx.flag("training_mode", false) {
+        return Err(Refusal::new("its training mode is on").hint("export the model in evaluation mode"));
+    }
+    cx.only_int("spatial", 1)?;
+    cx.add(BatchNorm { epsilon: Real(cx.float("epsilon", 1e-5)) }, cx.inputs_to(5))
+}
+
+/// A vector with one element per channel, shaped to broadcast over the spatial axes of `x`.
+fn per_channel(cx: &mut NodeCx, vector: ValueId, x: ValueId) -> Result<ValueId, Refusal> {
+    let axes: Vec<i64> = (1..signed(cx.rank(x)) - 1).collect();
+    match axes.is_empty() {
+        true => Ok(vector),
+        false => cx.step("unsqueeze", Unsqueeze { axes }, [vector]),
+    }
+}
+
+/// Normalizes each of `groups` runs of channels of each sample; the result has the shape of `x`.
+fn grouped(cx: &mut NodeCx, x: ValueId, groups: Option<usize>) -> Result<ValueId, Refusal> {
+    let epsilon = Real(cx.float("epsilon", 1e-5));
+    if cx.rank(x) < 3 && groups.is_none() || cx.rank(x) < 2 {
+        return Err(Refusal::new(format!("its input {} has no spatial axis", cx.ty(x))));
+    }
+    let flat = cx.reshape(x, &[0, groups.map_or(0, signed), -1])?;
+    let normal = cx.step("normalize", LayerNorm { axis: -1, epsilon }, [flat])?;
+    cx.reshape_like(normal, x)
+}
+
+fn instance_norm(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let normal = grouped(cx, x, None)?;
+    affine(cx, normal, x)
+}
+
+/// Scale and bias, which are inputs 1 and 2, per channel.
+fn affine(cx: &mut NodeCx, normal: ValueId, x: ValueId) -> Built {
+    let (scale, bias) = (cx.input(1)?, cx.input(2)?);
+    let scale = per_channel(cx, scale, x)?;
+    let bias = per_channel(cx, bias, x)?;
+    let scaled = cx.binary(BinaryKind::Mul, normal, scale)?;
+    cx.add(Binary { kind: BinaryKind::Add }, [scaled, bias])
+}
+
+/// Scale and bias are per group before opset 21 and per channel since.
+fn group_norm(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let groups = size(cx.int("num_groups", 0), "num_groups")?;
+    let channels = cx.ty(x).shape.get(1).and_then(sora_ir::Dim::known);
+    let Some(channels) = channels.filter(|c| groups > 0 && c % groups == 0) else {
+        return Err(Refusal::new(format!("its input {} does not split into {groups} groups", cx.ty(x))));
+    };
+    if cx.opset >= 21 || groups == channels {
+        let normal = grouped(cx, x, Some(groups))?;
+        return affine(cx, normal, x);
+    }
+    let epsilon = Real(cx.float("epsilon", 1e-5));
+    let flat = cx.reshape(x, &[0, signed(groups), -1])?;
+    let normal = cx.step("normalize", LayerNorm { axis: -1, epsilon }, [flat])?;
+    let (scale, bias) = (cx.input(1)?, cx.input(2)?);
+    let scale = per_channel(cx, scale, flat)?;
+    let bias = per_channel(cx, bias, flat)?;
+    let scaled = cx.binary(BinaryKind::Mul, normal, scale)?;
+    let shifted = cx.op(Binary { kind: BinaryKind::Add }, [scaled, bias])?;
+    Ok(vec![cx.reshape_like(shifted, x)?])
+}
+
+/// `x / (bias + alpha · mean of x² over a window of channels)^beta`: the mean is a pooling with the channels as
+/// a spatial axis, in which the border counts as zeros.
+fn local_response(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let rank = cx.rank(x);
+    let window = size(cx.int("size", 0), "size")?;
+    if window == 0 || rank < 3 {
+        return Err(Refusal::new(format!("size={window} does not fit its input {}", cx.ty(x))));
+    }
+    let dtype = cx.dtype(x);
+    let ones = rank - 2;
+    let along = |channels: usize, others: usize| [vec![channels], vec![others; ones]].concat();
+    let square = cx.binary(BinaryKind::Mul, x, x)?;
+    let planes = cx.step("planes", Unsqueeze { axes: vec![1] }, [square])?;
+    let pool = AveragePool {
+        kernel: along(window, 1),
+        strides: vec![1; rank - 1],
+        pads: [along((window - 1) / 2, 0), along(window / 2, 0)].concat(),
+        dilations: vec![1; rank - 1],
+        ceil_mode: false,
+        count_include_pad: true,
+    };
+    let mean = cx.step("mean", pool, [planes])?;
+    let mean = cx.step("squeeze", Squeeze { axes: vec![1] }, [mean])?;
+    let mean = super::math::scaled(cx, mean, cx.float("alpha", 1e-4), "alpha")?;
+    let bias = cx.scalar("bias", dtype, f64::from(cx.float("bias", 1.0)));
+    let base = cx.binary(BinaryKind::Add, mean, bias)?;
+    let beta = cx.scalar("beta", dtype, f64::from(cx.float("beta", 0.75)));
+    let divisor = cx.binary(BinaryKind::Pow, base, beta)?;
+    cx.add(Binary { kind: BinaryKind::Div }, [x, divisor])
+}
+
+fn lp_norm(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let kind = match cx.int("p", 2) {
+        1 => ReduceKind::L1,
+        2 => ReduceKind::L2,
+        p => return Err(Refusal::new(format!("p={p} is not supported"))),
+    };
+    let norm = cx.step("norm", Reduce { kind, axes: vec![cx.int("axis", -1)], keep_dims: true }, [x])?;
+    cx.add(Binary { kind: BinaryKind::Div }, [x, norm])
+}
+
+fn rms_node(cx: &mut NodeCx, epsilon: f32) -> Built {
+    let x = cx.input(0)?;
+    let scale = cx.input(1)?;
+    let normal = rms(cx, x, epsilon)?;
+    cx.add(Binary { kind: BinaryKind::Mul }, [normal, scale])
+}
+
+/// `x / sqrt(mean(x²) + epsilon)` over the axes from `axis` on.
+fn rms(cx: &mut NodeCx, x: ValueId, epsilon: f32) -> Result<ValueId, Refusal> {
+    let from = signed(cx.axis(cx.int("axis", -1), x)?);
+    let axes = (from..signed(cx.rank(x))).collect();
+    let square = cx.binary(BinaryKind::Mul, x, x)?;
+    let mean = cx.step("mean", Reduce { kind: ReduceKind::Mean, axes, keep_dims: true }, [square])?;
+    let epsilon = cx.scalar("epsilon", cx.dtype(x), f64::from(cx.float("epsilon", epsilon)));
+    let shifted = cx.binary(BinaryKind::Add, mean, epsilon)?;
+    let root = cx.step("root", Unary { kind: UnaryKind::Sqrt }, [shifted])?;
+    cx.binary(BinaryKind::Div, x, root)
+}
+
+/// Normalizes `input + skip [+ bias]`; that sum is output 3. Inputs: input, skip, gamma, then beta unless
+/// `simplified`, then the bias.
+fn skip_norm(cx: &mut NodeCx, simplified: bool) -> Built {
+    let (input, skip, gamma) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let (beta, bias) = if simplified { (None, cx.opt(3)) } else { (cx.opt(3), cx.opt(4)) };
+    let mut sum = cx.binary(BinaryKind::Add, input, skip)?;
+    if let Some(bias) = bias {
+        sum = cx.binary(BinaryKind::Add, sum, bias)?;
+    }
+    let epsilon = cx.float("epsilon", 1e-12);
+    let normal = if simplified {
+        let normal = rms(cx, sum, epsilon)?;
+        cx.op(Binary { kind: BinaryKind::Mul }, [normal, gamma])?
+    } else {
+        let op = LayerNorm { axis: -1, epsilon: Real(epsilon) };
+        cx.op(op, [Some(vec![sum, gamma]), beta.map(|b| vec![b])].into_iter().flatten().flatten())?
+    };
+    if cx.reads(1) || cx.reads(2) {
+        return Err(Refusal::new("its outputs mean and inverse deviation are not supported"));
+    }
+    Ok(vec![normal, normal, normal, sum])
+}

@@ -1,0 +1,98 @@
+//! The operator table: every ONNX operator that can be imported, one row each.
+
+use super::node::{Built, NodeCx};
+use super::{constant, contrib, conv, elementwise, math, norm, quant, recurrent, shape};
+use crate::error::Refusal;
+
+/// Builds core operators for one node. Opset differences are handled inside: what an operator did in opset 7
+/// and what it does in the newest are read by the same function.
+pub(super) type Import = fn(&mut NodeCx) -> Built;
+
+/// One ONNX operator.
+pub(super) struct Row {
+    /// Empty for ONNX's own.
+    domain: &'static str,
+    op: &'static str,
+    import: Import,
+}
+
+/// A row of ONNX's own domain.
+pub(super) const fn onnx(op: &'static str, import: Import) -> Row {
+    Row { domain: "", op, import }
+}
+
+/// A row of onnxruntime's domain.
+pub(super) const fn microsoft(op: &'static str, import: Import) -> Row {
+    Row { domain: "com.microsoft", op, import }
+}
+
+const FAMILIES: &[&[Row]] = &[
+    constant::ROWS,
+    contrib::ROWS,
+    conv::ROWS,
+    elementwise::ROWS,
+    math::ROWS,
+    norm::ROWS,
+    quant::ROWS,
+    recurrent::ROWS,
+    shape::ROWS,
+];
+
+/// What helps with operators that have no row.
+const HINTS: &[(&[&str], &str)] = &[
+    (
+        &["If", "Loop", "Scan", "SequenceMap"],
+        "control flow is not supported: export with fixed shapes, or trace instead of scripting; onnxsim removes \
+         branches on constants",
+    ),
+    (
+        &["NonMaxSuppression", "TopK", "NonZero", "RoiAlign", "Unique"],
+        "cut the post-processing off the model and run it in your program",
+    ),
+    (
+        &["StringNormalizer", "TfIdfVectorizer", "LabelEncoder", "StringConcat", "RegexFullMatch"],
+        "cut the text processing off the model and run it in your program",
+    ),
+    (&["Einsum"], "write the product as Transpose, Reshape and MatMul before the export"),
+    (
+        &[
+            "SequenceAt",
+            "SequenceConstruct",
+            "SequenceInsert",
+            "SplitToSequence",
+            "ConcatFromSequence",
+            "Optional",
+        ],
+        "sequences are not supported: stack the tensors before the export",
+    ),
+    (&["MatMulNBits"], "use the model's unquantized form"),
+];
+
+/// The importer of an operator.
+pub(super) fn find(domain: &str, op: &str) -> Result<Import, Refusal> {
+    let domain = if domain == "ai.onnx" { "" } else { domain };
+    let row = FAMILIES.iter().copied().flatten().find(|row| row.op == op && row.domain == domain);
+    row.map(|row| row.import).ok_or_else(|| {
+        let hint = HINTS.iter().find(|(ops, _)| ops.contains(&op)).map(|&(_, hint)| hint);
+        let default = match domain {
+            "" => "simplifying the model with onnxsim may remove it",
+            _ => "export the model with operators of the standard domain only",
+        };
+        Refusal::new("this operator is not supported").hint(hint.unwrap_or(default))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_operator_has_two_rows() {
+        let mut seen = HashSet::new();
+        for row in FAMILIES.iter().copied().flatten() {
+            assert!(seen.insert((row.domain, row.op)), "{} has two rows", row.op);
+        }
+        assert!(find("ai.onnx", "Conv").is_ok() && find("", "Loop").is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! Operators that move or select elements, and those that compute with shapes.
+
+use sora_ir::ops::{
+    Concat, Expand, Flatten, Gather, GatherElements, OneHot, Pad, PadMode, Reduce, ReduceKind, Reshape,
+    Shape, Slice, Split, Squeeze, Tile, Transpose, Trilu, Unsqueeze,
+};
+use sora_ir::{Dim, ValueId};
+
+use super::node::{Built, NodeCx, signed, size};
+use super::rows::{Row, onnx};
+use crate::error::Refusal;
+
+pub(super) const ROWS: &[Row] = &[
+    onnx("Concat", |cx| cx.add(Concat { axis: cx.int("axis", 1) }, cx.all_inputs()?)),
+    onnx("DepthToSpace", depth_to_space),
+    onnx("Expand", |cx| cx.add(Expand {}, [cx.input(0)?, cx.input(1)?])),
+    onnx("Flatten", |cx| cx.add(Flatten { axis: cx.int("axis", 1) }, [cx.input(0)?])),
+    onnx("Gather", |cx| cx.add(Gather { axis: cx.int("axis", 0) }, [cx.input(0)?, cx.input(1)?])),
+    onnx("GatherElements", |cx| {
+        cx.add(GatherElements { axis: cx.int("axis", 0) }, [cx.input(0)?, cx.input(1)?])
+    }),
+    onnx("OneHot", |cx| cx.add(OneHot { axis: cx.int("axis", -1) }, cx.inputs_to(3))),
+    onnx("Pad", pad),
+    onnx("Reshape", |cx| {
+        cx.add(Reshape { allow_zero: cx.flag("allowzero", false) }, [cx.input(0)?, cx.input(1)?])
+    }),
+    onnx("Shape", |cx| {
+        let end = cx.attribute("end").map(|a| a.i.unwrap_or(0));
+        cx.add(Shape { start: cx.int("start", 0), end }, [cx.input(0)?])
+    }),
+    onnx("Size", |cx| {
+        let shape = cx.step("shape", Shape { start: 0, end: None }, [cx.input(0)?])?;
+        cx.add(Reduce { kind: ReduceKind::Prod, axes: Vec::new(), keep_dims: false }, [shape])
+    }),
+    onnx("Slice", slice),
+    onnx("SpaceToDepth", space_to_depth),
+    onnx("Split", split),
+    onnx("Squeeze", |cx| {
+        let axes = cx.ints_at("axes", 1, 13)?.unwrap_or_default();
+        cx.add(Squeeze { axes }, [cx.input(0)?])
+    }),
+    onnx("Tile", |cx| cx.add(Tile {}, [cx.input(0)?, cx.input(1)?])),
+    onnx("Transpose", |cx| {
+        let x = cx.input(0)?;
+        let perm = cx.sizes("perm", (0..cx.rank(x)).rev().collect())?;
+        cx.add(Transpose { perm }, [x])
+    }),
+    onnx("Trilu", |cx| cx.add(Trilu { upper: cx.flag("upper", true) }, cx.inputs_to(2))),
+    onnx("Unsqueeze", |cx| {
+        let axes = cx.ints_at("axes", 1, 13)?.ok_or_else(|| Refusal::new("its axes are missing"))?;
+        cx.add(Unsqueeze { axes }, [cx.input(0)?])
+    }),
+];
+
+/// Everything but the data was an attribute before opset 11.
+fn pad(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let mode = match cx.text("mode", "constant").as_ref() {
+        "constant" => PadMode::Constant,
+        "edge" => PadMode::Edge,
+        "reflect" => PadMode::Reflect,
+        "wrap" => PadMode::Wrap,
+        other => return Err(Refusal::new(format!("mode=`{other}` is not supported"))),
+    };
+    if cx.opset >= 11 {
+        return cx.add(Pad { mode }, cx.inputs_to(4));
+    }
+    let pads = cx.ints("pads").ok_or_else(|| Refusal::new("its pads are missing"))?;
+    let pads = cx.make_ints("pads", pads);
+    let value = cx.float("value", 0.0);
+    let value = (value != 0.0).then(|| cx.scalar("value", cx.dtype(x), f64::from(value)));
+    cx.add(Pad { mode }, [vec![Some(x), Some(pads)], value.map(Some).into_iter().collect()].concat())
+}
+
+/// Everything but the data was an attribute before opset 10.
+fn slice(cx: &mut NodeCx) -> Built {
+    if cx.opset >= 10 {
+        return cx.add(Slice {}, cx.inputs_to(5));
+    }
+    let mut inputs = vec![cx.input(0)?];
+    for name in ["starts", "ends", "axes"] {
+        match cx.ints(name) {
+            Some(values) => inputs.push(cx.make_ints(name, values)),
+            None if name == "axes" => {}
+            None => return Err(Refusal::new(format!("its {name} are missing"))),
+        }
+    }
+    cx.add(Slice {}, inputs)
+}
+
+fn split(cx: &mut NodeCx) -> Built {
+    let sizes = cx.ints_at("split", 1, 13)?.unwrap_or_default();
+    let sizes = sizes.iter().map(|&v| size(v, "split")).collect::<Result<Vec<_>, _>>()?;
+    let outputs = match cx.attribute("num_outputs") {
+        Some(_) => size(cx.int("num_outputs", 0), "num_outputs")?,
+        None => cx.node.output.len(),
+    };
+    if outputs != cx.node.output.len() || !(sizes.is_empty() || sizes.len() == outputs) {
+        return Err(Refusal::new(format!(
+            "it has {} outputs and {} sizes for {outputs} parts",
+            cx.node.output.len(),
+            sizes.len()
+        )));
+    }
+    cx.add(Split { axis: cx.int("axis", 0), outputs, sizes }, [cx.input(0)?])
+}
+
+/// One extent of a new shape.
+#[derive(Clone, Copy)]
+enum Part {
+    Number(usize),
+    /// The extent of an axis of the input, multiplied and divided.
+    Axis {
+        axis: usize,
+        times: usize,
+        over: usize,
+    },
+}
+
+/// A reshape that computes with the input's extents, while the model runs only as far as they are symbolic.
+fn reshape_by(cx: &mut NodeCx, x: ValueId, parts: &[Part]) -> Result<ValueId, Refusal> {
+    let dims = cx.ty(x).shape.clone();
+    let known = |part: &Part| match *part {
+        Part::Number(n) => Some(n),
+        Part::Axis { axis, times, over } => Some(dims.get(axis)?.known()? * times / over),
+    };
+    let unknown = parts.iter().filter(|part| known(part).is_none()).count();
+    if unknown <= 1 {
+        let shape: Vec<i64> = parts.iter().map(|part| known(part).map_or(-1, signed)).collect();
+        return cx.reshape(x, &shape);
+    }
+    let shape = cx.step("shape", Shape { start: 0, end: None }, [x])?;
+    let mut extents = Vec::new();
+    for part in parts {
+        extents.push(match (known(part), *part) {
+            (None, Part::Axis { axis, times, over }) => {
+                let index = cx.make_ints("axis", &[signed(axis)]);
+                let extent = cx.step("extent", Gather { axis: 0 }, [shape, index])?;
+                let times = cx.make_ints("times", &[signed(times)]);
+                let extent = cx.binary(sora_ir::ops::BinaryKind::Mul, extent, times)?;
+                let over = cx.make_ints("over", &[signed(over)]);
+                cx.binary(sora_ir::ops::BinaryKind::Div, extent, over)?
+            }
+            (number, _) => cx.make_ints("extent", &[number.map_or(1, signed)]),
+        });
+    }
+    let target = cx.step("target", Concat { axis: 0 }, extents)?;
+    cx.step("reshape", Reshape { allow_zero: false }, [x, target])
+}
+
+/// Batch and channels of an image, its spatial axes, and the block of DepthToSpace and SpaceToDepth.
+fn block(cx: &NodeCx, x: ValueId) -> Result<(usize, usize), Refusal> {
+    let block = size(cx.int("blocksize", 0), "blocksize")?;
+    let ty = cx.ty(x);
+    match (ty.rank(), ty.shape.get(1).and_then(Dim::known), block) {
+        (4, Some(channels), 1..) => Ok((channels, block)),
+        _ => Err(Refusal::new(format!("blocksize={block} does not fit its input {ty}"))),
+    }
+}
+
+const fn same(axis: usize) -> Part {
+    Part::Axis { axis, times: 1, over: 1 }
+}
+
+fn depth_to_space(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let (channels, b) = block(cx, x)?;
+    let area = b.saturating_mul(b);
+    if channels % area != 0 {
+        return Err(Refusal::new(format!("{channels} channels do not split into blocks of {b}x{b}")));
+    }
+    let depth = Part::Number(channels / area);
+    let side = Part::Number(b);
+    let (parts, perm) = match cx.text("mode", "DCR").as_ref() {
+        "DCR" => ([same(0), side, side, depth, same(2), same(3)], [0, 3, 4, 1, 5, 2]),
+        "CRD" => ([same(0), depth, side, side, same(2), same(3)], [0, 1, 4, 2, 5, 3]),
+        other => return Err(Refusal::new(format!("mode=`{other}` is not known"))),
+    };
+    let split = reshape_by(cx, x, &parts)?;
+    let moved = cx.transpose(split, &perm)?;
+    let grown = |axis, by| Part::Axis { axis, times: by, over: 1 };
+    // After the transposition the axes are N, C, H, b, W, b.
+    Ok(vec![reshape_by(cx, moved, &[same(0), depth, grown(2, b), grown(4, b)])?])
+}
+
+fn space_to_depth(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let (channels, b) = block(cx, x)?;
+    let shrunk = |axis| Part::Axis { axis, times: 1, over: b };
+    let side = Part::Number(b);
+    let split = reshape_by(cx, x, &[same(0), Part::Number(channels), shrunk(2), side, shrunk(3), side])?;
+    let moved = cx.transpose(split, &[0, 3, 5, 1, 2, 4])?;
+    let depth = Part::Number(channels.saturating_mul(b).saturating_mul(b));
+    Ok(vec![reshape_by(cx, moved, &[same(0), depth, same(4), same(5)])?])
+}

@@ -1,0 +1,78 @@
+//! Imported models against stored outputs of onnxruntime.
+//!
+//! `SORA_ORT_CASES` names a folder of pairs `NAME.onnx` and `NAME.npz`, the latter with the inputs under their
+//! names and the outputs under `out:` and their names; `.ci/python/make_cases.py` writes it. Each model is
+//! compared as imported, and again after export and a second import.
+
+use std::path::PathBuf;
+
+use sora_ir::{Graph, evaluate};
+use sora_tensor::Tensor;
+
+fn cases() -> Vec<PathBuf> {
+    let folder = std::env::var("SORA_ORT_CASES")
+        .expect("SORA_ORT_CASES must name the folder that .ci/python/make_cases.py wrote");
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("SORA_ORT_CASES={folder}: {e}"));
+    let mut models: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    models.retain(|path| path.extension().is_some_and(|e| e == "onnx"));
+    models.sort();
+    assert!(!models.is_empty(), "SORA_ORT_CASES={folder} holds no models");
+    models
+}
+
+/// The greatest difference, relative to the greatest magnitude expected; in steps for 8-bit values.
+fn error(expected: &Tensor, found: &Tensor) -> f64 {
+    let (a, b) = (expected.to_f64s(), found.to_f64s());
+    let difference = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+    let magnitude = a.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    match expected.dtype().size() {
+        1 => difference,
+        _ => difference / magnitude.max(1e-6),
+    }
+}
+
+fn compare(graph: &Graph, arrays: &[(String, Tensor)]) -> Result<f64, String> {
+    let inputs: Vec<(&str, &Tensor)> = arrays.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let outputs = evaluate(graph, &inputs).map_err(|e| e.to_string())?;
+    let mut worst: f64 = 0.0;
+    for (output, found) in graph.outputs().iter().zip(&outputs) {
+        let name = format!("out:{}", output.name);
+        let (_, expected) = arrays.iter().find(|(n, _)| *n == name).ok_or(format!("{name} is not stored"))?;
+        if expected.dtype() != found.dtype() || expected.shape() != found.shape() {
+            return Err(format!("{name}: expected {:?}, found {:?}", expected.shape(), found.shape()));
+        }
+        worst = worst.max(error(expected, found));
+    }
+    Ok(worst)
+}
+
+/// Quantized models may round differently in a few places, which later layers amplify to about two steps of the
+/// coarsest of them; everything else agrees up to the order of additions.
+fn tolerance(name: &str) -> f64 {
+    if name.starts_with("quantized") { 2e-2 } else { 1e-4 }
+}
+
+#[test]
+fn imported_models_agree_with_onnxruntime() {
+    let mut failures = Vec::new();
+    for path in cases() {
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let stored = sora_data::npz::read(&path.with_extension("npz"), 1 << 30).unwrap();
+        let imported = match sora_onnx::load(&path) {
+            Ok(imported) => imported,
+            Err(e) => {
+                failures.push(format!("{name}: {e}"));
+                continue;
+            }
+        };
+        if let Err(e) = sora_ir::verify(&imported.graph) {
+            failures.push(format!("{name}: {e}"));
+        }
+        match compare(&imported.graph, &stored) {
+            Ok(error) if error <= tolerance(&name) => println!("{name}: {error:.1e}"),
+            Ok(error) => failures.push(format!("{name}: differs by {error:.1e}")),
+            Err(e) => failures.push(format!("{name}: {e}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
