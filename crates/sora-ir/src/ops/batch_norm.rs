@@ -1,0 +1,77 @@
+//! Batch normalization with fixed statistics.
+
+use sora_tensor::{DType, Tensor};
+
+use super::attrs;
+use crate::case::{Arg, Case, Gen};
+use crate::{EvalCx, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
+
+attrs! {
+    /// `(x - mean) / sqrt(var + epsilon) · scale + bias` for each channel of an input `[N, C, …]`. Inputs: x, then
+    /// scale, bias, mean and variance, each `[C]` and of any float type; the result has the type of x.
+    /// Source: ONNX BatchNormalization, inference form.
+    pub struct BatchNorm {
+        /// Added to the variance.
+        epsilon: Real,
+    }
+}
+
+impl OpDef for BatchNorm {
+    fn infer(&self, cx: &InferCx) -> Result<Vec<TensorType>, Mismatch> {
+        cx.arity(5..=5)?;
+        let x = cx.ty(0)?;
+        ensure!(x.dtype.is_float() && x.rank() >= 2, "takes floats of rank 2 or more, found {x}");
+        for i in 1..5 {
+            let p = cx.ty(i)?;
+            ensure!(
+                p.dtype.is_float() && p.rank() == 1 && p.shape[0].compatible(&x.shape[1]),
+                "input {i} {p} does not fit the {} channels of {x}",
+                x.shape[1]
+            );
+        }
+        Ok(vec![x.clone()])
+    }
+
+    fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
+        let x = cx.get(0)?;
+        let [scale, bias, mean, var] = [cx.get(1)?, cx.get(2)?, cx.get(3)?, cx.get(4)?].map(Tensor::to_f64s);
+        let epsilon = f64::from(self.epsilon.0);
+        let plane: usize = x.shape()[2..].iter().product();
+        let mut values = x.to_f64s();
+        for (i, channel) in values.chunks_exact_mut(plane.max(1)).enumerate() {
+            let c = i % scale.len();
+            let factor = scale[c] / (var[c] + epsilon).sqrt();
+            channel.iter_mut().for_each(|v| *v = (*v - mean[c]) * factor + bias[c]);
+        }
+        Ok(vec![Tensor::from_f64s(x.dtype(), x.shape(), &values)?])
+    }
+
+    fn cases(g: &mut Gen) -> Vec<Case> {
+        (2..=5)
+            .map(|rank| {
+                let mut shape = g.shape(rank);
+                shape[1] = g.size(1, 40);
+                let channels = [shape[1]];
+                let var = Arg::Const(g.uniform(DType::F32, &channels, 0.1, 2.0));
+                let op = BatchNorm { epsilon: Real(g.pick(&[1e-5, 1e-3])) };
+                let x = g.var(&shape);
+                Case::new(op, [x, g.weights(&channels), g.weights(&channels), g.weights(&channels), var])
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_channel_has_its_own_statistics() {
+        let x = Tensor::from_slice(&[2, 2, 1], &[3f32, 10., 5., 30.]).unwrap();
+        let vectors = [[1f32, 2.], [0., 7.], [1., 20.], [3., 99.]].map(|v| Tensor::vector(&v));
+        let [scale, bias, mean, var] = vectors.each_ref().map(Some);
+        let op = BatchNorm { epsilon: Real(1.0) };
+        let y = op.eval(&EvalCx { inputs: &[Some(&x), scale, bias, mean, var] }).unwrap().remove(0);
+        assert_eq!(y.to_f32s(), [1., 5., 2., 9.]);
+    }
+}
