@@ -55,16 +55,18 @@ impl Case {
     /// [`IrError::Infer`] when the operator refuses its own case.
     pub fn graph(&self) -> Result<(Graph, Vec<(String, Tensor)>), IrError> {
         let mut graph = Graph::new(self.op.name());
-        let (mut ids, mut given) = (Vec::new(), Vec::new());
+        let (mut ids, mut given) = (vec![None; self.inputs.len()], Vec::new());
+        // Inputs before constants, the order of the text form: printing then numbers values as parsing does.
         for (i, arg) in self.inputs.iter().enumerate() {
-            ids.push(match arg {
-                Arg::Var(tensor) => {
-                    given.push((format!("x{i}"), tensor.clone()));
-                    Some(graph.input(&format!("x{i}"), TensorType::of(tensor)))
-                }
-                Arg::Const(tensor) => Some(graph.constant(&format!("c{i}"), tensor.clone())),
-                Arg::Absent => None,
-            });
+            if let Arg::Var(tensor) = arg {
+                given.push((format!("x{i}"), tensor.clone()));
+                ids[i] = Some(graph.input(&format!("x{i}"), TensorType::of(tensor)));
+            }
+        }
+        for (i, arg) in self.inputs.iter().enumerate() {
+            if let Arg::Const(tensor) = arg {
+                ids[i] = Some(graph.constant(&format!("c{i}"), tensor.clone()));
+            }
         }
         for (i, output) in graph.add("node", self.op.clone(), ids)?.into_iter().enumerate() {
             graph.output(&format!("y{i}"), output);
