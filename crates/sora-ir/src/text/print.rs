@@ -8,7 +8,7 @@ use crate::{Def, Graph, Op};
 
 /// Prints `graph` whole: [`super::parse`] gives it back, constants bit for bit.
 pub fn print(graph: &Graph) -> String {
-    print_constants(graph, |tensor| elements(tensor))
+    print_constants(graph, elements)
 }
 
 /// Prints `graph` for people: constants of more than `longest` elements become `…`, which does not parse.
