@@ -86,24 +86,25 @@ impl PackedDwI8 {
     }
 }
 
-/// Accumulates one tile: `P` pixels by `N` channels from `first` on.
+/// Accumulates `P` pixels by `N` channels; `pieces` is `[taps][P]`.
+///
+/// # Safety
+/// Each pointer must start `N` readable elements.
 #[inline(always)]
-fn tile<const P: usize, const N: usize, A: Copy + Default, B: Copy, C: Copy + Default>(
-    pieces: &[&[A]],
+unsafe fn tile<const P: usize, const N: usize, A: Copy, B: Copy, C: Copy + Default>(
+    pieces: &[*const A],
     weights: &[B],
-    first: usize,
-    cols: usize,
     acc: &mut [C],
     mac: impl Fn(C, A, B) -> C,
 ) {
     let mut sum = [[C::default(); N]; P];
-    for (w, pieces) in weights.chunks_exact(N).zip(pieces.chunks_exact(P)) {
+    let (weights, _) = weights.as_chunks::<N>();
+    let (pieces, _) = pieces.as_chunks::<P>();
+    for (w, pieces) in weights.iter().zip(pieces) {
+        let w = *w;
         for i in 0..P {
-            let mut x = [A::default(); N];
-            match pieces[i][first..].first_chunk::<N>() {
-                Some(whole) => x = *whole,
-                None => x[..cols].copy_from_slice(&pieces[i][first..first + cols]),
-            }
+            // SAFETY: by the contract; arrays of numbers may be read unaligned.
+            let x = unsafe { pieces[i].cast::<[A; N]>().read_unaligned() };
             for j in 0..N {
                 sum[i][j] = mac(sum[i][j], x[j], w[j]);
             }
@@ -112,11 +113,20 @@ fn tile<const P: usize, const N: usize, A: Copy + Default, B: Copy, C: Copy + De
     acc[..P * N].copy_from_slice(sum.as_flattened());
 }
 
+/// Pieces of one group of pixels, `[taps][pixels]`.
+struct Pieces<'a, A> {
+    pieces: Vec<&'a [A]>,
+    /// Where the current block of channels starts in each piece.
+    starts: Vec<*const A>,
+    /// The last, incomplete block of each piece, padded.
+    tail: Vec<A>,
+}
+
 /// Tiles over all channels of up to [`PIXELS`] pixels, each passed to `finish` with its first
 /// channel and its channels.
 #[inline(always)]
 fn pixels<const N: usize, A: Copy + Default, B: Copy, C: Copy + Default>(
-    pieces: &[&[A]],
+    p: &mut Pieces<'_, A>,
     rows: usize,
     w: &Weights<B>,
     mac: impl Fn(C, A, B) -> C + Copy,
@@ -126,23 +136,38 @@ fn pixels<const N: usize, A: Copy + Default, B: Copy, C: Copy + Default>(
     for (g, weights) in w.data.chunks_exact(w.taps * N).enumerate() {
         let first = g * N;
         let cols = N.min(w.channels - first);
-        match rows {
-            1 => tile::<1, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
-            2 => tile::<2, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
-            3 => tile::<3, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
-            _ => tile::<PIXELS, N, A, B, C>(pieces, weights, first, cols, &mut scratch.acc, mac),
+        p.starts.clear();
+        if cols == N {
+            p.starts.extend(p.pieces.iter().map(|x| x[first..first + N].as_ptr()));
+        } else {
+            p.tail.clear();
+            p.tail.resize(p.pieces.len() * N, A::default());
+            for (to, x) in p.tail.chunks_exact_mut(N).zip(&p.pieces) {
+                to[..cols].copy_from_slice(&x[first..first + cols]);
+            }
+            p.starts.extend(p.tail.chunks_exact(N).map(<[A]>::as_ptr));
+        }
+        let acc = &mut scratch.acc;
+        // SAFETY: every start begins a slice of N elements that outlives the call.
+        unsafe {
+            match rows {
+                1 => tile::<1, N, A, B, C>(&p.starts, weights, acc, mac),
+                2 => tile::<2, N, A, B, C>(&p.starts, weights, acc, mac),
+                3 => tile::<3, N, A, B, C>(&p.starts, weights, acc, mac),
+                _ => tile::<PIXELS, N, A, B, C>(&p.starts, weights, acc, mac),
+            }
         }
         finish(scratch, first, cols);
     }
 }
 
-/// Checks shapes, gathers the pieces of each group of pixels (`[taps][rows]`) and runs `group`.
-fn drive<A, B, C, E: Finish<C>>(
-    a: &Indirect<'_, A>,
+/// Checks shapes, gathers the pieces of each group of pixels and runs `group`.
+fn drive<'a, A, B, C, E: Finish<C>>(
+    a: &Indirect<'a, A>,
     w: &Weights<B>,
     ep: &E,
     out: &mut Output<'_>,
-    mut group: impl FnMut(&[&[A]], usize, usize, &mut Output<'_>),
+    mut group: impl FnMut(&mut Pieces<'a, A>, usize, usize, &mut Output<'_>),
 ) {
     let (m, channels) = (out.rows(), out.cols());
     assert_eq!(a.rows(), m, "input and output differ in pixels");
@@ -156,22 +181,27 @@ fn drive<A, B, C, E: Finish<C>>(
     );
     a.validate(true);
     ep.validate(m, channels);
-    let mut pieces: Vec<&[A]> = Vec::with_capacity(PIXELS * w.taps);
+    let capacity = PIXELS * w.taps;
+    let mut p = Pieces {
+        pieces: Vec::with_capacity(capacity),
+        starts: Vec::with_capacity(capacity),
+        tail: Vec::new(),
+    };
     for first in (0..m).step_by(PIXELS) {
         let rows = PIXELS.min(m - first);
-        pieces.clear();
+        p.pieces.clear();
         for tap in 0..w.taps {
-            pieces.extend((first..first + rows).map(|row| match a.offsets[row * a.taps + tap] {
+            p.pieces.extend((first..first + rows).map(|row| match a.offsets[row * a.taps + tap] {
                 PAD => &a.pad[..a.kc],
                 offset => &a.base[offset as usize..][..a.kc],
             }));
         }
-        group(&pieces, first, rows, out);
+        group(&mut p, first, rows, out);
     }
 }
 
 per_isa! {
-    fn group_f32 [const N: usize] (kernels: Kernels, w: &Weights<f32>, ep: &EpilogueF32<'_>, pieces: &[&[f32]], row: usize, rows: usize, scratch: &mut Scratch<f32>, out: &mut Output<'_>) {
+    fn group_f32 [const N: usize] (kernels: Kernels, w: &Weights<f32>, ep: &EpilogueF32<'_>, pieces: &mut Pieces<'_, f32>, row: usize, rows: usize, scratch: &mut Scratch<f32>, out: &mut Output<'_>) {
         let mac = |c: f32, a: f32, b: f32| c + a * b;
         pixels::<N, f32, f32, f32>(pieces, rows, w, mac, scratch, |scratch, col, cols| {
             finish_f32::<N>(kernels, ep, scratch, 0, Place { row, rows, col, cols, n0: 0 }, out);
@@ -180,7 +210,7 @@ per_isa! {
 }
 
 per_isa! {
-    fn group_u8i8 [const N: usize] (kernels: Kernels, w: &Weights<i16>, ep: &EpilogueI32<'_>, pieces: &[&[u8]], row: usize, rows: usize, scratch: &mut Scratch<i32>, out: &mut Output<'_>) {
+    fn group_u8i8 [const N: usize] (kernels: Kernels, w: &Weights<i16>, ep: &EpilogueI32<'_>, pieces: &mut Pieces<'_, u8>, row: usize, rows: usize, scratch: &mut Scratch<i32>, out: &mut Output<'_>) {
         // |255 · −128| fits 16 bits.
         let mac = |c: i32, a: u8, b: i16| c + i32::from(i16::from(a) * b);
         pixels::<N, u8, i16, i32>(pieces, rows, w, mac, scratch, |scratch, col, cols| {

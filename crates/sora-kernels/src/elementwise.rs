@@ -181,47 +181,50 @@ impl<T: Copy> Rhs<'_, T> {
     }
 }
 
-/// Calls `same` or `scalar` on the pieces of `x` that see a slice or one value of `rhs`.
+/// One piece of a broadcast right operand.
+#[derive(Clone, Copy)]
+pub(crate) enum Piece<'a, T> {
+    /// One value per element.
+    Each(&'a [T]),
+    /// One value for all elements.
+    All(T),
+}
+
+/// Calls `f` on the pieces of `x` that see a slice or one value of `rhs`.
 #[inline(always)]
-pub(crate) fn broadcast<X, T: Copy>(
-    x: &mut [X],
-    rhs: Rhs<'_, T>,
-    mut same: impl FnMut(&mut [X], &[T]),
-    mut scalar: impl FnMut(&mut [X], T),
-) {
+pub(crate) fn broadcast<X, T: Copy>(x: &mut [X], rhs: Rhs<'_, T>, mut f: impl FnMut(&mut [X], Piece<'_, T>)) {
     rhs.check(x.len());
-    match rhs {
-        Rhs::Same(v) => same(x, v),
-        Rhs::Scalar(v) => scalar(x, v),
-        Rhs::Row(v) => {
+    // Whole operands are rows and columns of one piece, so that `f` is instantiated once.
+    let len = x.len().max(1);
+    let (values, period) = match &rhs {
+        Rhs::Same(v) | Rhs::Row(v) => {
             for x in x.chunks_exact_mut(v.len().max(1)) {
-                same(x, v);
+                f(x, Piece::Each(v));
             }
+            return;
         }
-        Rhs::Column { values, period } => {
-            for (x, &v) in x.chunks_exact_mut(period.max(1)).zip(values) {
-                scalar(x, v);
-            }
-        }
+        Rhs::Scalar(v) => (core::slice::from_ref(v), len),
+        Rhs::Column { values, period } => (*values, (*period).max(1)),
+    };
+    for (x, &v) in x.chunks_exact_mut(period).zip(values) {
+        f(x, Piece::All(v));
     }
 }
 
 #[inline(always)]
 fn apply(a: &mut [f32], b: Rhs<'_>, f: impl Fn(f32, f32) -> f32) {
-    broadcast(
-        a,
-        b,
-        |a, b| {
+    broadcast(a, b, |a, b| match b {
+        Piece::Each(b) => {
             for (a, &b) in a.iter_mut().zip(b) {
                 *a = f(*a, b);
             }
-        },
-        |a, b| {
+        }
+        Piece::All(b) => {
             for a in a {
                 *a = f(*a, b);
             }
-        },
-    );
+        }
+    });
 }
 
 per_isa! {

@@ -116,6 +116,26 @@ impl Window {
     }
 }
 
+/// `copy_from_slice` without a call for the lengths of small windows on one or three channels.
+#[inline(always)]
+fn copy_line<T: Copy>(to: &mut [T], from: &[T]) {
+    #[inline(always)]
+    fn whole<const N: usize, T: Copy>(to: &mut [T], from: &[T]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match to.len() {
+        3 => whole::<3, T>(to, from),
+        5 => whole::<5, T>(to, from),
+        7 => whole::<7, T>(to, from),
+        9 => whole::<9, T>(to, from),
+        15 => whole::<15, T>(to, from),
+        21 => whole::<21, T>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
 per_isa! {
     /// Writes the windows of output pixels `first..` as rows of `row_len` elements: for each tap the
     /// `c` channels of its pixel (or `pad`), then `pad` up to `row_len`. As many rows as `dst` holds.
@@ -146,7 +166,7 @@ per_isa! {
                 let whole = x0 >= window.pad[1] && start + (kw - 1) * dx < window.input[1];
                 let at = y * window.input[1];
                 if whole && dx == 1 && window.pixel_stride == c {
-                    line.copy_from_slice(&src[(at + start) * c..][..kw * c]);
+                    copy_line(line, &src[(at + start) * c..][..kw * c]);
                     continue;
                 }
                 for (j, cell) in line.chunks_exact_mut(c).enumerate() {

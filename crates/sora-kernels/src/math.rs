@@ -65,6 +65,13 @@ pub(crate) fn at_most(x: f32, high: f32) -> f32 {
     if x > high { high } else { x }
 }
 
+/// `yes` or `no` by masks, both computed: a branch here would keep loops scalar.
+#[inline(always)]
+fn select(which: bool, yes: f32, no: f32) -> f32 {
+    let mask = u32::from(which).wrapping_neg();
+    f32::from_bits((yes.to_bits() & mask) | (no.to_bits() & !mask))
+}
+
 /// min(max(x, low), high); NaN stays.
 #[inline(always)]
 pub(crate) fn clamp(x: f32, low: f32, high: f32) -> f32 {
@@ -132,7 +139,7 @@ pub(crate) fn erf(x: f32) -> f32 {
         * a
         + 1.128_640_5;
     let far = 1.0 - exp(-(a * q));
-    (if a < 1.0 { a * p } else { far }).copysign(x)
+    select(a < 1.0, a * p, far).copysign(x)
 }
 
 /// atanh(s) / s = 1 + s²·P(s²) for s² ≤ 1/9, to 3e-10; returns s²·P(s²).

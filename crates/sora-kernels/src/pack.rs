@@ -151,24 +151,16 @@ macro_rules! packed {
 
             /// Packs a row-major `k × n` matrix with leading dimension `ld`.
             pub fn from_kn(kernels: Kernels, data: &[$element], k: usize, n: usize, ld: usize) -> Self {
-                Self::pack(kernels, 1, k, n, |i, j| data[i * ld + j])
+                let mut packed = Self::empty(kernels, 1, k, n);
+                packed.repack_kn(data, k, n, ld);
+                packed
             }
 
             /// Packs the transpose of a row-major `n × k` matrix with leading dimension `ld`.
             pub fn from_nk(kernels: Kernels, data: &[$element], k: usize, n: usize, ld: usize) -> Self {
-                Self::pack(kernels, 1, k, n, |i, j| data[j * ld + i])
-            }
-
-            /// [`Self::from_kn`] into the memory of an earlier operand of the same handle.
-            pub fn repack_kn(&mut self, data: &[$element], k: usize, n: usize, ld: usize) {
-                self.panels.reshape(1, k, n);
-                self.fill(|i, j| data[i * ld + j]);
-            }
-
-            /// [`Self::from_nk`] into the memory of an earlier operand of the same handle.
-            pub fn repack_nk(&mut self, data: &[$element], k: usize, n: usize, ld: usize) {
-                self.panels.reshape(1, k, n);
-                self.fill(|i, j| data[j * ld + i]);
+                let mut packed = Self::empty(kernels, 1, k, n);
+                packed.repack_nk(data, k, n, ld);
+                packed
             }
 
             /// Number of columns.
@@ -211,6 +203,49 @@ impl PackedF32 {
     fn fill(&mut self, value: impl Fn(usize, usize) -> f32) {
         self.panels.fill(value);
     }
+
+    /// [`Self::from_kn`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When the matrix does not fit `data`.
+    pub fn repack_kn(&mut self, data: &[f32], k: usize, n: usize, ld: usize) {
+        self.panels.reshape(1, k, n);
+        let nr = self.panels.tile.nr;
+        let panels = self.panels.data.as_mut_slice().chunks_exact_mut((k * nr).max(1));
+        for (first, panel) in (0..n).step_by(nr).zip(panels) {
+            let cols = nr.min(n - first);
+            for (row, step) in panel.chunks_exact_mut(nr).enumerate() {
+                step[..cols].copy_from_slice(&data[row * ld + first..][..cols]);
+                step[cols..].fill(0.0);
+            }
+        }
+    }
+
+    /// [`Self::from_nk`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When the matrix does not fit `data`.
+    pub fn repack_nk(&mut self, data: &[f32], k: usize, n: usize, ld: usize) {
+        self.panels.reshape(1, k, n);
+        let nr = self.panels.tile.nr;
+        let panels = self.panels.data.as_mut_slice().chunks_exact_mut((k * nr).max(1));
+        for (first, panel) in (0..n).step_by(nr).zip(panels) {
+            let cols = nr.min(n - first);
+            if cols < nr {
+                panel.fill(0.0);
+            }
+            // A few depths at a time, so that the lines written stay in the first-level cache.
+            for (block, steps) in panel.chunks_mut(16 * nr).enumerate() {
+                let depth = steps.len() / nr;
+                for j in 0..cols {
+                    let column = &data[(first + j) * ld + 16 * block..][..depth];
+                    for (step, &x) in steps.chunks_exact_mut(nr).zip(column) {
+                        step[j] = x;
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl PackedI8 {
@@ -237,6 +272,24 @@ impl PackedI8 {
                 }
             }
         }
+    }
+
+    /// [`Self::from_kn`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When the matrix does not fit `data`.
+    pub fn repack_kn(&mut self, data: &[i8], k: usize, n: usize, ld: usize) {
+        self.panels.reshape(1, k, n);
+        self.fill(|i, j| data[i * ld + j]);
+    }
+
+    /// [`Self::from_nk`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When the matrix does not fit `data`.
+    pub fn repack_nk(&mut self, data: &[i8], k: usize, n: usize, ld: usize) {
+        self.panels.reshape(1, k, n);
+        self.fill(|i, j| data[j * ld + i]);
     }
 
     /// Σₖ B\[k\]\[n\] for each of the `n` columns.

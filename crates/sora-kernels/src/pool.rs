@@ -7,59 +7,71 @@ use crate::{
     operands::{Dequant, Indirect, MatMut, PAD, Quant},
 };
 
-/// Channels accumulated together.
-const N: usize = 32;
-
 fn check<A, B>(a: &Indirect<'_, A>, out: &MatMut<'_, B>) {
     assert_eq!(a.rows(), out.rows(), "input and output differ in pixels");
     assert_eq!(a.kc, out.cols(), "input and output differ in channels");
     a.validate(false);
 }
 
-/// Folds the taps of row `row` inside the input into `acc`, for channels `first..first + cols`.
+/// Runs `f(first, width)` over blocks of channels: wide ones, then narrow ones, then single ones.
+/// Each width is a constant in its own call, so that a block stays in registers.
+macro_rules! blocks {
+    ($channels:expr, $f:ident($($arg:expr),*)) => {{
+        let mut first = 0;
+        while first + 64 <= $channels {
+            $f::<64, _, _, _>(first, $($arg),*);
+            first += 64;
+        }
+        while first + 16 <= $channels {
+            $f::<16, _, _, _>(first, $($arg),*);
+            first += 16;
+        }
+        while first < $channels {
+            $f::<1, _, _, _>(first, $($arg),*);
+            first += 1;
+        }
+    }};
+}
+
+/// Folds the taps of `offsets` inside the input for channels `first..first + N` into `out`.
 #[inline(always)]
-fn fold_taps<A: Copy + Default, C: Copy>(
-    a: &Indirect<'_, A>,
-    row: usize,
+fn block<const N: usize, A: Copy, B: Copy, C: Copy>(
     first: usize,
-    cols: usize,
-    acc: &mut [C; N],
+    base: &[A],
+    offsets: &[u32],
+    out: &mut [B],
+    start: C,
     join: impl Fn(C, A) -> C,
+    finish: impl Fn(&[C], &mut [B]),
 ) {
-    for &offset in &a.offsets[row * a.taps..][..a.taps] {
+    let mut acc = [start; N];
+    for &offset in offsets {
         if offset == PAD {
             continue;
         }
-        let piece = &a.base[offset as usize + first..][..cols];
-        if let Some(piece) = piece.first_chunk::<N>() {
+        if let Some(x) = base[offset as usize + first..].first_chunk::<N>() {
             for j in 0..N {
-                acc[j] = join(acc[j], piece[j]);
-            }
-        } else {
-            for (acc, &x) in acc.iter_mut().zip(piece) {
-                *acc = join(*acc, x);
+                acc[j] = join(acc[j], x[j]);
             }
         }
     }
+    finish(&acc, &mut out[first..first + N]);
 }
 
 /// Runs `finish` on the fold of every block of channels of every row.
 #[inline(always)]
-fn pool<A: Copy + Default, B: Copy, C: Copy>(
+fn pool<A: Copy, B: Copy, C: Copy>(
     a: &Indirect<'_, A>,
     out: &mut MatMut<'_, B>,
     start: C,
     join: impl Fn(C, A) -> C + Copy,
-    finish: impl Fn(usize, &[C; N]) -> [B; N],
+    finish: impl Fn(usize, &[C], &mut [B]),
 ) {
     for row in 0..out.rows() {
-        let mut first = 0;
-        for block in out.row_mut(row).chunks_mut(N) {
-            let mut acc = [start; N];
-            fold_taps(a, row, first, block.len(), &mut acc, join);
-            block.copy_from_slice(&finish(row, &acc)[..block.len()]);
-            first += block.len();
-        }
+        let offsets = &a.offsets[row * a.taps..][..a.taps];
+        let finish = |acc: &[C], out: &mut [B]| finish(row, acc, out);
+        let out = out.row_mut(row);
+        blocks!(a.kc, block(a.base, offsets, out, start, join, finish));
     }
 }
 
@@ -74,7 +86,7 @@ macro_rules! max_pool {
             pub fn $name(a: &Indirect<'_, $t>, out: MatMut<'_, $t>) {
                 let mut out = out;
                 check(a, &out);
-                pool(a, &mut out, $least, $join, |_, acc| *acc);
+                pool(a, &mut out, $least, $join, |_, acc, out| out.copy_from_slice(acc));
             }
         }
     };
@@ -93,8 +105,10 @@ per_isa! {
         let mut out = out;
         check(a, &out);
         assert_eq!(divisors.len(), out.rows(), "one divisor per output pixel");
-        pool(a, &mut out, 0.0f32, |acc, x| acc + x, |row, acc| {
-            acc.map(|sum| sum / divisors[row])
+        pool(a, &mut out, 0.0f32, |acc, x| acc + x, |row, acc, out| {
+            for (y, sum) in out.iter_mut().zip(acc) {
+                *y = sum / divisors[row];
+            }
         });
     }
 }
@@ -110,48 +124,43 @@ per_isa! {
         check(a, &out);
         assert_eq!(divisors.len(), out.rows(), "one divisor per output pixel");
         let join = |acc: i32, x: u8| acc + (i32::from(x) - input.zero_point);
-        pool(a, &mut out, 0i32, join, |row, acc| {
-            let scale = input.scale / divisors[row];
-            quantize(acc.map(|sum| sum as f32 * scale), quant)
+        pool(a, &mut out, 0i32, join, |row, acc, out| {
+            requantize(acc, input.scale / divisors[row], out, quant);
         });
     }
 }
 
+/// Stores `sums * scale`, quantized.
 #[inline(always)]
-fn quantize(mut y: [f32; N], quant: Quant) -> [u8; N] {
-    let mut out = [0; N];
-    activate_and_quantize(&mut y, Activation::None, quant, 0, &mut out);
-    out
+fn requantize(sums: &[i32], scale: f32, out: &mut [u8], quant: Quant) {
+    let mut y = [0.0f32; 64];
+    let y = &mut y[..sums.len()];
+    for (y, &sum) in y.iter_mut().zip(sums) {
+        *y = sum as f32 * scale;
+    }
+    activate_and_quantize(y, Activation::None, quant, 0, out);
 }
 
-/// Column sums of a `hw × c` matrix, in blocks of channels; `finish` gets each block.
+/// Column sums of a `hw × c` matrix over channels `first..first + N`, passed to `finish`.
 #[inline(always)]
-fn global<A: Copy, B, C: Copy>(
+fn column_block<const N: usize, A: Copy, B, C: Copy>(
+    first: usize,
     x: &[A],
-    [hw, c]: [usize; 2],
+    c: usize,
     out: &mut [B],
     start: C,
-    join: impl Fn(C, A) -> C + Copy,
-    finish: impl Fn(&[C; N], &mut [B]),
+    join: impl Fn(C, A) -> C,
+    finish: impl Fn(&mut [C], &mut [B]),
 ) {
-    assert_eq!(x.len(), hw * c, "input of {hw} pixels by {c} channels");
-    assert_eq!(out.len(), c, "one output per channel");
-    for (g, block) in out.chunks_mut(N).enumerate() {
-        let mut acc = [start; N];
-        for row in x.chunks_exact(c) {
-            let row = &row[g * N..][..block.len()];
-            if let Some(row) = row.first_chunk::<N>() {
-                for j in 0..N {
-                    acc[j] = join(acc[j], row[j]);
-                }
-            } else {
-                for (acc, &x) in acc.iter_mut().zip(row) {
-                    *acc = join(*acc, x);
-                }
+    let mut acc = [start; N];
+    for row in x.chunks_exact(c) {
+        if let Some(x) = row[first..].first_chunk::<N>() {
+            for j in 0..N {
+                acc[j] = join(acc[j], x[j]);
             }
         }
-        finish(&acc, block);
     }
+    finish(&mut acc, &mut out[first..first + N]);
 }
 
 per_isa! {
@@ -160,11 +169,15 @@ per_isa! {
     /// # Panics
     /// When the lengths are not `hw * c` and `c`.
     pub fn global_average_f32(x: &[f32], hw: usize, c: usize, out: &mut [f32]) {
-        global(x, [hw, c], out, 0.0f32, |a, b| a + b, |acc, block| {
-            for (y, sum) in block.iter_mut().zip(acc) {
-                *y = sum / hw as f32;
+        assert_eq!(x.len(), hw * c, "input of {hw} pixels by {c} channels");
+        assert_eq!(out.len(), c, "one output per channel");
+        let join = |a: f32, b: f32| a + b;
+        let finish = |acc: &mut [f32], out: &mut [f32]| {
+            for (y, sum) in out.iter_mut().zip(acc) {
+                *y = *sum / hw as f32;
             }
-        });
+        };
+        blocks!(c, column_block(x, c, out, 0.0f32, join, finish));
     }
 }
 
@@ -174,12 +187,15 @@ per_isa! {
     /// # Panics
     /// When the lengths are not `hw * c` and `c`.
     pub fn global_average_u8(x: &[u8], hw: usize, c: usize, input: Dequant, out: &mut [u8], quant: Quant) {
-        let shift = (hw as i32).wrapping_mul(input.zero_point);
-        let scale = input.scale / hw as f32;
-        global(x, [hw, c], out, 0i32, |a, b: u8| a + i32::from(b), |acc, block| {
-            let y = acc.map(|sum| sum.wrapping_sub(shift) as f32 * scale);
-            block.copy_from_slice(&quantize(y, quant)[..block.len()]);
-        });
+        assert_eq!(x.len(), hw * c, "input of {hw} pixels by {c} channels");
+        assert_eq!(out.len(), c, "one output per channel");
+        let join = |a: i32, b: u8| a + i32::from(b);
+        let finish = |acc: &mut [i32], out: &mut [u8]| {
+            let shift = (hw as i32).wrapping_mul(input.zero_point);
+            acc.iter_mut().for_each(|sum| *sum = sum.wrapping_sub(shift));
+            requantize(acc, input.scale / hw as f32, out, quant);
+        };
+        blocks!(c, column_block(x, c, out, 0i32, join, finish));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Kernels,
-    elementwise::{Binary, Rhs, broadcast},
+    elementwise::{Binary, Piece, Rhs, broadcast},
     epilogue::{Activation, activate_and_quantize},
     isa::per_isa,
     lanes::{greater, lesser},
@@ -59,6 +59,13 @@ per_isa! {
     }
 }
 
+#[inline(always)]
+fn dequantize<T: Copy + Into<i32>>(x: &[T], input: Dequant, out: &mut [f32]) {
+    for (y, &q) in out.iter_mut().zip(x) {
+        *y = (q.into() - input.zero_point) as f32 * input.scale;
+    }
+}
+
 per_isa! {
     /// `(q - zero_point) * scale`. ONNX DequantizeLinear.
     ///
@@ -66,9 +73,7 @@ per_isa! {
     /// When the lengths differ.
     pub fn dequantize_u8(x: &[u8], input: Dequant, out: &mut [f32]) {
         assert_eq!(x.len(), out.len(), "input and output differ in length");
-        for (y, &q) in out.iter_mut().zip(x) {
-            *y = (i32::from(q) - input.zero_point) as f32 * input.scale;
-        }
+        dequantize(x, input, out);
     }
 }
 
@@ -79,9 +84,7 @@ per_isa! {
     /// When the lengths differ.
     pub fn dequantize_i8(x: &[i8], input: Dequant, out: &mut [f32]) {
         assert_eq!(x.len(), out.len(), "input and output differ in length");
-        for (y, &q) in out.iter_mut().zip(x) {
-            *y = (i32::from(q) - input.zero_point) as f32 * input.scale;
-        }
+        dequantize(x, input, out);
     }
 }
 
@@ -133,11 +136,6 @@ per_isa! {
 pub type RhsU8<'a> = Rhs<'a, u8>;
 
 #[inline(always)]
-fn real(q: u8, d: Dequant) -> f32 {
-    (i32::from(q) - d.zero_point) as f32 * d.scale
-}
-
-#[inline(always)]
 fn operate(op: Binary, a: f32, b: f32) -> f32 {
     match op {
         Binary::Add => a + b,
@@ -153,8 +151,8 @@ fn operate(op: Binary, a: f32, b: f32) -> f32 {
     }
 }
 
-/// `a[i] = quantize(activation(f(real(a[i]), real(b[i]))))` over equal lengths or one value,
-/// in blocks.
+/// `a[i] = quantize(activation(f(real(a[i]), real(b[i]))))`, in blocks that pass through the
+/// first-level cache.
 #[inline(always)]
 fn binary_blocks(
     a: &mut [u8],
@@ -164,31 +162,24 @@ fn binary_blocks(
     quant: Quant,
     f: impl Fn(f32, f32) -> f32,
 ) {
-    broadcast(
-        a,
-        b,
-        |a, b| {
-            let mut reals = [0.0f32; BLOCK];
-            for (a, b) in a.chunks_mut(BLOCK).zip(b.chunks(BLOCK)) {
-                let y = &mut reals[..a.len()];
-                for ((y, &a), &b) in y.iter_mut().zip(&*a).zip(b) {
-                    *y = f(real(a, da), real(b, db));
-                }
-                activate_and_quantize(y, activation, quant, 0, a);
+    let mut lhs = [0.0f32; BLOCK];
+    let mut rhs = [0.0f32; BLOCK];
+    broadcast(a, b, |a, b| {
+        for start in (0..a.len()).step_by(BLOCK) {
+            let len = BLOCK.min(a.len() - start);
+            let a = &mut a[start..start + len];
+            let (x, y) = (&mut lhs[..len], &mut rhs[..len]);
+            dequantize(a, da, x);
+            match b {
+                Piece::Each(b) => dequantize(&b[start..start + len], db, y),
+                Piece::All(b) => y.fill((i32::from(b) - db.zero_point) as f32 * db.scale),
             }
-        },
-        |a, b| {
-            let b = real(b, db);
-            let mut reals = [0.0f32; BLOCK];
-            for a in a.chunks_mut(BLOCK) {
-                let y = &mut reals[..a.len()];
-                for (y, &a) in y.iter_mut().zip(&*a) {
-                    *y = f(real(a, da), b);
-                }
-                activate_and_quantize(y, activation, quant, 0, a);
+            for (x, y) in x.iter_mut().zip(&*y) {
+                *x = f(*x, *y);
             }
-        },
-    );
+            activate_and_quantize(x, activation, quant, 0, a);
+        }
+    });
 }
 
 per_isa! {
