@@ -1,0 +1,163 @@
+//! Applies patches to a graph, keeping the use counts and names of a sweep up to date.
+
+use std::collections::HashSet;
+
+use sora_ir::{Graph, IrError, NodeId, TensorType, ValueId};
+
+use crate::patch::{Step, Term};
+use crate::view::Uses;
+use crate::{Patch, View};
+
+/// A graph under change.
+pub(crate) struct Editor<'a> {
+    graph: &'a mut Graph,
+    uses: Uses,
+    names: HashSet<String>,
+}
+
+/// What an applied patch did.
+pub(crate) struct Applied {
+    /// Nodes that now are in the graph.
+    pub(crate) added: Vec<NodeId>,
+    /// Labels of what went and of what came, such as `Conv, Mul → Conv`.
+    pub(crate) detail: String,
+}
+
+impl<'a> Editor<'a> {
+    pub(crate) fn new(graph: &'a mut Graph) -> Self {
+        let names = graph.values().map(|(_, value)| value.name.clone()).collect();
+        Editor { uses: Uses::of(graph), names, graph }
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        View { graph: self.graph, uses: &self.uses }
+    }
+
+    /// The nodes that read a value.
+    pub(crate) fn readers(&self, value: ValueId) -> &[NodeId] {
+        &self.uses.readers[value.index()]
+    }
+
+    /// Applies `patch`; `None` when the graph refuses it and stays as it was.
+    ///
+    /// # Errors
+    /// When types that became more definite contradict a reader further down: the graph was inconsistent.
+    pub(crate) fn apply(&mut self, patch: &Patch) -> Result<Option<Applied>, IrError> {
+        let mut terms = Vec::with_capacity(patch.steps.len());
+        let mut added = Vec::new();
+        for step in &patch.steps {
+            match self.add(step, &terms) {
+                Some((value, node)) => {
+                    terms.push(value);
+                    added.extend(node);
+                }
+                None => {
+                    self.undo(&added);
+                    return Ok(None);
+                }
+            }
+        }
+        let replacements: Vec<_> =
+            patch.replacements.iter().map(|&(old, new)| (old, resolve(new, &terms))).collect();
+        let fits = |&(old, new): &(ValueId, ValueId)| refines(self.graph.ty(new), self.graph.ty(old));
+        if !replacements.iter().all(fits) {
+            self.undo(&added);
+            return Ok(None);
+        }
+
+        let mut sharper = false;
+        let mut removed = Vec::new();
+        for (&(old, new), (_, term)) in replacements.iter().zip(&patch.replacements) {
+            sharper |= self.graph.ty(new) != self.graph.ty(old);
+            self.graph.replace_uses(old, new);
+            let readers = std::mem::take(&mut self.uses.readers[old.index()]);
+            self.uses.readers[new.index()].extend(readers);
+            self.uses.results[new.index()] += std::mem::take(&mut self.uses.results[old.index()]);
+            if matches!(term, Term::New(_)) {
+                let name = self.graph.value(old).name.clone();
+                self.graph.rename(new, &name);
+            }
+            self.remove_dead(old, &mut removed);
+        }
+        if sharper {
+            self.graph.infer_all()?;
+        }
+        added.retain(|&id| self.graph.node(id).is_some());
+        let label = |id: &NodeId| self.graph.node(*id).map(|n| n.op.label().into_owned());
+        let came: Vec<String> = added.iter().filter_map(label).collect();
+        removed.reverse();
+        let came = if came.is_empty() { "nothing".to_owned() } else { came.join(", ") };
+        Ok(Some(Applied { added, detail: format!("{} → {came}", removed.join(", ")) }))
+    }
+
+    fn add(&mut self, step: &Step, terms: &[ValueId]) -> Option<(ValueId, Option<NodeId>)> {
+        let (value, node) = match step {
+            Step::Constant { name, tensor } => (self.graph.constant(name, tensor.clone()), None),
+            Step::Node { name, op, inputs } => {
+                let inputs: Vec<_> = inputs.iter().map(|term| term.map(|t| resolve(t, terms))).collect();
+                let value = self.graph.op(name, op.clone(), inputs.iter().copied()).ok()?;
+                let (id, ..) = self.graph.producer(value)?;
+                for input in inputs.into_iter().flatten() {
+                    self.uses.readers[input.index()].push(id);
+                }
+                (value, Some(id))
+            }
+        };
+        self.uses.readers.resize(value.index() + 1, Vec::new());
+        self.uses.results.resize(value.index() + 1, 0);
+        let name = self.fresh(&self.graph.value(value).name);
+        self.graph.rename(value, &name);
+        self.names.insert(name);
+        Some((value, node))
+    }
+
+    fn fresh(&self, base: &str) -> String {
+        if !self.names.contains(base) {
+            return base.to_owned();
+        }
+        let mut numbered = (1usize..).map(|i| format!("{base}_{i}"));
+        numbered.find(|name| !self.names.contains(name)).unwrap_or_default()
+    }
+
+    fn undo(&mut self, added: &[NodeId]) {
+        for &id in added.iter().rev() {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: NodeId) {
+        let Some(node) = self.graph.node(id) else { return };
+        for input in node.inputs.iter().flatten() {
+            self.uses.readers[input.index()].retain(|&reader| reader != id);
+        }
+        self.graph.remove(id);
+    }
+
+    /// Removes the producer of `value`, and what only it needed, if nothing reads them any more.
+    fn remove_dead(&mut self, value: ValueId, removed: &mut Vec<String>) {
+        let mut stack = vec![value];
+        while let Some(value) = stack.pop() {
+            let Some((id, node, _)) = self.graph.producer(value) else { continue };
+            if node.outputs.iter().any(|&output| self.uses.count(output) > 0) {
+                continue;
+            }
+            stack.extend(node.inputs.iter().flatten());
+            removed.push(node.op.label().into_owned());
+            self.remove(id);
+        }
+    }
+}
+
+fn resolve(term: Term, terms: &[ValueId]) -> ValueId {
+    match term {
+        Term::Old(value) => value,
+        Term::New(step) => terms[step],
+    }
+}
+
+/// Whether a value of type `new` may replace one of type `old` without losing knowledge: every dimension is the
+/// same expression or has become a number.
+fn refines(new: &TensorType, old: &TensorType) -> bool {
+    old.accepts(new)
+        && new.shape.iter().zip(&old.shape).all(|(new, old)| new == old || new.constant().is_some())
+}

@@ -1,0 +1,95 @@
+//! The pass manager: runs the passes to a fixed point and checks what they do.
+
+use sora_ir::{Graph, IrError, verify};
+
+use crate::passes::{
+    FoldBudget, apply_rules, eliminate_common_subexpressions, eliminate_dead_code, fold_constants,
+};
+use crate::{RULES, Report, Rule};
+
+/// How far [`optimize`] goes.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes by which folding may grow the constants over the whole run. Folding that does not grow them is free.
+    pub fold_budget_bytes: usize,
+    /// Runs the verifier after every change; a change that breaks the graph is an error that names its rule.
+    pub check: bool,
+    /// Leaves out rules that round differently than the graph as written; see [`Rule::exact`].
+    pub exact_only: bool,
+}
+
+impl Default for Options {
+    /// 16 MiB of growth, all rules, checked in debug builds.
+    fn default() -> Self {
+        Options { fold_budget_bytes: 16 << 20, check: cfg!(debug_assertions), exact_only: false }
+    }
+}
+
+/// Why a graph could not be optimized.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RewriteError {
+    /// The graph does not verify.
+    #[error(transparent)]
+    Graph(#[from] IrError),
+    /// A change left a graph that does not verify: a fault of the rule or pass, not of the model.
+    #[error("{rule} at node `{node}` broke the graph: {source}")]
+    Broken {
+        /// Rule or pass.
+        rule: &'static str,
+        /// Node that it changed.
+        node: String,
+        /// What the verifier found.
+        source: Box<IrError>,
+    },
+}
+
+/// Rounds after which the manager stops though something may still fire. Each round runs every pass to its own
+/// fixed point, so real networks settle in two or three.
+const MAX_ROUNDS: usize = 16;
+
+/// Simplifies `graph` in place to a fixed point of all passes and rules, and tells what fired.
+///
+/// The result computes the same outputs under the same names, up to rounding; see [`Options::exact_only`].
+///
+/// # Errors
+/// [`RewriteError::Graph`] for a graph that is inconsistent from the start, [`RewriteError::Broken`] under
+/// [`Options::check`].
+pub fn optimize(graph: &mut Graph, options: &Options) -> Result<Report, RewriteError> {
+    if options.check {
+        verify(graph)?;
+    }
+    let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.exact || !options.exact_only).collect();
+    optimize_with(graph, &rules, options)
+}
+
+/// As [`optimize`] with these rules only.
+pub(crate) fn optimize_with(
+    graph: &mut Graph,
+    rules: &[&Rule],
+    options: &Options,
+) -> Result<Report, RewriteError> {
+    let mut report = Report::default();
+    let mut budget = FoldBudget::new(options.fold_budget_bytes);
+    for _ in 0..MAX_ROUNDS {
+        let before = report.fired.len();
+        eliminate_dead_code(graph, &mut report)?;
+        fold_constants(graph, &mut budget, options.check, &mut report)?;
+        eliminate_common_subexpressions(graph, options.check, &mut report)?;
+        apply_rules(graph, rules, options.check, &mut report)?;
+        if report.fired.len() == before {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+/// Runs the verifier after a change, if asked to.
+pub(crate) fn check_change(
+    graph: &Graph,
+    check: bool,
+    rule: &'static str,
+    node: &str,
+) -> Result<(), RewriteError> {
+    let broken = |source| RewriteError::Broken { rule, node: node.to_owned(), source: Box::new(source) };
+    if check { verify(graph).map_err(broken) } else { Ok(()) }
+}
