@@ -1,10 +1,82 @@
 //! The operators, one file each; the list in `ops!` is the only place that names them all.
 
+mod activation;
+mod arg_reduce;
+mod average_pool;
+mod batch_norm;
+mod cast;
+mod concat;
 mod conv;
+mod conv_transpose;
+mod cum_sum;
+mod dequantize_linear;
 mod elementwise;
+mod expand;
+mod flatten;
+mod gather;
+mod gather_elements;
+mod gru;
+mod layer_norm;
+mod lstm;
+mod mat_mul;
+mod max_pool;
+mod movement;
+mod one_hot;
+mod pad;
+mod quantize_linear;
+mod range;
+mod recurrent;
+mod reduce;
+mod reshape;
+mod rnn;
+mod shape;
+mod slice;
+mod softmax;
+mod split;
+mod squeeze;
+mod tile;
+mod transpose;
+mod trilu;
+mod unsqueeze;
+mod where_;
 
+pub use activation::{Activation, ActivationKind};
+pub use arg_reduce::ArgReduce;
+pub use average_pool::AveragePool;
+pub use batch_norm::BatchNorm;
+pub use cast::Cast;
+pub use concat::Concat;
 pub use conv::Conv;
+pub use conv_transpose::ConvTranspose;
+pub use cum_sum::CumSum;
+pub use dequantize_linear::DequantizeLinear;
 pub use elementwise::{Binary, BinaryKind, Unary, UnaryKind};
+pub use expand::Expand;
+pub use flatten::Flatten;
+pub use gather::Gather;
+pub use gather_elements::GatherElements;
+pub use gru::Gru;
+pub use layer_norm::LayerNorm;
+pub use lstm::Lstm;
+pub use mat_mul::MatMul;
+pub use max_pool::MaxPool;
+pub use one_hot::OneHot;
+pub use pad::{Pad, PadMode};
+pub use quantize_linear::QuantizeLinear;
+pub use range::Range;
+pub use reduce::{Reduce, ReduceKind};
+pub use reshape::Reshape;
+pub use rnn::{Direction, Rnn, RnnActivation};
+pub use shape::Shape;
+pub use slice::Slice;
+pub use softmax::Softmax;
+pub use split::Split;
+pub use squeeze::Squeeze;
+pub use tile::Tile;
+pub use transpose::Transpose;
+pub use trilu::Trilu;
+pub use unsqueeze::Unsqueeze;
+pub use where_::Where;
 
 use std::borrow::Cow;
 
@@ -12,7 +84,7 @@ use serde::{Deserialize, Serialize};
 use sora_tensor::Tensor;
 
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType};
+use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 /// Declares an operator's attributes: a plain struct with the derives that every operator needs.
 macro_rules! attrs {
@@ -89,9 +161,44 @@ macro_rules! ops {
 }
 
 ops! {
+    Activation,
+    ArgReduce,
+    AveragePool,
+    BatchNorm,
     Binary,
+    Cast,
+    Concat,
     Conv,
+    ConvTranspose,
+    CumSum,
+    DequantizeLinear,
+    Expand,
+    Flatten,
+    Gather,
+    GatherElements,
+    Gru,
+    LayerNorm,
+    Lstm,
+    MatMul,
+    MaxPool,
+    OneHot,
+    Pad,
+    QuantizeLinear,
+    Range,
+    Reduce,
+    Reshape,
+    Rnn,
+    Shape,
+    Slice,
+    Softmax,
+    Split,
+    Squeeze,
+    Tile,
+    Transpose,
+    Trilu,
     Unary,
+    Unsqueeze,
+    Where,
 }
 
 /// Product of extents.
@@ -99,11 +206,22 @@ pub(crate) fn product(dims: &[Dim]) -> Dim {
     dims.iter().cloned().fold(Dim::from(1usize), |a, b| a * b)
 }
 
-/// Row-major strides in elements.
+/// An empty vector with room for the elements of `shape`, which an empty tensor can make as large as it likes.
+///
+/// # Errors
+/// [`Mismatch`] when memory does not suffice.
+pub(crate) fn room<T>(shape: &[usize]) -> Result<Vec<T>, Mismatch> {
+    let mut elements = Vec::new();
+    let fits = sora_tensor::element_count(shape).is_some_and(|n| elements.try_reserve_exact(n).is_ok());
+    ensure!(fits, "an output of shape {shape:?} does not fit in memory");
+    Ok(elements)
+}
+
+/// Row-major strides in elements; those of an empty tensor, which nothing addresses, saturate.
 pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
+        strides[axis - 1] = usize::saturating_mul(strides[axis], shape[axis]);
     }
     strides
 }
