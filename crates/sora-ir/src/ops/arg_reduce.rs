@@ -43,6 +43,9 @@ impl OpDef for ArgReduce {
         let (_, shape) = cx.output(self)?;
         let x = cx.get(0)?;
         let axis = resolve_axis(self.axis, x.rank())?;
+        if x.is_empty() {
+            return Ok(vec![Tensor::zeros(DType::I64, &shape)?]);
+        }
         let (extent, inner) = (x.shape()[axis], x.shape()[axis + 1..].iter().product());
         let found = match x.dtype().is_float() {
             true => self.search(&x.to_f64s(), extent, inner),
@@ -83,7 +86,7 @@ impl ArgReduce {
             true => a > b || self.select_last && a == b,
             false => a < b || self.select_last && a == b,
         };
-        let blocks = values.chunks_exact((extent * inner).max(1));
+        let blocks = values.chunks_exact(extent * inner);
         let lines = blocks.flat_map(|block| (0..inner).map(move |first| (block, first)));
         lines
             .map(|(block, first)| {

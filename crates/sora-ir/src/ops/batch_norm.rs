@@ -34,11 +34,14 @@ impl OpDef for BatchNorm {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let x = cx.get(0)?;
+        if x.is_empty() {
+            return Ok(vec![x.clone()]);
+        }
         let [scale, bias, mean, var] = [cx.get(1)?, cx.get(2)?, cx.get(3)?, cx.get(4)?].map(Tensor::to_f64s);
         let epsilon = f64::from(self.epsilon.0);
         let plane: usize = x.shape()[2..].iter().product();
         let mut values = x.to_f64s();
-        for (i, channel) in values.chunks_exact_mut(plane.max(1)).enumerate() {
+        for (i, channel) in values.chunks_exact_mut(plane).enumerate() {
             let c = i % scale.len();
             let factor = scale[c] / (var[c] + epsilon).sqrt();
             channel.iter_mut().for_each(|v| *v = (*v - mean[c]) * factor + bias[c]);

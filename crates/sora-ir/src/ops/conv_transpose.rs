@@ -84,11 +84,14 @@ impl OpDef for ConvTranspose {
         let (x, w) = (cx.get(0)?, cx.get(1)?);
         let (xs, ws) = (x.to_f64s(), w.to_f64s());
         let mut result = Tensor::zeros(DType::F64, &shape)?;
+        if result.is_empty() {
+            return Ok(vec![result.cast(dtype)]);
+        }
         let out = result.as_mut_slice::<f64>()?;
         let plane: usize = shape[2..].iter().product();
         if let Some(bias) = cx.opt(2) {
             let bias = bias.to_f64s();
-            for (i, channel) in out.chunks_exact_mut(plane.max(1)).enumerate() {
+            for (i, channel) in out.chunks_exact_mut(plane).enumerate() {
                 channel.fill(bias[i % bias.len()]);
             }
         }
@@ -137,7 +140,7 @@ impl OpDef for ConvTranspose {
                 let dilations = list(g, rank, 1, 2);
                 let op = ConvTranspose {
                     pads: list(g, 2 * rank, 0, 1),
-                    output_padding: (0..rank).map(|i| g.size(0, strides[i].max(dilations[i]) - 1)).collect(),
+                    output_padding: (0..rank).map(|i| g.size(0, strides[i] - 1)).collect(),
                     strides,
                     dilations,
                     group,

@@ -38,6 +38,9 @@ impl OpDef for CumSum {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let x = cx.get(0)?;
         let axis = resolve_axis(axis_of(cx.get(1)?)?, x.rank())?;
+        if x.is_empty() {
+            return Ok(vec![x.clone()]);
+        }
         let (extent, inner) = (x.shape()[axis], x.shape()[axis + 1..].iter().product());
         Ok(vec![if x.dtype().is_float() {
             let sums = self.scan(&x.to_f64s(), extent, inner, |a, b| a + b);
@@ -81,7 +84,7 @@ impl CumSum {
         add: impl Fn(T, T) -> T,
     ) -> Vec<T> {
         let mut out = values.to_vec();
-        for block in out.chunks_exact_mut((extent * inner).max(1)) {
+        for block in out.chunks_exact_mut(extent * inner) {
             for first in 0..inner {
                 let mut sum = T::default();
                 for step in 0..extent {

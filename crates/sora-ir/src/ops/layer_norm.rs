@@ -39,10 +39,13 @@ impl OpDef for LayerNorm {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let x = cx.get(0)?;
+        if x.is_empty() {
+            return Ok(vec![x.clone()]);
+        }
         let axis = resolve_axis(self.axis, x.rank())?;
         let inner: usize = x.shape()[axis..].iter().product();
         let mut values = x.to_f64s();
-        for row in values.chunks_exact_mut(inner.max(1)) {
+        for row in values.chunks_exact_mut(inner) {
             let n = row.len() as f64;
             let mean = row.iter().sum::<f64>() / n;
             let var = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;

@@ -2,7 +2,7 @@
 
 use sora_tensor::{DType, Tensor};
 
-use super::{attrs, broadcast_offset, for_each_index, product};
+use super::{attrs, broadcast_offset, for_each_index, product, room};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
 use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
@@ -56,11 +56,11 @@ impl OpDef for MatMul {
         let (dtype, shape) = cx.output(self)?;
         let (a, b) = (cx.get(0)?, cx.get(1)?);
         Ok(vec![if dtype.is_float() {
-            let out = multiply(a, &a.to_f64s(), b, &b.to_f64s(), &shape, |sum, x, y| sum + x * y);
+            let out = multiply(a, &a.to_f64s(), b, &b.to_f64s(), &shape, |sum, x, y| sum + x * y)?;
             Tensor::from_f64s(dtype, &shape, &out)?
         } else {
             let wrapping = |sum: i128, x: i128, y: i128| sum.wrapping_add(x.wrapping_mul(y));
-            let out = multiply(a, &a.to_i128s(), b, &b.to_i128s(), &shape, wrapping);
+            let out = multiply(a, &a.to_i128s(), b, &b.to_i128s(), &shape, wrapping)?;
             Tensor::from_i128s(dtype, &shape, &out)?
         }])
     }
@@ -112,12 +112,13 @@ fn multiply<T: Copy + Default>(
     y: &[T],
     shape: &[usize],
     add_product: impl Fn(T, T, T) -> T,
-) -> Vec<T> {
-    let mut out = vec![T::default(); shape.iter().product()];
-    let Some(s) = stacks(a.shape(), b.shape()) else { return out };
+) -> Result<Vec<T>, Mismatch> {
+    let mut out = room(shape)?;
+    out.resize(shape.iter().product(), T::default());
+    let Some(s) = stacks(a.shape(), b.shape()) else { return Ok(out) };
     let (m, k, n) = (s.m.map_or(1, |&m| m), *s.k[0], s.n.map_or(1, |&n| n));
     if out.is_empty() || k == 0 {
-        return out;
+        return Ok(out);
     }
     let batch = &shape[..shape.len() - usize::from(s.m.is_some()) - usize::from(s.n.is_some())];
     let mut results = out.chunks_exact_mut(m * n);
@@ -131,7 +132,7 @@ fn multiply<T: Copy + Default>(
             }
         }
     });
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -164,5 +165,10 @@ mod tests {
         let a = Tensor::zeros(DType::F32, &[2, 0]).unwrap();
         let b = Tensor::zeros(DType::F32, &[0, 3]).unwrap();
         assert_eq!(matmul(&a, &b), Ok(Tensor::zeros(DType::F32, &[2, 3]).unwrap()));
+        // Operands without elements can ask for any result.
+        let huge = 1 << 40;
+        let a = Tensor::zeros(DType::F32, &[huge, 0]).unwrap();
+        let b = Tensor::zeros(DType::F32, &[0, huge]).unwrap();
+        assert!(matmul(&a, &b).is_err());
     }
 }

@@ -111,9 +111,12 @@ impl Window<'_> {
         shape: &[usize],
         reduce: impl Fn(&[f64], f64) -> f64,
     ) -> Result<Tensor, Mismatch> {
+        let mut result = Tensor::zeros(DType::F64, shape)?;
+        if result.is_empty() {
+            return Ok(result.cast(x.dtype()));
+        }
         let (dtype, values, extents) = (x.dtype(), x.to_f64s(), &x.shape()[2..]);
         let plane: usize = extents.iter().product();
-        let mut result = Tensor::zeros(DType::F64, shape)?;
         let mut out = result.as_mut_slice::<f64>()?.iter_mut();
         let mut seen = Vec::new();
         for_each_index(shape, |index| {

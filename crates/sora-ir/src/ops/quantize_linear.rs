@@ -56,6 +56,9 @@ pub(crate) fn for_each_scaled(
     axis: i64,
     mut visit: impl FnMut(usize, f32, i128),
 ) -> Result<(), Mismatch> {
+    if x.is_empty() {
+        return Ok(());
+    }
     let (scales, zero_points) = (scale.to_f32s(), zero_point.map(Tensor::to_i128s));
     let inner: usize = match scales.len() {
         1 => 1,
@@ -120,7 +123,8 @@ impl OpDef for QuantizeLinear {
     }
 }
 
-/// A scale, for `count` slices or the whole tensor, with or without a zero point.
+/// A scale, for `count` slices or the whole tensor, with or without a zero point. Accumulators (i32) have none, as
+/// ONNX asks.
 pub(crate) fn random_scale(
     g: &mut Gen,
     integer: DType,
@@ -131,6 +135,7 @@ pub(crate) fn random_scale(
     let scale = g.uniform(DType::F32, &shape, 0.005, 0.1);
     let (low, high) = integer.int_range().unwrap_or_default();
     let (low, high) = (low.max(-100) as f64, high.min(100) as f64);
+    let with_zero_point = with_zero_point && integer != DType::I32;
     let zero_point = with_zero_point.then(|| g.uniform(integer, &shape, low, high));
     (scale, zero_point)
 }

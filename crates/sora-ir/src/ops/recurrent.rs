@@ -3,13 +3,15 @@
 use sora_tensor::{DType, Tensor};
 
 use super::rnn::Direction;
+use super::room;
 use crate::case::{Arg, Gen};
 use crate::{Dim, EvalCx, InferCx, Mismatch, TensorType, ensure};
 
 /// The layout of a recurrent operator. Inputs, with T steps, B sequences, I features, D directions, G gates and
 /// H = `hidden`: X `[T, B, I]`, W `[D, G·H, I]`, R `[D, G·H, H]`, then optional: bias `[D, 2·G·H]` (of W, then of
 /// R), sequence lengths i32 `[B]`, initial states `[D, B, H]`, peephole weights `[D, peepholes·H]`.
-/// Outputs: Y `[T, D, B, H]`, zero past a sequence's length, and each final state `[D, B, H]`.
+/// Outputs: Y `[T, D, B, H]`, zero past a sequence's length, and each final state `[D, B, H]`, that after the
+/// sequence's last step; an empty sequence keeps its initial states.
 pub(crate) struct Recurrent {
     pub(crate) hidden: usize,
     pub(crate) direction: Direction,
@@ -119,6 +121,9 @@ impl Recurrent {
         let &[steps, batch, features] = x.shape() else {
             return Err(Mismatch::new("X must have rank 3"));
         };
+        let mut finals = (0..self.states)
+            .map(|_| room(&[directions, batch, hidden]))
+            .collect::<Result<Vec<Vec<f64>>, Mismatch>>()?;
         let lengths: Vec<usize> = match cx.opt(Self::LENGTHS) {
             None => vec![steps; batch],
             Some(lengths) => {
@@ -137,7 +142,6 @@ impl Recurrent {
 
         let mut y = Tensor::zeros(DType::F64, &[steps, directions, batch, hidden])?;
         let out = y.as_mut_slice::<f64>()?;
-        let mut finals = vec![Vec::with_capacity(directions * batch * hidden); self.states];
         for d in 0..directions {
             let weights = Weights {
                 w: part(&w, d, directions),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use sora_tensor::{DType, Tensor};
 
-use super::{attrs, for_each_index, strides};
+use super::{attrs, for_each_index, room, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
 use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
@@ -167,14 +167,17 @@ impl OpDef for Reduce {
         let (dtype, shape) = cx.output(self)?;
         let (x, row) = (cx.get(0)?, self.kind.row());
         let reduced = self.reduced(x.rank())?;
+        if shape.contains(&0) {
+            return Ok(vec![Tensor::zeros(dtype, &shape)?]);
+        }
         Ok(vec![if dtype.is_float() {
-            Tensor::from_f64s(dtype, &shape, &gather(x.shape(), &reduced, &x.to_f64s(), row.float))?
+            Tensor::from_f64s(dtype, &shape, &gather(x.shape(), &reduced, &x.to_f64s(), row.float)?)?
         } else {
             // The extremes of no element are those of i128 and would wrap.
             let (low, high) = dtype.int_range().unwrap_or((0, 1));
             let clamp = matches!(self.kind, ReduceKind::Max | ReduceKind::Min);
             let reduce = |v: &[i128]| if clamp { (row.int)(v).clamp(low, high) } else { (row.int)(v) };
-            Tensor::from_i128s(dtype, &shape, &gather(x.shape(), &reduced, &x.to_i128s(), reduce))?
+            Tensor::from_i128s(dtype, &shape, &gather(x.shape(), &reduced, &x.to_i128s(), reduce)?)?
         }])
     }
 
@@ -216,7 +219,12 @@ impl OpDef for Reduce {
 }
 
 /// Applies `reduce` to the elements along the reduced axes, for each index of the others.
-fn gather<T: Copy>(shape: &[usize], reduced: &[bool], values: &[T], reduce: impl Fn(&[T]) -> T) -> Vec<T> {
+fn gather<T: Copy>(
+    shape: &[usize],
+    reduced: &[bool],
+    values: &[T],
+    reduce: impl Fn(&[T]) -> T,
+) -> Result<Vec<T>, Mismatch> {
     let strides = strides(shape);
     let split = |which: bool| -> (Vec<usize>, Vec<usize>) {
         let axes = (0..shape.len()).filter(|&axis| reduced[axis] == which);
@@ -226,9 +234,9 @@ fn gather<T: Copy>(shape: &[usize], reduced: &[bool], values: &[T], reduce: impl
     let offset = |index: &[usize], strides: &[usize]| -> usize {
         index.iter().zip(strides).map(|(i, stride)| i * stride).sum()
     };
+    let mut out = room(&kept)?;
     let mut offsets = Vec::new();
     for_each_index(&along, |index| offsets.push(offset(index, &along_strides)));
-    let mut out = Vec::new();
     let mut row = Vec::new();
     for_each_index(&kept, |index| {
         let first = offset(index, &kept_strides);
@@ -236,7 +244,7 @@ fn gather<T: Copy>(shape: &[usize], reduced: &[bool], values: &[T], reduce: impl
         row.extend(offsets.iter().map(|offset| values[first + offset]));
         out.push(reduce(&row));
     });
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -296,5 +304,8 @@ mod tests {
         check(ReduceKind::Max, DType::I8, -128.0);
         check(ReduceKind::LogSumExp, DType::F32, f64::NEG_INFINITY);
         assert!(reduce(ReduceKind::Sum, &[1], false, &none(DType::F32)).unwrap().is_empty());
+        let wide = Tensor::zeros(DType::F32, &[0, 1 << 40, 1 << 40]).unwrap();
+        assert!(reduce(ReduceKind::Sum, &[2], true, &wide).unwrap().is_empty());
+        assert!(reduce(ReduceKind::Sum, &[0], true, &wide).is_err());
     }
 }

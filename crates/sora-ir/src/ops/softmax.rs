@@ -30,10 +30,13 @@ impl OpDef for Softmax {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let x = cx.get(0)?;
+        if x.is_empty() {
+            return Ok(vec![x.clone()]);
+        }
         let axis = resolve_axis(self.axis, x.rank())?;
         let (extent, inner) = (x.shape()[axis], x.shape()[axis + 1..].iter().product::<usize>());
         let mut values = x.to_f64s();
-        for block in values.chunks_exact_mut((extent * inner).max(1)) {
+        for block in values.chunks_exact_mut(extent * inner) {
             for first in 0..inner {
                 let along = || (first..block.len()).step_by(inner);
                 // Subtracting the maximum changes nothing but keeps the exponential from overflowing.
@@ -72,6 +75,13 @@ impl OpDef for Softmax {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_tensor_stays_empty_however_wide() {
+        let x = Tensor::zeros(DType::F32, &[0, 1 << 40, 1 << 40]).unwrap();
+        let y = Softmax { axis: 0, log: false }.eval(&EvalCx { inputs: &[Some(&x)] }).unwrap().remove(0);
+        assert_eq!(y, x);
+    }
 
     #[test]
     fn large_values_do_not_overflow_and_either_axis_sums_to_one() {
