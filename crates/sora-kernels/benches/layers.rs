@@ -1,4 +1,4 @@
-//! Speed of typical layers on every instruction set: `cargo bench -p sora-kernels --bench layers`.
+//! Speed of typical layers on every instruction set: `cargo bench -p sora-kernels --bench layers [-- NAME]`.
 //!
 //! Prints microseconds per call and the rate of what the kernel is limited by.
 
@@ -25,6 +25,10 @@ fn seconds(f: &mut dyn FnMut()) -> f64 {
 
 /// Reports `work` units per call.
 fn report(kernels: Kernels, name: &str, work: usize, unit: &str, mut f: impl FnMut()) {
+    let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    if wanted.is_some_and(|w| !name.contains(&w)) {
+        return;
+    }
     let time = seconds(&mut f);
     let rate = work as f64 / time / 1e9;
     println!("{:<11} {name:<26} {:9.2} us {rate:8.2} {unit}", kernels.isa(), time * 1e6);

@@ -190,41 +190,47 @@ pub(crate) enum Piece<'a, T> {
     All(T),
 }
 
-/// Calls `f` on the pieces of `x` that see a slice or one value of `rhs`.
+/// The pieces of `x` that see a slice or one value of `rhs`, each with it.
+///
+/// # Panics
+/// When `rhs` does not broadcast to `x`.
 #[inline(always)]
-pub(crate) fn broadcast<X, T: Copy>(x: &mut [X], rhs: Rhs<'_, T>, mut f: impl FnMut(&mut [X], Piece<'_, T>)) {
+pub(crate) fn broadcast<'a, X, T: Copy>(
+    x: &'a mut [X],
+    rhs: Rhs<'a, T>,
+) -> impl Iterator<Item = (&'a mut [X], Piece<'a, T>)> {
     rhs.check(x.len());
-    // Whole operands are rows and columns of one piece, so that `f` is instantiated once.
-    let len = x.len().max(1);
-    let (values, period) = match &rhs {
-        Rhs::Same(v) | Rhs::Row(v) => {
-            for x in x.chunks_exact_mut(v.len().max(1)) {
-                f(x, Piece::Each(v));
-            }
-            return;
-        }
-        Rhs::Scalar(v) => (core::slice::from_ref(v), len),
-        Rhs::Column { values, period } => (*values, (*period).max(1)),
+    let len = match rhs {
+        Rhs::Same(v) | Rhs::Row(v) => v.len(),
+        Rhs::Scalar(_) => x.len(),
+        Rhs::Column { period, .. } => period,
     };
-    for (x, &v) in x.chunks_exact_mut(period).zip(values) {
-        f(x, Piece::All(v));
-    }
+    x.chunks_exact_mut(len.max(1)).enumerate().map(move |(i, x)| {
+        let piece = match rhs {
+            Rhs::Same(v) | Rhs::Row(v) => Piece::Each(v),
+            Rhs::Scalar(v) => Piece::All(v),
+            Rhs::Column { values, .. } => Piece::All(values[i]),
+        };
+        (x, piece)
+    })
 }
 
 #[inline(always)]
 fn apply(a: &mut [f32], b: Rhs<'_>, f: impl Fn(f32, f32) -> f32) {
-    broadcast(a, b, |a, b| match b {
-        Piece::Each(b) => {
-            for (a, &b) in a.iter_mut().zip(b) {
-                *a = f(*a, b);
+    for (a, b) in broadcast(a, b) {
+        match b {
+            Piece::Each(b) => {
+                for (a, &b) in a.iter_mut().zip(b) {
+                    *a = f(*a, b);
+                }
+            }
+            Piece::All(b) => {
+                for a in a {
+                    *a = f(*a, b);
+                }
             }
         }
-        Piece::All(b) => {
-            for a in a {
-                *a = f(*a, b);
-            }
-        }
-    });
+    }
 }
 
 per_isa! {

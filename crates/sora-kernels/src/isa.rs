@@ -193,7 +193,8 @@ fn detect() -> &'static [Isa] {
 /// set and chosen by the handle in its first argument.
 ///
 /// The body is inlined into each instance, so the autovectorizer sees the
-/// instance's features. Multiplications and additions stay separate (Rust never
+/// instance's features; whatever it calls must be `#[inline(always)]` or small, for a
+/// shared function is compiled for the baseline. Multiplications and additions stay separate (Rust never
 /// contracts them), hence every instance returns the same bits.
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $([$(const $g:ident : $gt:ty),*])? $({$($t:ident : $bound:path),*})?

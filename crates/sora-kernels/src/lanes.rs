@@ -32,14 +32,14 @@ pub(crate) fn sum(x: &[f32], map: impl Fn(f32) -> f32) -> f32 {
     fold(x, 0.0, map, |a, b| a + b)
 }
 
-/// The greater value; NaN if either is.
+/// The greater value; NaN if either is. Without branches, so that loops vectorize.
 #[inline(always)]
 pub(crate) fn greater(a: f32, b: f32) -> f32 {
-    if a > b || a.is_nan() { a } else { b }
+    if (a < b) | b.is_nan() { b } else { a }
 }
 
 /// The lesser value; NaN if either is.
 #[inline(always)]
 pub(crate) fn lesser(a: f32, b: f32) -> f32 {
-    if a < b || a.is_nan() { a } else { b }
+    if (a > b) | b.is_nan() { b } else { a }
 }

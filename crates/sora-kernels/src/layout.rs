@@ -19,11 +19,19 @@ per_isa! {
     pub fn transpose {T: Copy} (src: &[T], rows: usize, cols: usize, dst: &mut [T]) {
         assert_eq!(src.len(), rows * cols, "source of a {rows}x{cols} transpose");
         assert_eq!(dst.len(), rows * cols, "destination of a {rows}x{cols} transpose");
+        if rows == 3 {
+            // Colour planes to pixels.
+            let (r, rest) = src.split_at(cols);
+            let (g, b) = rest.split_at(cols);
+            for (((to, &r), &g), &b) in dst.as_chunks_mut::<3>().0.iter_mut().zip(r).zip(g).zip(b) {
+                *to = [r, g, b];
+            }
+            return;
+        }
         for i0 in (0..rows).step_by(BLOCK) {
             let height = BLOCK.min(rows - i0);
             for j0 in (0..cols).step_by(BLOCK) {
-                let width = BLOCK.min(cols - j0);
-                for j in j0..j0 + width {
+                for j in j0..cols.min(j0 + BLOCK) {
                     let to = &mut dst[j * rows + i0..][..height];
                     for (to, from) in to.iter_mut().zip(src[i0 * cols + j..].iter().step_by(cols)) {
                         *to = *from;
@@ -116,24 +124,45 @@ impl Window {
     }
 }
 
-/// `copy_from_slice` without a call for the lengths of small windows on one or three channels.
+/// Copies one line of a window, `len` elements, into each row of `rows`, from sources `step` apart.
 #[inline(always)]
-fn copy_line<T: Copy>(to: &mut [T], from: &[T]) {
+fn copy_lines<T: Copy>(rows: &mut [T], row_len: usize, at: usize, len: usize, src: &[T], step: usize) {
+    /// The same for a constant length, without a call per line.
     #[inline(always)]
-    fn whole<const N: usize, T: Copy>(to: &mut [T], from: &[T]) {
-        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
-            *to = *from;
+    fn fixed<const N: usize, T: Copy>(rows: &mut [T], row_len: usize, at: usize, src: &[T], step: usize) {
+        for (i, row) in rows.chunks_exact_mut(row_len).enumerate() {
+            if let (Some(to), Some(from)) = (row[at..].first_chunk_mut(), src[i * step..].first_chunk::<N>())
+            {
+                *to = *from;
+            }
         }
     }
-    match to.len() {
-        3 => whole::<3, T>(to, from),
-        5 => whole::<5, T>(to, from),
-        7 => whole::<7, T>(to, from),
-        9 => whole::<9, T>(to, from),
-        15 => whole::<15, T>(to, from),
-        21 => whole::<21, T>(to, from),
-        _ => to.copy_from_slice(from),
+    match len {
+        1 => fixed::<1, T>(rows, row_len, at, src, step),
+        3 => fixed::<3, T>(rows, row_len, at, src, step),
+        5 => fixed::<5, T>(rows, row_len, at, src, step),
+        7 => fixed::<7, T>(rows, row_len, at, src, step),
+        9 => fixed::<9, T>(rows, row_len, at, src, step),
+        15 => fixed::<15, T>(rows, row_len, at, src, step),
+        21 => fixed::<21, T>(rows, row_len, at, src, step),
+        _ => {
+            for (i, row) in rows.chunks_exact_mut(row_len).enumerate() {
+                row[at..at + len].copy_from_slice(&src[i * step..][..len]);
+            }
+        }
     }
+}
+
+/// Output columns whose whole line of taps lies inside the input, as a range.
+fn interior(window: &Window) -> core::ops::Range<usize> {
+    let (w, pad, stride) = (window.input[1], window.pad[1], window.stride[1]);
+    let reach = (window.kernel[1] - 1) * window.dilation[1];
+    let start = pad.div_ceil(stride);
+    let end = match (w + pad).checked_sub(reach + 1) {
+        Some(last) => last / stride + 1,
+        None => 0,
+    };
+    start..end.max(start)
 }
 
 per_isa! {
@@ -147,40 +176,53 @@ per_isa! {
     /// When `row_len < taps * c`, `dst` is not whole rows, or the window exceeds `src`.
     pub fn im2col {T: Copy} (src: &[T], window: &Window, c: usize, pad: T, first: usize, row_len: usize, dst: &mut [T]) {
         let used = window.taps() * c;
-        assert!(row_len >= used && row_len > 0, "rows of {row_len} cannot hold {used} elements");
+        assert!(row_len >= used && used > 0, "rows of {row_len} cannot hold {used} elements");
         assert_eq!(dst.len() % row_len, 0, "the destination is not whole rows");
         let [kh, kw] = window.kernel;
-        let mut out = [first / window.output[1], first % window.output[1]];
-        for row in dst.chunks_exact_mut(row_len) {
-            let (body, rest) = row.split_at_mut(used);
-            rest.fill(pad);
-            let x0 = out[1] * window.stride[1];
-            let dx = window.dilation[1];
-            for (i, line) in body.chunks_exact_mut((kw * c).max(1)).enumerate().take(kh) {
-                let y = (out[0] * window.stride[0] + i * window.dilation[0]).wrapping_sub(window.pad[0]);
-                if y >= window.input[0] {
-                    line.fill(pad);
-                    continue;
-                }
-                let start = x0.wrapping_sub(window.pad[1]);
-                let whole = x0 >= window.pad[1] && start + (kw - 1) * dx < window.input[1];
-                let at = y * window.input[1];
-                if whole && dx == 1 && window.pixel_stride == c {
-                    copy_line(line, &src[(at + start) * c..][..kw * c]);
-                    continue;
-                }
-                for (j, cell) in line.chunks_exact_mut(c).enumerate() {
-                    let x = start.wrapping_add(j * dx);
-                    if x < window.input[1] {
-                        cell.copy_from_slice(&src[(at + x) * window.pixel_stride..][..c]);
-                    } else {
-                        cell.fill(pad);
-                    }
+        let line = kw * c;
+        let contiguous = window.dilation[1] == 1 && window.pixel_stride == c;
+        let inside = interior(window);
+        let mut done = 0;
+        let total = dst.len() / row_len;
+        while done < total {
+            // The rest of one row of outputs.
+            let out = [(first + done) / window.output[1], (first + done) % window.output[1]];
+            let count = (window.output[1] - out[1]).min(total - done);
+            let rows = &mut dst[done * row_len..(done + count) * row_len];
+            done += count;
+            if row_len > used {
+                for row in rows.chunks_exact_mut(row_len) {
+                    row[used..].fill(pad);
                 }
             }
-            out[1] += 1;
-            if out[1] == window.output[1] {
-                out = [out[0] + 1, 0];
+            for i in 0..kh {
+                let y = (out[0] * window.stride[0] + i * window.dilation[0]).wrapping_sub(window.pad[0]);
+                // Output columns copied as whole lines.
+                let whole = if contiguous && y < window.input[0] {
+                    inside.start.clamp(out[1], out[1] + count)..inside.end.clamp(out[1], out[1] + count)
+                } else {
+                    out[1]..out[1]
+                };
+                if !whole.is_empty() {
+                    let x = whole.start * window.stride[1] - window.pad[1];
+                    let rows = &mut rows[(whole.start - out[1]) * row_len..(whole.end - out[1]) * row_len];
+                    let from = &src[(y * window.input[1] + x) * c..];
+                    copy_lines(rows, row_len, i * line, line, from, window.stride[1] * c);
+                }
+                for (column, row) in (out[1]..).zip(rows.chunks_exact_mut(row_len)) {
+                    if whole.contains(&column) {
+                        continue;
+                    }
+                    for (j, cell) in row[i * line..][..line].chunks_exact_mut(c).enumerate() {
+                        let x = (column * window.stride[1] + j * window.dilation[1]).wrapping_sub(window.pad[1]);
+                        if y < window.input[0] && x < window.input[1] {
+                            let at = (y * window.input[1] + x) * window.pixel_stride;
+                            cell.copy_from_slice(&src[at..at + c]);
+                        } else {
+                            cell.fill(pad);
+                        }
+                    }
+                }
             }
         }
     }

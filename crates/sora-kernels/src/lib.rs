@@ -49,7 +49,7 @@ pub mod recurrent;
 pub mod rows;
 mod table;
 
-pub use depthwise::{PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
+pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
 pub use elementwise::{Binary, Rhs, Unary};
 
 pub use epilogue::{Activation, EpilogueF32, EpilogueI32, Residual};

@@ -41,35 +41,28 @@ pub struct Indirect<'a, T> {
     pub pad: &'a [T],
 }
 
-impl<T> Indirect<'_, T> {
+impl<'a, T> Indirect<'a, T> {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.offsets.len() / self.taps
     }
 
-    /// Panics unless every row is readable; `reads_pad` says whether padding is read.
-    pub(crate) fn validate(&self, reads_pad: bool) {
+    /// Panics unless the offset table is whole rows.
+    pub(crate) fn validate(&self) {
         assert!(self.taps > 0, "a row needs at least one tap");
         assert_eq!(self.offsets.len() % self.taps, 0, "ragged offset table");
-        let mut furthest = 0;
-        let mut padded = false;
-        for &offset in self.offsets {
-            padded |= offset == PAD;
-            furthest = furthest.max(if offset == PAD { 0 } else { offset });
+    }
+
+    /// The `kc` elements of tap `tap` of row `row`.
+    ///
+    /// # Panics
+    /// When they run past the input or the padding row.
+    #[inline(always)]
+    pub(crate) fn piece(&self, row: usize, tap: usize) -> &'a [T] {
+        match self.offsets[row * self.taps + tap] {
+            PAD => &self.pad[..self.kc],
+            offset => &self.base[offset as usize..][..self.kc],
         }
-        let all_padding = self.offsets.iter().all(|&o| o == PAD);
-        assert!(
-            all_padding || furthest as usize + self.kc <= self.base.len(),
-            "offset {furthest} + {} runs past the {} elements of the input",
-            self.kc,
-            self.base.len()
-        );
-        assert!(
-            !(padded && reads_pad) || self.pad.len() >= self.kc,
-            "padding row has {} of {} elements",
-            self.pad.len(),
-            self.kc
-        );
     }
 }
 
@@ -122,19 +115,16 @@ impl<T> ARows<'_, T> {
                 d.stride,
                 d.data.len()
             ),
-            Self::Indirect(i) => i.validate(true),
+            Self::Indirect(i) => i.validate(),
         }
     }
 
-    /// Start of tap `tap` of row `row`. Only meaningful after [`Self::validate`].
-    #[inline]
-    pub(crate) fn piece(&self, row: usize, tap: usize) -> *const T {
+    /// The `kc` elements of tap `tap` of row `row`.
+    #[inline(always)]
+    pub(crate) fn piece(&self, row: usize, tap: usize) -> &[T] {
         match self {
-            Self::Dense(d) => d.data.as_ptr().wrapping_add(row * d.stride),
-            Self::Indirect(i) => match i.offsets[row * i.taps + tap] {
-                PAD => i.pad.as_ptr(),
-                offset => i.base.as_ptr().wrapping_add(offset as usize),
-            },
+            Self::Dense(d) => &d.data[row * d.stride..][..d.k],
+            Self::Indirect(i) => i.piece(row, tap),
         }
     }
 }
@@ -384,8 +374,16 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "runs past")]
+    #[should_panic(expected = "out of range")]
     fn offsets_are_checked() {
-        Indirect { base: &[0u8; 8], offsets: &[0, 5], taps: 1, kc: 4, pad: &[] }.validate(true);
+        let rows = Indirect { base: &[0u8; 8], offsets: &[0, 5], taps: 1, kc: 4, pad: &[] };
+        assert_eq!(rows.piece(0, 0).len(), 4);
+        rows.piece(1, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "exceeds")]
+    fn windows_are_checked() {
+        MatMut::new(&mut [0u8; 8], 3, 2, 4);
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 fn check<A, B>(a: &Indirect<'_, A>, out: &MatMut<'_, B>) {
     assert_eq!(a.rows(), out.rows(), "input and output differ in pixels");
     assert_eq!(a.kc, out.cols(), "input and output differ in channels");
-    a.validate(false);
+    a.validate();
 }
 
 /// Runs `f(first, width)` over blocks of channels: wide ones, then narrow ones, then single ones.
@@ -33,6 +33,15 @@ macro_rules! blocks {
     }};
 }
 
+/// The `N` elements from `at` on.
+///
+/// # Panics
+/// When they run past the end.
+#[inline(always)]
+fn array_at<const N: usize, A>(x: &[A], at: usize) -> &[A; N] {
+    x[at..].first_chunk().expect("an offset runs past the input")
+}
+
 /// Folds the taps of `offsets` inside the input for channels `first..first + N` into `out`.
 #[inline(always)]
 fn block<const N: usize, A: Copy, B: Copy, C: Copy>(
@@ -49,10 +58,9 @@ fn block<const N: usize, A: Copy, B: Copy, C: Copy>(
         if offset == PAD {
             continue;
         }
-        if let Some(x) = base[offset as usize + first..].first_chunk::<N>() {
-            for j in 0..N {
-                acc[j] = join(acc[j], x[j]);
-            }
+        let x: &[A; N] = array_at(base, offset as usize + first);
+        for j in 0..N {
+            acc[j] = join(acc[j], x[j]);
         }
     }
     finish(&acc, &mut out[first..first + N]);
@@ -154,10 +162,9 @@ fn column_block<const N: usize, A: Copy, B, C: Copy>(
 ) {
     let mut acc = [start; N];
     for row in x.chunks_exact(c) {
-        if let Some(x) = row[first..].first_chunk::<N>() {
-            for j in 0..N {
-                acc[j] = join(acc[j], x[j]);
-            }
+        let x: &[A; N] = array_at(row, first);
+        for j in 0..N {
+            acc[j] = join(acc[j], x[j]);
         }
     }
     finish(&mut acc, &mut out[first..first + N]);

@@ -164,7 +164,7 @@ fn binary_blocks(
 ) {
     let mut lhs = [0.0f32; BLOCK];
     let mut rhs = [0.0f32; BLOCK];
-    broadcast(a, b, |a, b| {
+    for (a, b) in broadcast(a, b) {
         for start in (0..a.len()).step_by(BLOCK) {
             let len = BLOCK.min(a.len() - start);
             let a = &mut a[start..start + len];
@@ -179,7 +179,7 @@ fn binary_blocks(
             }
             activate_and_quantize(x, activation, quant, 0, a);
         }
-    });
+    }
 }
 
 per_isa! {

@@ -1,7 +1,8 @@
 //! The one table of kernels: selection, tests, benches and the quantizer read it.
 
 use crate::{
-    Isa, Kernels, depthwise,
+    Isa, Kernels,
+    depthwise::{self, DwF32Tiles, DwI8Tiles},
     gemm::{F32Tiles, I8Tiles, portable},
 };
 
@@ -48,8 +49,10 @@ pub enum KernelFn {
     GemmF32(&'static F32Tiles),
     /// Matrix product of bytes.
     GemmU8I8(&'static I8Tiles),
-    /// Depthwise convolution of reals or bytes, instantiated by the dispatch macro.
-    Depthwise,
+    /// Depthwise convolution of reals.
+    DepthwiseF32(&'static DwF32Tiles),
+    /// Depthwise convolution of bytes.
+    DepthwiseU8I8(&'static DwI8Tiles),
     /// Everything else that the dispatch macro instantiates.
     Loops,
 }
@@ -95,7 +98,10 @@ macro_rules! rows {
 #[cfg(target_arch = "aarch64")]
 use crate::gemm::neon;
 #[cfg(target_arch = "x86_64")]
-use crate::gemm::{avx2, avx512};
+use crate::{
+    depthwise::x86,
+    gemm::{avx2, avx512},
+};
 
 rows! {
     "gemm_f32_portable_4x8" GemmF32 Portable (4, 8, 1) DotProduct KernelFn::GemmF32(&portable::F32);
@@ -118,17 +124,17 @@ rows! {
     #[cfg(target_arch = "aarch64")]
     "gemm_u8i8_neondot_6x16" GemmU8I8 NeonDot (6, 16, 4) BitExact KernelFn::GemmU8I8(&neon::U8I8_DOT);
 
-    "depthwise_f32_portable_4x8" DepthwiseF32 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::Depthwise;
+    "depthwise_f32_portable_4x8" DepthwiseF32 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::DepthwiseF32(&depthwise::PORTABLE_F32);
     #[cfg(target_arch = "x86_64")]
-    "depthwise_f32_avx2_4x16" DepthwiseF32 Avx2 (depthwise::PIXELS, 16, 1) BitExact KernelFn::Depthwise;
+    "depthwise_f32_avx2_4x16" DepthwiseF32 Avx2 (depthwise::PIXELS, 16, 1) BitExact KernelFn::DepthwiseF32(&x86::AVX2_F32);
     #[cfg(target_arch = "x86_64")]
-    "depthwise_f32_avx512_4x32" DepthwiseF32 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::Depthwise;
+    "depthwise_f32_avx512_4x32" DepthwiseF32 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::DepthwiseF32(&x86::AVX512_F32);
 
-    "depthwise_u8i8_portable_4x8" DepthwiseU8I8 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::Depthwise;
+    "depthwise_u8i8_portable_4x8" DepthwiseU8I8 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::DepthwiseU8I8(&depthwise::PORTABLE_U8I8);
     #[cfg(target_arch = "x86_64")]
-    "depthwise_u8i8_avx2_4x16" DepthwiseU8I8 Avx2 (depthwise::PIXELS, 16, 1) BitExact KernelFn::Depthwise;
+    "depthwise_u8i8_avx2_4x16" DepthwiseU8I8 Avx2 (depthwise::PIXELS, 16, 1) BitExact KernelFn::DepthwiseU8I8(&x86::AVX2_U8I8);
     #[cfg(target_arch = "x86_64")]
-    "depthwise_u8i8_avx512_4x32" DepthwiseU8I8 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::Depthwise;
+    "depthwise_u8i8_avx512_4x32" DepthwiseU8I8 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::DepthwiseU8I8(&x86::AVX512_U8I8);
 
     "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
     #[cfg(target_arch = "x86_64")]
@@ -164,4 +170,65 @@ pub(crate) fn gemm_u8i8_tiles(kernels: Kernels) -> (Tile, &'static I8Tiles) {
         KernelFn::GemmU8I8(tiles) => Some(tiles),
         _ => None,
     })
+}
+
+pub(crate) fn depthwise_f32_tiles(kernels: Kernels) -> (Tile, &'static DwF32Tiles) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::DepthwiseF32(tiles) => Some(tiles),
+        _ => None,
+    })
+}
+
+pub(crate) fn depthwise_u8i8_tiles(kernels: Kernels) -> (Tile, &'static DwI8Tiles) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::DepthwiseU8I8(tiles) => Some(tiles),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn names_are_unique_and_say_what_the_row_is() {
+        let mut names: Vec<_> = KERNELS.iter().map(|row| row.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), KERNELS.len());
+        for row in KERNELS {
+            assert!(row.name.contains(row.isa.name()), "{}", row.name);
+            if row.family != Family::Loops {
+                let tile = alloc::format!("_{}x{}", row.tile.mr, row.tile.nr);
+                assert!(row.name.ends_with(&tile), "{}", row.name);
+            }
+            let (mr, nr) = match row.kernel {
+                KernelFn::GemmF32(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
+                KernelFn::GemmU8I8(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
+                _ => continue,
+            };
+            assert_eq!(row.tile.mr, mr, "{}", row.name);
+            assert!(nr.contains(&row.tile.nr), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn selection_takes_the_highest_included_row() {
+        for kernels in Kernels::all_available() {
+            for family in [
+                Family::GemmF32,
+                Family::GemmU8I8,
+                Family::DepthwiseF32,
+                Family::DepthwiseU8I8,
+                Family::Loops,
+            ] {
+                let chosen = select(kernels, family).unwrap();
+                assert!(kernels.isa().includes(chosen.isa));
+                for row in KERNELS.iter().filter(|r| r.family == family) {
+                    assert!(row.isa <= chosen.isa || !kernels.isa().includes(row.isa));
+                }
+            }
+        }
+    }
 }

@@ -130,7 +130,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
             let first = block_start + start;
             tiles.push(RowTile { first, rows, pointers: pointers.len() });
             for tap in 0..b.taps {
-                pointers.extend((first..first + rows).map(|row| a.piece(row, tap)));
+                pointers.extend((first..first + rows).map(|row| a.piece(row, tap).as_ptr()));
             }
         }
         let mut panel = 0;
@@ -175,7 +175,7 @@ fn run_tile<A, B: Plain, C>(
     let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };
     assert!(rows * count * nr <= MAX_TILE && (count == 1 || (rows, count) == (1, WIDE)));
     // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
-    // `drive` validated A, so every pointer starts `kc` readable elements; `data` and `sums` hold
+    // every pointer starts a slice of `kc` elements of A; `data` and `sums` hold
     // `count` whole panels; the tile has room for `rows * count * nr` elements.
     unsafe { kernel(&args, tile.as_mut_ptr()) };
 }

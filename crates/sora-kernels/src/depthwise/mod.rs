@@ -1,13 +1,16 @@
 //! Depthwise convolution, channels last, one weight per channel and tap.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
+
 use alloc::vec::Vec;
 
 use crate::{
     Kernels,
     epilogue::{EpilogueF32, EpilogueI32, Finish, Place, Scratch, finish_f32, finish_i32},
-    isa::per_isa,
-    operands::{Indirect, Output, PAD},
-    table::{Family, select},
+    gemm::MAX_TILE,
+    operands::{Indirect, Output},
+    table::{Tile, depthwise_f32_tiles, depthwise_u8i8_tiles},
 };
 
 /// Output pixels computed together, so that a weight is loaded once for all.
@@ -15,15 +18,22 @@ pub(crate) const PIXELS: usize = 4;
 
 /// Weights `[channels / nr][taps][nr]`, padded with zeros.
 #[derive(Clone, Debug)]
-struct Weights<B> {
+struct Weights<A: 'static, B: 'static, C: 'static> {
     data: Vec<B>,
     taps: usize,
     channels: usize,
     nr: usize,
+    tiles: &'static DwTiles<A, B, C>,
 }
 
-impl<B: Copy + Default> Weights<B> {
-    fn pack(nr: usize, taps: usize, channels: usize, value: impl Fn(usize, usize) -> B) -> Self {
+impl<A, B: Copy + Default, C> Weights<A, B, C> {
+    fn pack(
+        (tile, tiles): (Tile, &'static DwTiles<A, B, C>),
+        taps: usize,
+        channels: usize,
+        value: impl Fn(usize, usize) -> B,
+    ) -> Self {
+        let nr = tile.nr;
         let mut data = Vec::with_capacity(channels.next_multiple_of(nr) * taps);
         for first in (0..channels).step_by(nr) {
             for tap in 0..taps {
@@ -33,30 +43,25 @@ impl<B: Copy + Default> Weights<B> {
                 }
             }
         }
-        Self { data, taps, channels, nr }
+        Self { data, taps, channels, nr, tiles }
     }
-}
-
-fn lanes(kernels: Kernels, family: Family) -> usize {
-    select(kernels, family).map_or(8, |row| row.tile.nr)
 }
 
 /// Packed weights of [`depthwise_f32`].
 #[derive(Clone, Debug)]
-pub struct PackedDwF32(Weights<f32>);
+pub struct PackedDwF32(Weights<f32, f32, f32>);
 
 /// Packed weights of [`depthwise_u8i8`]; stored in 16 bits, ready to multiply.
 #[derive(Clone, Debug)]
 pub struct PackedDwI8 {
-    weights: Weights<i16>,
+    weights: Weights<u8, i16, i32>,
     sums: Vec<i32>,
 }
 
 impl PackedDwF32 {
     /// Packs `value(tap, channel)`.
     pub fn pack(kernels: Kernels, taps: usize, channels: usize, value: impl Fn(usize, usize) -> f32) -> Self {
-        let nr = lanes(kernels, Family::DepthwiseF32);
-        Self(Weights::pack(nr, taps, channels, value))
+        Self(Weights::pack(depthwise_f32_tiles(kernels), taps, channels, value))
     }
 
     /// Memory taken.
@@ -68,10 +73,10 @@ impl PackedDwF32 {
 impl PackedDwI8 {
     /// Packs `value(tap, channel)`.
     pub fn pack(kernels: Kernels, taps: usize, channels: usize, value: impl Fn(usize, usize) -> i8) -> Self {
-        let nr = lanes(kernels, Family::DepthwiseU8I8);
         let sum = |c| (0..taps).map(|t| i32::from(value(t, c))).sum();
         let sums = (0..channels).map(sum).collect();
-        let weights = Weights::pack(nr, taps, channels, |t, c| i16::from(value(t, c)));
+        let weights =
+            Weights::pack(depthwise_u8i8_tiles(kernels), taps, channels, |t, c| i16::from(value(t, c)));
         Self { weights, sums }
     }
 
@@ -86,88 +91,128 @@ impl PackedDwI8 {
     }
 }
 
-/// Accumulates `P` pixels by `N` channels; `pieces` is `[taps][P]`.
+/// Starts of pieces, `[taps][pixels]`, each of at least `len` readable elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Starts<'a, A> {
+    pointers: &'a [*const A],
+    len: usize,
+}
+
+impl<A> Starts<'_, A> {
+    /// Element `first` of piece `i`.
+    #[inline(always)]
+    fn start(&self, i: usize, first: usize) -> *const A {
+        self.pointers[i].wrapping_add(first)
+    }
+}
+
+/// Overwrites `[pixels][lanes]` accumulators with the sums over all taps of channels from `first`
+/// on; weights are `[taps][lanes]`.
 ///
 /// # Safety
-/// Each pointer must start `N` readable elements.
+/// The instruction set of the kernel's row must run here; there must be a start per tap and pixel
+/// with `first + lanes` readable elements, and room for the accumulators.
+pub(crate) type DwTile<A, B, C> = unsafe fn(Starts<'_, A>, usize, &[B], *mut C);
+
+/// The instances of one micro-kernel: `by_pixels[i]` computes `i + 1` pixels.
+#[derive(Debug)]
+pub struct DwTiles<A: 'static, B: 'static, C: 'static> {
+    by_pixels: [DwTile<A, B, C>; PIXELS],
+}
+
+/// Tiles of real weights.
+pub type DwF32Tiles = DwTiles<f32, f32, f32>;
+/// Tiles of byte weights, widened to 16 bits.
+pub type DwI8Tiles = DwTiles<u8, i16, i32>;
+
+/// The instances of `$f::<PIXELS>`.
+macro_rules! pixel_tiles {
+    ($f:ident) => {
+        $crate::depthwise::DwTiles { by_pixels: [$f::<1>, $f::<2>, $f::<3>, $f::<4>] }
+    };
+}
+pub(crate) use pixel_tiles;
+
+pub(crate) static PORTABLE_F32: DwF32Tiles = pixel_tiles!(portable_f32);
+pub(crate) static PORTABLE_U8I8: DwI8Tiles = pixel_tiles!(portable_u8i8);
+
+/// # Safety
+/// See [`DwTile`]; 8 lanes.
 #[inline(always)]
-unsafe fn tile<const P: usize, const N: usize, A: Copy, B: Copy, C: Copy + Default>(
-    pieces: &[*const A],
-    weights: &[B],
-    acc: &mut [C],
+unsafe fn portable<const P: usize, A: Copy, B: Copy, C: Copy>(
+    x: Starts<'_, A>,
+    first: usize,
+    w: &[B],
+    zero: C,
+    acc: *mut C,
     mac: impl Fn(C, A, B) -> C,
 ) {
-    let mut sum = [[C::default(); N]; P];
-    let (weights, _) = weights.as_chunks::<N>();
-    let (pieces, _) = pieces.as_chunks::<P>();
-    for (w, pieces) in weights.iter().zip(pieces) {
-        let w = *w;
+    let (taps, _) = w.as_chunks::<8>();
+    let mut sum = [[zero; 8]; P];
+    for (t, w) in taps.iter().enumerate() {
         for i in 0..P {
-            // SAFETY: by the contract; arrays of numbers may be read unaligned.
-            let x = unsafe { pieces[i].cast::<[A; N]>().read_unaligned() };
-            for j in 0..N {
+            // SAFETY: `first + 8` elements are readable from each start; any alignment.
+            let x = unsafe { x.start(t * P + i, first).cast::<[A; 8]>().read_unaligned() };
+            for j in 0..8 {
                 sum[i][j] = mac(sum[i][j], x[j], w[j]);
             }
         }
     }
-    acc[..P * N].copy_from_slice(sum.as_flattened());
+    // SAFETY: there is room for P × 8 accumulators.
+    unsafe { acc.cast::<[[C; 8]; P]>().write_unaligned(sum) };
 }
 
-/// Pieces of one group of pixels, `[taps][pixels]`.
+/// # Safety
+/// See [`DwTile`]; 8 lanes.
+unsafe fn portable_f32<const P: usize>(x: Starts<'_, f32>, first: usize, w: &[f32], acc: *mut f32) {
+    // SAFETY: the same contract.
+    unsafe { portable::<P, _, _, _>(x, first, w, 0.0, acc, |c, a, b| c + a * b) }
+}
+
+/// # Safety
+/// See [`DwTile`]; 8 lanes.
+unsafe fn portable_u8i8<const P: usize>(x: Starts<'_, u8>, first: usize, w: &[i16], acc: *mut i32) {
+    // |255 · −128| fits 16 bits.
+    let mac = |c: i32, a: u8, b: i16| c + i32::from(i16::from(a) * b);
+    // SAFETY: the same contract.
+    unsafe { portable::<P, _, _, _>(x, first, w, 0, acc, mac) }
+}
+
+/// What one group of pixels reads, `[taps][pixels]`.
 struct Pieces<'a, A> {
-    pieces: Vec<&'a [A]>,
-    /// Where the current block of channels starts in each piece.
-    starts: Vec<*const A>,
-    /// The last, incomplete block of each piece, padded.
+    slices: Vec<&'a [A]>,
+    pointers: Vec<*const A>,
+    /// The last, incomplete block of channels of each piece, padded to a whole one.
     tail: Vec<A>,
+    tail_pointers: Vec<*const A>,
 }
 
-/// Tiles over all channels of up to [`PIXELS`] pixels, each passed to `finish` with its first
-/// channel and its channels.
-#[inline(always)]
-fn pixels<const N: usize, A: Copy + Default, B: Copy, C: Copy + Default>(
-    p: &mut Pieces<'_, A>,
-    rows: usize,
-    w: &Weights<B>,
-    mac: impl Fn(C, A, B) -> C + Copy,
-    scratch: &mut Scratch<C>,
-    mut finish: impl FnMut(&mut Scratch<C>, usize, usize),
-) {
-    for (g, weights) in w.data.chunks_exact(w.taps * N).enumerate() {
-        let first = g * N;
-        let cols = N.min(w.channels - first);
-        p.starts.clear();
-        if cols == N {
-            p.starts.extend(p.pieces.iter().map(|x| x[first..first + N].as_ptr()));
-        } else {
-            p.tail.clear();
-            p.tail.resize(p.pieces.len() * N, A::default());
-            for (to, x) in p.tail.chunks_exact_mut(N).zip(&p.pieces) {
-                to[..cols].copy_from_slice(&x[first..first + cols]);
-            }
-            p.starts.extend(p.tail.chunks_exact(N).map(<[A]>::as_ptr));
+impl<A: Copy + Default> Pieces<'_, A> {
+    /// The block of `n` channels from `first` on, and where in it they start.
+    #[inline(always)]
+    fn block(&mut self, first: usize, channels: usize, n: usize) -> (Starts<'_, A>, usize) {
+        if first + n <= channels {
+            return (Starts { pointers: &self.pointers, len: channels }, first);
         }
-        let acc = &mut scratch.acc;
-        // SAFETY: every start begins a slice of N elements that outlives the call.
-        unsafe {
-            match rows {
-                1 => tile::<1, N, A, B, C>(&p.starts, weights, acc, mac),
-                2 => tile::<2, N, A, B, C>(&p.starts, weights, acc, mac),
-                3 => tile::<3, N, A, B, C>(&p.starts, weights, acc, mac),
-                _ => tile::<PIXELS, N, A, B, C>(&p.starts, weights, acc, mac),
-            }
+        self.tail.clear();
+        self.tail.resize(self.slices.len() * n, A::default());
+        for (to, from) in self.tail.chunks_exact_mut(n).zip(&self.slices) {
+            to[..channels - first].copy_from_slice(&from[first..channels]);
         }
-        finish(scratch, first, cols);
+        self.tail_pointers.clear();
+        self.tail_pointers.extend(self.tail.chunks_exact(n).map(<[A]>::as_ptr));
+        (Starts { pointers: &self.tail_pointers, len: n }, 0)
     }
 }
 
-/// Checks shapes, gathers the pieces of each group of pixels and runs `group`.
-fn drive<'a, A, B, C, E: Finish<C>>(
-    a: &Indirect<'a, A>,
-    w: &Weights<B>,
+/// Checks shapes, then computes and finishes all tiles.
+fn drive<A: Copy + Default, B: Copy, C: Copy, E: Finish<C>>(
+    a: &Indirect<'_, A>,
+    w: &Weights<A, B, C>,
     ep: &E,
+    zero: C,
     out: &mut Output<'_>,
-    mut group: impl FnMut(&mut Pieces<'a, A>, usize, usize, &mut Output<'_>),
+    finish: impl Fn(&mut Scratch<C>, Place, &mut Output<'_>),
 ) {
     let (m, channels) = (out.rows(), out.cols());
     assert_eq!(a.rows(), m, "input and output differ in pixels");
@@ -179,43 +224,35 @@ fn drive<'a, A, B, C, E: Finish<C>>(
         w.taps,
         w.channels
     );
-    a.validate(true);
+    a.validate();
     ep.validate(m, channels);
+    let mut scratch = Scratch::new(zero);
     let capacity = PIXELS * w.taps;
     let mut p = Pieces {
-        pieces: Vec::with_capacity(capacity),
-        starts: Vec::with_capacity(capacity),
+        slices: Vec::with_capacity(capacity),
+        pointers: Vec::with_capacity(capacity),
         tail: Vec::new(),
+        tail_pointers: Vec::new(),
     };
-    for first in (0..m).step_by(PIXELS) {
-        let rows = PIXELS.min(m - first);
-        p.pieces.clear();
+    for row in (0..m).step_by(PIXELS) {
+        let rows = PIXELS.min(m - row);
+        p.slices.clear();
         for tap in 0..w.taps {
-            p.pieces.extend((first..first + rows).map(|row| match a.offsets[row * a.taps + tap] {
-                PAD => &a.pad[..a.kc],
-                offset => &a.base[offset as usize..][..a.kc],
-            }));
+            p.slices.extend((row..row + rows).map(|row| a.piece(row, tap)));
         }
-        group(&mut p, first, rows, out);
-    }
-}
-
-per_isa! {
-    fn group_f32 [const N: usize] (kernels: Kernels, w: &Weights<f32>, ep: &EpilogueF32<'_>, pieces: &mut Pieces<'_, f32>, row: usize, rows: usize, scratch: &mut Scratch<f32>, out: &mut Output<'_>) {
-        let mac = |c: f32, a: f32, b: f32| c + a * b;
-        pixels::<N, f32, f32, f32>(pieces, rows, w, mac, scratch, |scratch, col, cols| {
-            finish_f32::<N>(kernels, ep, scratch, 0, Place { row, rows, col, cols, n0: 0 }, out);
-        });
-    }
-}
-
-per_isa! {
-    fn group_u8i8 [const N: usize] (kernels: Kernels, w: &Weights<i16>, ep: &EpilogueI32<'_>, pieces: &mut Pieces<'_, u8>, row: usize, rows: usize, scratch: &mut Scratch<i32>, out: &mut Output<'_>) {
-        // |255 · −128| fits 16 bits.
-        let mac = |c: i32, a: u8, b: i16| c + i32::from(i16::from(a) * b);
-        pixels::<N, u8, i16, i32>(pieces, rows, w, mac, scratch, |scratch, col, cols| {
-            finish_i32::<N>(kernels, ep, scratch, 0, Place { row, rows, col, cols, n0: 0 }, out);
-        });
+        p.pointers.clear();
+        p.pointers.extend(p.slices.iter().map(|x| x.as_ptr()));
+        for (g, weights) in w.data.chunks_exact(w.taps * w.nr).enumerate() {
+            let col = g * w.nr;
+            let (x, first) = p.block(col, channels, w.nr);
+            let tile = w.tiles.by_pixels[rows - 1];
+            assert!(x.pointers.len() == rows * w.taps && first + w.nr <= x.len && rows * w.nr <= MAX_TILE);
+            // SAFETY: the weights were packed for a handle, so the tile's instruction set runs
+            // here; the rest was just checked.
+            unsafe { tile(x, first, weights, scratch.acc.as_mut_ptr()) };
+            let cols = w.nr.min(channels - col);
+            finish(&mut scratch, Place { row, rows, col, cols, n0: 0 }, out);
+        }
     }
 }
 
@@ -230,15 +267,12 @@ pub fn depthwise_f32(
     ep: &EpilogueF32<'_>,
     mut out: Output<'_>,
 ) {
-    let group = match w.0.nr {
-        8 => group_f32::<8>,
-        16 => group_f32::<16>,
-        _ => group_f32::<32>,
+    let finish = match w.0.nr {
+        8 => finish_f32::<8>,
+        16 => finish_f32::<16>,
+        _ => finish_f32::<32>,
     };
-    let mut scratch = Scratch::new(0.0);
-    drive(a, &w.0, ep, &mut out, |pieces, row, rows, out| {
-        group(kernels, kernels, &w.0, ep, pieces, row, rows, &mut scratch, out);
-    });
+    drive(a, &w.0, ep, 0.0, &mut out, |scratch, place, out| finish(kernels, ep, scratch, 0, place, out));
 }
 
 /// `out[r][c] = epilogue(Σₜ a[r][t][c] · w[t][c])` for unsigned bytes by signed bytes, summed in i32.
@@ -252,21 +286,18 @@ pub fn depthwise_u8i8(
     ep: &EpilogueI32<'_>,
     mut out: Output<'_>,
 ) {
-    let group = match w.weights.nr {
-        8 => group_u8i8::<8>,
-        16 => group_u8i8::<16>,
-        _ => group_u8i8::<32>,
+    let finish = match w.weights.nr {
+        8 => finish_i32::<8>,
+        16 => finish_i32::<16>,
+        _ => finish_i32::<32>,
     };
-    let mut scratch = Scratch::new(0);
-    drive(a, &w.weights, ep, &mut out, |pieces, row, rows, out| {
-        group(kernels, kernels, &w.weights, ep, pieces, row, rows, &mut scratch, out);
-    });
+    drive(a, &w.weights, ep, 0, &mut out, |scratch, place, out| finish(kernels, ep, scratch, 0, place, out));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Activation, MatMut, Quant, fold_zero_point};
+    use crate::{Activation, MatMut, PAD, Quant, fold_zero_point};
     use alloc::vec;
     use fastrand::Rng;
 
