@@ -1,1 +1,41 @@
-//! Placeholder while the workspace is laid out.
+//! Runs graphs: lowers a [`sora_ir::Graph`] to a [`Program`] of kernel steps and executes it.
+//!
+//! The graph says what, the program says how. [`Program::compile`] fixes the input shapes, picks layouts and
+//! kernels by pattern, packs weights once and lays every intermediate tensor out in one arena by lifetimes.
+//! [`Session`] keeps programs per input shape and is what most callers want. Anything without a fast kernel
+//! runs on the reference evaluator, visible as `reference:…` in [`Program::steps`] and [`Profile`].
+//!
+//! ```
+//! use sora_exec::{Options, Session};
+//! use sora_ir::{Graph, TensorType, ops::{Unary, UnaryKind}};
+//! use sora_tensor::{DType, Tensor};
+//!
+//! let mut graph = Graph::new("relu");
+//! let x = graph.input("x", TensorType::new(DType::F32, [2usize]));
+//! let y = graph.op("y", Unary { kind: UnaryKind::Relu }, [x])?;
+//! graph.output("y", y);
+//! let session = Session::new(graph, Options::default())?;
+//! let outputs = session.run(&[("x", &Tensor::vector(&[-1.0f32, 2.0]))])?;
+//! assert_eq!(outputs[0].1.to_f32s(), [0.0, 2.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod arena;
+mod error;
+mod interpret;
+mod lower;
+mod options;
+mod plan;
+mod profile;
+mod program;
+mod session;
+mod steps;
+mod threads;
+
+pub use arena::Arena;
+pub use error::ExecError;
+pub use options::Options;
+pub use profile::{Profile, StepInfo, StepTime};
+pub use program::{Port, Program};
+pub use session::{Session, with_outputs};

@@ -1,0 +1,293 @@
+//! Convolutions: dense, grouped, depthwise, transposed; of any rank; in `f32` and in bytes.
+
+use sora_ir::ops::{Conv, ConvTranspose};
+use sora_ir::{Node, ValueId};
+use sora_kernels::{PackedDwF32, PackedDwI8, PackedF32, PackedI8, fold_zero_point};
+use sora_tensor::DType;
+
+use super::Lowering;
+use super::build::Buf;
+use super::chain::Chain;
+use super::layout::{Affine, Layout};
+use super::weights::ByteWeights;
+use crate::steps::gemm::{Bytes, BytesDepthwise, Product, Real, RealDepthwise, Rows, Weights};
+use crate::steps::movement::Frame;
+use crate::steps::window::{Geometry, Windows};
+
+/// What the two kinds of convolution have in common.
+struct Convolution<'a> {
+    geometry: Geometry,
+    /// Whether windows run over the input, as opposed to the transposed convolution.
+    forward: bool,
+    images: usize,
+    groups: usize,
+    /// Input and output channels per group.
+    channels: [usize; 2],
+    /// Position of a weight, by group, output channel, input channel and tap.
+    index: &'a dyn Fn(usize, usize, usize, usize) -> usize,
+    kernel: &'static str,
+}
+
+/// The left operand as kernels read it.
+struct Gathered {
+    buf: Buf,
+    rows: Rows,
+    taps: usize,
+    kc: usize,
+    /// Taps of the graph's window that one piece spans, side by side.
+    merged: usize,
+}
+
+/// Channels below which the taps along the last axis are merged to longer pieces.
+const NARROW: usize = 16;
+
+impl Lowering<'_> {
+    pub(crate) fn conv(&mut self, op: &Conv, node: &Node, chain: &Chain) -> Option<()> {
+        let [x, w, y] =
+            [node.inputs.first()?.as_ref()?, node.inputs.get(1)?.as_ref()?, node.outputs.first()?];
+        let (shape, w_shape, out) = (self.shape(*x), self.shape(*w), self.shape(*y));
+        let rank = op.strides.len();
+        let channels = [w_shape[1], w_shape[0] / op.group];
+        let taps: usize = w_shape[2..].iter().product();
+        let convolution = Convolution {
+            geometry: Geometry {
+                input: shape[2..].to_vec(),
+                kernel: w_shape[2..].to_vec(),
+                strides: op.strides.clone(),
+                dilations: op.dilations.clone(),
+                pads: op.pads[..rank].to_vec(),
+                output: out[2..].to_vec(),
+            },
+            forward: true,
+            images: shape[0],
+            groups: op.group,
+            channels,
+            index: &|g, o, i, tap| ((g * channels[1] + o) * channels[0] + i) * taps + tap,
+            kernel: "conv",
+        };
+        self.convolve(&convolution, *x, *w, 0, node, chain)
+    }
+
+    pub(crate) fn conv_transpose(&mut self, op: &ConvTranspose, node: &Node, chain: &Chain) -> Option<()> {
+        let [x, w, y] =
+            [node.inputs.first()?.as_ref()?, node.inputs.get(1)?.as_ref()?, node.outputs.first()?];
+        let (shape, w_shape, out) = (self.shape(*x), self.shape(*w), self.shape(*y));
+        let rank = op.strides.len();
+        let channels = [w_shape[0] / op.group, w_shape[1]];
+        let taps: usize = w_shape[2..].iter().product();
+        let convolution = Convolution {
+            geometry: Geometry {
+                input: shape[2..].to_vec(),
+                kernel: w_shape[2..].to_vec(),
+                strides: op.strides.clone(),
+                dilations: op.dilations.clone(),
+                pads: op.pads[..rank].to_vec(),
+                output: out[2..].to_vec(),
+            },
+            forward: false,
+            images: shape[0],
+            groups: op.group,
+            channels,
+            index: &|g, o, i, tap| ((g * channels[0] + i) * channels[1] + o) * taps + tap,
+            kernel: "conv_transpose",
+        };
+        // Scales per output channel are the scales along axis 1, the same in every group.
+        self.convolve(&convolution, *x, *w, 1, node, chain)
+    }
+
+    fn convolve(
+        &mut self,
+        c: &Convolution,
+        x: ValueId,
+        w: ValueId,
+        weight_axis: usize,
+        node: &Node,
+        chain: &Chain,
+    ) -> Option<()> {
+        if self.dtype(x) != DType::F32 {
+            return None;
+        }
+        let bias = node.inputs.get(2).copied().flatten().or(chain.bias);
+        let layout = Layout::Last(c.groups * c.channels[0]);
+        if let (Some(affine), Some(weights)) = (self.affine(x), self.byte_weights(w, weight_axis)) {
+            let n = c.groups * c.channels[1];
+            let scale_of = |n: usize| if c.forward { n } else { n % c.channels[1] };
+            let steps: Vec<f32> = (0..n).map(|n| weights.step(affine, scale_of(n))).collect();
+            if let Some(bias) = self.byte_bias(bias, &steps) {
+                let (x, _) = self.quantized(x, layout)?;
+                return self.convolve_bytes(c, x, affine, &weights, &steps, &bias, chain);
+            }
+        }
+        let weights = self.constant_f32(w)?;
+        let bias = match bias {
+            Some(bias) => Some(self.per_channel(bias, c.groups * c.channels[1])?),
+            None => None,
+        };
+        let x = self.exact(x, layout)?;
+        self.convolve_reals(c, x, &weights, bias.as_deref(), chain)
+    }
+
+    fn convolve_reals(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        chain: &Chain,
+    ) -> Option<()> {
+        let [cin, cout] = c.channels;
+        let kernels = self.kernels;
+        let pad = |kc: usize| vec![0.0f32; kc];
+        if c.is_depthwise() {
+            let gathered = self.windows(c, x, c.groups)?;
+            let value = |tap, channel| weights[(c.index)(channel, 0, 0, tap)];
+            let packed = PackedDwF32::pack(kernels, gathered.taps, c.groups, value);
+            let group = RealDepthwise { packed, bias: bias.map(<[f32]>::to_vec) };
+            return self.product(c, "depthwise.f32", gathered, vec![group], c.groups, pad(c.groups), chain);
+        }
+        let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
+        let Gathered { taps, kc, merged, .. } = gathered;
+        let groups = (0..c.groups).map(|g| {
+            let value = |k, n| c.weight(g, n, k, kc, merged).map_or(0.0, |at| weights[at]);
+            let packed = PackedF32::pack(kernels, taps, kc, cout, value);
+            Real { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
+        });
+        let groups = groups.collect();
+        debug_assert!(c.groups == 1 || kc == cin);
+        self.product(c, &format!("{}.f32", c.kernel), gathered, groups, cout, pad(kc), chain)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn convolve_bytes(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        input: Affine,
+        weights: &ByteWeights,
+        steps: &[f32],
+        bias: &[i32],
+        chain: &Chain,
+    ) -> Option<()> {
+        let cout = c.channels[1];
+        let kernels = self.kernels;
+        let zero = u8::try_from(input.zero_point).ok()?;
+        if c.is_depthwise() {
+            let gathered = self.windows(c, x, c.groups)?;
+            let value = |tap, channel| weights.values[(c.index)(channel, 0, 0, tap)];
+            let packed = PackedDwI8::pack(kernels, gathered.taps, c.groups, value);
+            let bias = fold_zero_point(Some(bias), packed.col_sums(), input.zero_point);
+            let group = BytesDepthwise { packed, bias, scale: steps.to_vec() };
+            let pad = vec![zero; c.groups];
+            return self.product(c, "depthwise.u8i8", gathered, vec![group], c.groups, pad, chain);
+        }
+        let gathered = self.gathered(c, x, 4, DType::U8, &[zero])?;
+        let Gathered { taps, kc, merged, .. } = gathered;
+        let groups = (0..c.groups).map(|g| {
+            let value = |k, n| c.weight(g, n, k, kc, merged).map_or(0, |at| weights.values[at]);
+            let packed = PackedI8::pack(kernels, taps, kc, cout, value);
+            let columns = g * cout..(g + 1) * cout;
+            let bias = fold_zero_point(Some(&bias[columns.clone()]), packed.col_sums(), input.zero_point);
+            Bytes { packed, bias, scale: steps[columns].to_vec() }
+        });
+        let groups = groups.collect();
+        self.product(c, &format!("{}.u8i8", c.kernel), gathered, groups, cout, vec![zero; kc], chain)
+    }
+
+    /// Plain windows over all channels of a group.
+    fn windows(&mut self, c: &Convolution, x: Buf, kc: usize) -> Option<Gathered> {
+        let stride = c.groups * c.channels[0];
+        let windows = Windows::new(&c.geometry, c.images, stride, kc, c.forward)?;
+        Some(Gathered { buf: x, taps: windows.taps, rows: Rows::Windows(windows), kc, merged: 1 })
+    }
+
+    /// The left operand in the way that suits its number of channels. `granule`: multiple that kernels like
+    /// pieces to have; `zero`: bytes of the padding element.
+    fn gathered(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        granule: usize,
+        dtype: DType,
+        zero: &[u8],
+    ) -> Option<Gathered> {
+        let (g, cin) = (&c.geometry, c.channels[0]);
+        if c.groups == 1 && g.is_pointwise() && c.forward {
+            let rows = Rows::Dense { rows: c.images * g.pixels(), k: cin };
+            return Some(Gathered { buf: x, rows, taps: 1, kc: cin, merged: 1 });
+        }
+        let (&width, &dilation) = (g.kernel.last()?, g.dilations.last()?);
+        let narrow = c.groups == 1 && c.forward && cin < NARROW && width > 1 && dilation == 1;
+        if !narrow {
+            return self.windows(c, x, cin);
+        }
+        // A piece spans the window's whole width, rounded up: what it reads beyond meets zero weights.
+        let kc = (width * cin).next_multiple_of(granule);
+        let behind = g.pads_behind();
+        let padded = g.pads.iter().chain(&behind).any(|&p| p > 0);
+        let mut geometry = g.clone();
+        let mut buf = x;
+        if padded || kc > width * cin {
+            let edge = |pads: &[usize]| [&[0], pads, &[0]].concat();
+            let shape = [&[c.images], &g.input[..], &[cin]].concat();
+            let (before, behind) = (edge(&g.pads), edge(&behind));
+            let whole: Vec<usize> = (0..shape.len()).map(|i| before[i] + shape[i] + behind[i]).collect();
+            geometry.input = whole[1..whole.len() - 1].to_vec();
+            geometry.pads.fill(0);
+            buf = self.build.arena((whole.iter().product::<usize>() + kc) * dtype.size());
+            let info = self.info("pad", &[], None, dtype);
+            self.build.step(
+                crate::StepInfo { name: "padding".to_owned(), shape: whole, ..info },
+                Frame { shape, before, behind, value: zero.to_vec() },
+                &[x],
+                &[buf],
+            );
+        }
+        *geometry.kernel.last_mut()? = 1;
+        let windows = Windows::new(&geometry, c.images, cin, kc, true)?;
+        Some(Gathered { buf, taps: windows.taps, rows: Rows::Windows(windows), kc, merged: width })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn product<W: Weights + 'static>(
+        &mut self,
+        c: &Convolution,
+        kernel: &str,
+        gathered: Gathered,
+        groups: Vec<W>,
+        group_cols: usize,
+        pad: Vec<W::Input>,
+        chain: &Chain,
+    ) -> Option<()> {
+        let layout = Layout::Last(c.groups * c.channels[1]);
+        let residual = self.residual(chain, layout)?;
+        let (out, store, dtype) = self.store(chain, layout);
+        let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
+        let reads: Vec<Buf> = [gathered.buf].into_iter().chain(residual.map(|r| r.0)).collect();
+        let work = Product {
+            rows: gathered.rows,
+            groups,
+            group_cols,
+            pad,
+            residual: residual.map(|r| r.1),
+            activation: chain.activation,
+            store,
+            macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
+        };
+        self.build.step(info, work, &reads, &[out]);
+        Some(())
+    }
+}
+
+impl Convolution<'_> {
+    fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.channels == [1, 1]
+    }
+
+    /// The weight that element `k` of a packed column meets; `None` beyond the window's width.
+    fn weight(&self, group: usize, n: usize, k: usize, kc: usize, merged: usize) -> Option<usize> {
+        let cin = self.channels[0];
+        let (piece, within) = (k / kc, k % kc);
+        let (tap, channel) = (piece * merged + within / cin, within % cin);
+        (within < merged * cin).then(|| (self.index)(group, n, channel, tap))
+    }
+}

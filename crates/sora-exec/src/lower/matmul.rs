@@ -1,0 +1,143 @@
+//! Matrix products: with constant weights, or of two run-time operands.
+
+use sora_ir::{Node, ValueId};
+use sora_kernels::{Activation, PackedF32, PackedI8, fold_zero_point};
+use sora_tensor::DType;
+
+use super::Lowering;
+use super::chain::Chain;
+use super::layout::{Encoding, Layout};
+use crate::steps::gemm::{Bytes, Product, Real, Rows, Weights};
+use crate::steps::matmul::BatchProduct;
+use crate::steps::movement::View;
+
+impl Lowering<'_> {
+    pub(crate) fn matmul(&mut self, node: &Node, chain: &Chain) -> Option<()> {
+        let (a, b) = ((*node.inputs.first()?)?, (*node.inputs.get(1)?)?);
+        if self.dtype(a) != DType::F32 {
+            return None;
+        }
+        let matrix = self.shape(b);
+        let flat = matrix.len() >= 2 && matrix[..matrix.len() - 2].iter().all(|&d| d == 1);
+        // A matrix of higher rank would raise the rank of the result.
+        let plain_rank = matrix.len() <= self.shape(a).len().max(2);
+        match self.constant(b).is_some() && flat && plain_rank {
+            true => self.weighted(a, b, chain),
+            false => self.batched(a, b, chain),
+        }
+    }
+
+    fn weighted(&mut self, a: ValueId, b: ValueId, chain: &Chain) -> Option<()> {
+        let shape = self.shape(b);
+        let [.., k, n] = shape[..] else { return None };
+        let axis = shape.len() - 1;
+        let rows = self.len(a) / k.max(1);
+        let kernels = self.kernels;
+
+        if let (Some(affine), Some(weights)) = (self.affine(a), self.byte_weights(b, axis)) {
+            let steps: Vec<f32> = (0..n).map(|n| weights.step(affine, n)).collect();
+            if let Some(bias) = self.byte_bias(chain.bias, &steps) {
+                let layout = self.row_layout(a, Encoding::Affine(affine));
+                let (x, _) = self.quantized(a, layout)?;
+                let order = self.weight_rows(a, k, layout);
+                let packed = PackedI8::pack(kernels, 1, k, n, |i, j| weights.values[order(i) * n + j]);
+                let bias = fold_zero_point(Some(&bias), packed.col_sums(), affine.zero_point);
+                let group = Bytes { packed, bias, scale: steps };
+                return self.dense("gemm.u8i8", x, rows, k, n, group, chain);
+            }
+        }
+        let weights = self.constant_f32(b)?;
+        let bias = match chain.bias {
+            Some(bias) => Some(self.per_channel(bias, n)?),
+            None => None,
+        };
+        let layout = self.row_layout(a, Encoding::Exact);
+        let x = self.exact(a, layout)?;
+        let order = self.weight_rows(a, k, layout);
+        let packed = PackedF32::pack(kernels, 1, k, n, |i, j| weights[order(i) * n + j]);
+        self.dense("gemm.f32", x, rows, k, n, Real { packed, bias }, chain)
+    }
+
+    /// The layout to read rows in. Flattened channels-last images are read as they are, and the rows of the
+    /// weights are permuted instead.
+    fn row_layout(&mut self, a: ValueId, encoding: Encoding) -> Layout {
+        let forms = self.forms(a);
+        let usable = forms.iter().filter(|f| f.encoding == encoding).chain(&forms).map(|f| f.layout);
+        let mut usable = usable.collect::<Vec<_>>();
+        usable.dedup();
+        let plain = usable.iter().any(|&layout| self.same_order(a, layout, Layout::Plain));
+        match usable.first() {
+            Some(&layout) if !plain && self.shape(a).len() == 2 => layout,
+            _ => Layout::Plain,
+        }
+    }
+
+    /// The row of the weights that element `i` of a row in this layout meets.
+    fn weight_rows(&self, a: ValueId, k: usize, layout: Layout) -> impl Fn(usize) -> usize + use<> {
+        let channels = match layout {
+            Layout::Last(channels) if self.shape(a).len() == 2 => channels.max(1),
+            _ => 1,
+        };
+        let pixels = k / channels;
+        move |i| (i % channels) * pixels + i / channels
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn dense<W: Weights + 'static>(
+        &mut self,
+        kernel: &str,
+        x: super::build::Buf,
+        rows: usize,
+        k: usize,
+        n: usize,
+        weights: W,
+        chain: &Chain,
+    ) -> Option<()> {
+        let residual = self.residual(chain, Layout::Plain)?;
+        let (out, store, dtype) = self.store(chain, Layout::Plain);
+        let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
+        let reads: Vec<_> = [x].into_iter().chain(residual.map(|r| r.0)).collect();
+        let work = Product {
+            rows: Rows::Dense { rows, k },
+            groups: vec![weights],
+            group_cols: n,
+            pad: Vec::new(),
+            residual: residual.map(|r| r.1),
+            activation: chain.activation,
+            store,
+            macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
+        };
+        self.build.step(info, work, &reads, &[out]);
+        Some(())
+    }
+
+    /// Both operands known at run time only: `b` is packed anew in every run.
+    fn batched(&mut self, a: ValueId, b: ValueId, chain: &Chain) -> Option<()> {
+        let plain =
+            chain.nodes.len() == 1 && chain.activation == Activation::None && chain.quantize.is_none();
+        if !plain {
+            return None;
+        }
+        // One-dimensional operands are a row and a column; the result has the same elements.
+        let (mut a_shape, mut b_shape) = (self.shape(a), self.shape(b));
+        if a_shape.len() == 1 {
+            a_shape.insert(0, 1);
+        }
+        if b_shape.len() == 1 {
+            b_shape.push(1);
+        }
+        let (a_batch, &[m, k]) = a_shape.split_last_chunk::<2>()?;
+        let (b_batch, &[_, n]) = b_shape.split_last_chunk::<2>()?;
+        let rank = a_batch.len().max(b_batch.len());
+        let extent = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+        let batch: Vec<usize> = (0..rank).map(|i| extent(a_batch, i).max(extent(b_batch, i))).collect();
+        let starts = |shape: &[usize]| View::of(shape).broadcast(&batch).offsets();
+        let (a_starts, b_starts) = (starts(a_batch), starts(b_batch));
+        let products = a_starts.into_iter().zip(b_starts).map(|(i, j)| (i * m * k, j * k * n)).collect();
+        let (a, b) = (self.plain(a)?, self.plain(b)?);
+        let (out, _, dtype) = self.store(chain, Layout::Plain);
+        let info = self.info("matmul.f32", &chain.nodes, Some(chain.result), dtype);
+        self.build.step(info, BatchProduct::new(m, k, n, products), &[a, b], &[out]);
+        Some(())
+    }
+}

@@ -1,0 +1,243 @@
+//! Lowers a graph with concrete shapes to steps.
+//!
+//! Nodes are visited in order of execution. Each asks for its inputs in the form it likes best (see
+//! [`layout`]) and defines its outputs in the form it gives; conversions arise only where the two differ, so
+//! channels-last regions and byte regions grow by themselves. A quantized value is never dequantized unless a
+//! node asks for its real numbers. Nodes that one kernel can do together form a [`chain::Chain`], emitted
+//! where its last node stands.
+
+mod build;
+pub(crate) mod chain;
+mod conv;
+mod elementwise;
+pub(crate) mod layout;
+mod matmul;
+mod movement;
+mod norm;
+mod pool;
+mod quant;
+mod weights;
+
+use std::collections::{HashMap, HashSet};
+
+use sora_ir::{Graph, Node, NodeId, Op, ValueId};
+use sora_kernels::Kernels;
+use sora_tensor::DType;
+
+use crate::program::Lowered;
+use crate::steps::reference::{Argument, Reference};
+use crate::{ExecError, StepInfo};
+use build::Builder;
+use chain::{Chain, Fusion};
+use layout::{Form, Layout};
+
+/// The state of lowering one graph.
+pub(crate) struct Lowering<'g> {
+    graph: &'g Graph,
+    kernels: Kernels,
+    build: Builder,
+    /// By value: the forms it exists in so far.
+    forms: Vec<Vec<Form>>,
+    /// By value: the nodes that read it.
+    uses: Vec<Vec<NodeId>>,
+    /// By value: whether it is a result.
+    is_output: Vec<bool>,
+}
+
+/// Optimizes a graph of concrete shapes before lowering.
+pub(crate) fn optimize(graph: &mut Graph) -> Result<(), ExecError> {
+    let options = sora_rewrite::Options::default();
+    sora_rewrite::optimize(graph, &options).map_err(|e| ExecError::Rewrite(e.to_string()))?;
+    Ok(())
+}
+
+/// Whether every shape is known and no tensor is empty: what lowering needs.
+pub(crate) fn has_concrete_shapes(graph: &Graph) -> bool {
+    let filled = |id: ValueId| graph.ty(id).known_len().is_some_and(|n| n > 0);
+    let read = graph.nodes().flat_map(|(_, n)| n.inputs.iter().flatten().chain(&n.outputs));
+    let ends = graph.outputs().iter().map(|o| &o.value).chain(graph.inputs());
+    read.chain(ends).all(|&id| filled(id) || graph.const_value(id).is_some())
+}
+
+/// Lowers a graph for which [`has_concrete_shapes`] holds.
+pub(crate) fn lower(graph: &Graph, kernels: Kernels) -> Result<Lowered, ExecError> {
+    let count = graph.values().count();
+    let mut is_output = vec![false; count];
+    graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
+    let forms = vec![Vec::new(); count];
+    let build = Builder::default();
+    let mut lowering = Lowering { graph, kernels, build, forms, uses: graph.uses(), is_output };
+
+    for (n, &id) in graph.inputs().iter().enumerate() {
+        let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());
+        lowering.define_exact(id, buf, Layout::Plain);
+    }
+    let mut pending: HashMap<NodeId, Chain> = HashMap::new();
+    let mut absorbed: HashSet<NodeId> = HashSet::new();
+    for id in graph.order()? {
+        let Some(node) = graph.node(id) else { continue };
+        if let Some(chain) = pending.remove(&id) {
+            lowering.emit_chain(&chain)?;
+        } else if !absorbed.contains(&id) {
+            match lowering.start(id, node) {
+                Some(chain) if chain.nodes.len() > 1 => {
+                    absorbed.extend(&chain.nodes);
+                    if let Some(&tail) = chain.nodes.last() {
+                        pending.insert(tail, chain);
+                    }
+                }
+                Some(chain) => lowering.emit_chain(&chain)?,
+                None => lowering.emit(id, node)?,
+            }
+        }
+    }
+    let dangling = |name: &str| ExecError::Ir(sora_ir::IrError::Dangling(name.to_owned()));
+    let mut outputs = Vec::new();
+    for output in graph.outputs() {
+        outputs.push(lowering.plain(output.value).ok_or_else(|| dangling(&output.name))?);
+    }
+    Ok(lowering.build.finish(&outputs))
+}
+
+impl Lowering<'_> {
+    /// The chain that begins at a node, where its kernel can fuse anything.
+    fn start(&self, id: NodeId, node: &Node) -> Option<Chain> {
+        match &node.op {
+            Op::Conv(_) | Op::ConvTranspose(_) => self.chain(id, Fusion::Product { axis: 1 }),
+            Op::MatMul(_) => {
+                let rank = self.graph.ty(*node.outputs.first()?).rank();
+                self.chain(id, Fusion::Product { axis: rank.saturating_sub(1) })
+            }
+            Op::Binary(_) | Op::AveragePool(_) | Op::Reduce(_) => self.chain(id, Fusion::Quantization),
+            Op::Unary(_) | Op::Activation(_) => self.table_chain(id),
+            _ => None,
+        }
+    }
+
+    /// Emits a chain as one step, or its nodes one by one where no kernel does the whole.
+    fn emit_chain(&mut self, chain: &Chain) -> Result<(), ExecError> {
+        let head = chain.nodes.first().and_then(|&id| self.graph.node(id));
+        let done = head.and_then(|head| match &head.op {
+            Op::Conv(op) => self.conv(op, head, chain),
+            Op::ConvTranspose(op) => self.conv_transpose(op, head, chain),
+            Op::MatMul(_) => self.matmul(head, chain),
+            Op::Binary(op) => self.binary(op.kind, head, chain),
+            Op::AveragePool(op) => self.average_pool(op, head, chain),
+            Op::Reduce(op) => self.reduce(op, head, chain),
+            Op::Unary(_) | Op::Activation(_) => self.unary(head, chain),
+            _ => None,
+        });
+        if done.is_some() {
+            return Ok(());
+        }
+        for &id in &chain.nodes {
+            if let Some(node) = self.graph.node(id) {
+                self.emit_alone(id, node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Emits a node of a chain that could not be fused.
+    fn emit_alone(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
+        let result = node.outputs.first().copied();
+        match result {
+            Some(result) if self.start(id, node).is_some() => {
+                let chain = Chain {
+                    nodes: vec![id],
+                    bias: None,
+                    residual: None,
+                    activation: sora_kernels::Activation::None,
+                    quantize: None,
+                    result,
+                };
+                let done = match &node.op {
+                    Op::Conv(op) => self.conv(op, node, &chain),
+                    Op::ConvTranspose(op) => self.conv_transpose(op, node, &chain),
+                    Op::MatMul(_) => self.matmul(node, &chain),
+                    Op::Binary(op) => self.binary(op.kind, node, &chain),
+                    Op::AveragePool(op) => self.average_pool(op, node, &chain),
+                    Op::Reduce(op) => self.reduce(op, node, &chain),
+                    _ => self.unary(node, &chain),
+                };
+                if done.is_some() { Ok(()) } else { self.reference(id, node) }
+            }
+            _ => self.emit(id, node),
+        }
+    }
+
+    /// Emits a node that is no head of chains.
+    fn emit(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
+        let done = match &node.op {
+            Op::QuantizeLinear(_) => self.quantize(id, node),
+            Op::DequantizeLinear(_) => self.dequantize(node),
+            Op::MaxPool(op) => self.max_pool(op, id, node),
+            Op::BatchNorm(op) => self.batch_norm(op, id, node),
+            Op::Softmax(op) => self.softmax(op, id, node),
+            Op::LayerNorm(op) => self.layer_norm(op, id, node),
+            Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) => self.reshape(node),
+            Op::Transpose(op) => self.transpose(op, id, node),
+            Op::Slice(_) => self.slice(id, node),
+            Op::Split(op) => self.split(op, id, node),
+            Op::Concat(op) => self.concat(op, id, node),
+            Op::Expand(_) => self.expand(id, node),
+            Op::Gather(op) => self.gather(op, id, node),
+            Op::Pad(op) => self.pad(op, id, node),
+            _ => None,
+        };
+        if done.is_some() { Ok(()) } else { self.reference(id, node) }
+    }
+
+    /// Emits a node as a call of the reference evaluator.
+    fn reference(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
+        let (mut arguments, mut reads) = (Vec::new(), Vec::new());
+        for input in &node.inputs {
+            arguments.push(match input {
+                None => Argument::Absent,
+                Some(v) => match self.constant(*v) {
+                    Some(tensor) => Argument::Constant(tensor),
+                    None => {
+                        let name = || self.graph.value(*v).name.clone();
+                        let dangling = ExecError::Ir(sora_ir::IrError::Dangling(name()));
+                        reads.push(self.plain(*v).ok_or(dangling)?);
+                        Argument::Given(self.dtype(*v), self.shape(*v))
+                    }
+                },
+            });
+        }
+        let writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, self.dtype(v))).collect();
+        let kernel = format!("reference:{}", node.op.label());
+        let result = node.outputs.first().copied();
+        let info = self.info(&kernel, &[id], result, result.map_or(DType::F32, |v| self.dtype(v)));
+        self.build.step(info, Reference { op: node.op.clone(), arguments }, &reads, &writes);
+        for (&v, buf) in node.outputs.iter().zip(writes) {
+            self.define_exact(v, buf, Layout::Plain);
+        }
+        Ok(())
+    }
+
+    /// Describes a step that computes `nodes`, the last of which defines `result`.
+    fn info(&self, kernel: &str, nodes: &[NodeId], result: Option<ValueId>, dtype: DType) -> StepInfo {
+        let nodes: Vec<&Node> = nodes.iter().filter_map(|&id| self.graph.node(id)).collect();
+        let macs = |node: &&Node| {
+            let inputs: Vec<_> = node.inputs.iter().map(|i| i.map(|i| self.graph.ty(i))).collect();
+            let outputs: Vec<_> = node.outputs.iter().map(|&o| self.graph.ty(o)).collect();
+            node.op.macs(&inputs, &outputs).known().unwrap_or(0) as u64
+        };
+        StepInfo {
+            name: nodes.last().map_or(String::new(), |n| n.name.clone()),
+            kernel: kernel.to_owned(),
+            macs: nodes.iter().map(macs).sum(),
+            nodes: nodes.iter().map(|n| n.name.clone()).collect(),
+            shape: result.map_or(Vec::new(), |v| self.shape(v)),
+            dtype,
+            weight_bytes: 0,
+        }
+    }
+
+    /// Describes a conversion of a value between forms.
+    fn conversion(&self, v: ValueId, kernel: &str, dtype: DType) -> StepInfo {
+        let name = self.graph.value(v).name.clone();
+        StepInfo { name, ..self.info(kernel, &[], Some(v), dtype) }
+    }
+}

@@ -1,0 +1,134 @@
+//! Quantization and dequantization, and functions of bytes as tables.
+
+use sora_ir::{EvalCx, Node, NodeId, Op};
+use sora_kernels::quantize;
+use sora_tensor::{DType, Tensor};
+
+use super::Lowering;
+use super::chain::{Chain, Quantized};
+use super::layout::{Affine, Encoding, Form};
+use crate::steps::quantize::{Flip, Quantize, Table, dequant};
+
+impl Lowering<'_> {
+    /// A `QuantizeLinear`: nothing where the value already exists in this encoding.
+    pub(crate) fn quantize(&mut self, id: NodeId, node: &Node) -> Option<()> {
+        let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
+        let quantized = self.quantize_node(node)?;
+        if self.dtype(x) != DType::F32 {
+            return None;
+        }
+        let same = |form: &Form| form.encoding == Encoding::Affine(quantized.affine);
+        let forms: Vec<Form> = self.forms(x).into_iter().filter(same).collect();
+        if !forms.is_empty() {
+            for form in forms {
+                self.define(y, Form { encoding: quantized.encoding, ..form });
+            }
+            return Some(());
+        }
+        if self.affine(x).is_some() {
+            return self.table(&[], x, &[id], quantized, y);
+        }
+        let layout = self.some_layout(x);
+        let (from, buf) = (self.exact(x, layout)?, self.fresh(y, DType::U8));
+        let info = self.info("quantize.u8", &[id], Some(y), DType::U8);
+        self.build.step(info, Quantize { affine: quantized.affine }, &[from], &[buf]);
+        self.define(y, Form { buf, layout, encoding: quantized.encoding });
+        Some(())
+    }
+
+    /// A `DequantizeLinear` costs nothing here: its result exists as bytes until someone asks for numbers.
+    pub(crate) fn dequantize(&mut self, node: &Node) -> Option<()> {
+        let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
+        if self.constant(y).is_some() {
+            return Some(());
+        }
+        let affine = self.byte_parameters(node, self.dtype(x))?;
+        let signed = self.dtype(x) == DType::I8;
+        let forms = self.forms(x);
+        if signed && forms.iter().all(|f| f.encoding == Encoding::Exact) {
+            let layout = self.some_layout(x);
+            let (from, buf) = (self.exact(x, layout)?, self.fresh(x, DType::U8));
+            let info = self.conversion(x, "flip.i8", DType::U8);
+            self.build.step(info, Flip, &[from], &[buf]);
+            self.define(x, Form { buf, layout, encoding: Encoding::Shifted });
+        }
+        let bytes = if signed { Encoding::Shifted } else { Encoding::Exact };
+        for form in self.forms(x).into_iter().filter(|f| f.encoding == bytes) {
+            self.define(y, Form { encoding: Encoding::Affine(affine), ..form });
+        }
+        Some(())
+    }
+
+    /// The functions of one operand that begin at a node, up to a quantization, when the operand exists in
+    /// bytes; else the node alone.
+    pub(crate) fn table_chain(&self, head: NodeId) -> Option<Chain> {
+        let node = self.graph.node(head)?;
+        let mut chain = Chain {
+            nodes: vec![head],
+            bias: None,
+            residual: None,
+            activation: sora_kernels::Activation::None,
+            quantize: None,
+            result: *node.outputs.first()?,
+        };
+        let alone = chain.clone();
+        if self.affine((*node.inputs.first()?)?).is_none() {
+            return Some(alone);
+        }
+        while let Some(id) = self.only_use(chain.result) {
+            let Some(next) = self.graph.node(id) else { break };
+            let [output] = next.outputs[..] else { break };
+            match &next.op {
+                Op::Unary(_) | Op::Activation(_) => {}
+                Op::QuantizeLinear(_) if next.inputs.first() == Some(&Some(chain.result)) => {
+                    chain.quantize = self.quantize_node(next);
+                }
+                _ => break,
+            }
+            chain.nodes.push(id);
+            chain.result = output;
+            if let Op::QuantizeLinear(_) = next.op {
+                return Some(if chain.quantize.is_some() { chain } else { alone });
+            }
+        }
+        Some(alone)
+    }
+
+    /// Emits functions of `x`, which exists in bytes, as a table from bytes to bytes.
+    pub(crate) fn table(
+        &mut self,
+        functions: &[&Op],
+        x: sora_ir::ValueId,
+        nodes: &[NodeId],
+        quantized: Quantized,
+        y: sora_ir::ValueId,
+    ) -> Option<()> {
+        let affine = self.affine(x)?;
+        let table = self.byte_table(functions, affine, quantized.affine)?;
+        let form = self.forms(x).into_iter().find(|f| f.encoding == Encoding::Affine(affine))?;
+        let buf = self.fresh(y, DType::U8);
+        let info = self.info("table.u8", nodes, Some(y), DType::U8);
+        self.build.step_in_place(info, Table { table }, &[form.buf], &[buf]);
+        self.define(y, Form { buf, layout: form.layout, encoding: quantized.encoding });
+        Some(())
+    }
+
+    fn byte_table(&self, functions: &[&Op], from: Affine, to: Affine) -> Option<Box<[u8; 256]>> {
+        let bytes: Vec<u8> = (0..=u8::MAX).collect();
+        let mut reals = vec![0.0f32; 256];
+        quantize::dequantize_u8(self.kernels, &bytes, dequant(from), &mut reals);
+        let mut values = Tensor::vector(&reals);
+        for op in functions {
+            values = op.eval(&EvalCx { inputs: &[Some(&values)] }).ok()?.pop()?;
+        }
+        let mut table = Box::new([0; 256]);
+        quantize::quantize_u8(
+            self.kernels,
+            values.as_slice::<f32>().ok()?,
+            to.scale,
+            to.zero_point,
+            &mut table[..],
+        );
+        Some(table)
+    }
+}

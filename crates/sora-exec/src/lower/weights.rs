@@ -1,0 +1,117 @@
+//! Constant weights and biases, as kernels want them.
+
+use sora_ir::{Op, ValueId, resolve_axis};
+use sora_tensor::DType;
+
+use super::Lowering;
+use super::build::Buf;
+use super::chain::Chain;
+use super::layout::{Affine, Encoding, Form, Layout};
+use crate::steps::gemm::{ResidualKind, Store};
+
+/// Integer weights whose zero is 0.
+pub(crate) struct ByteWeights {
+    /// In the order of the graph's tensor.
+    pub(crate) values: Vec<i8>,
+    /// One for all, or one per output channel.
+    scale: Vec<f32>,
+}
+
+impl ByteWeights {
+    /// Input scale × weight scale of output channel `n`: the value of one accumulator step.
+    pub(crate) fn step(&self, input: Affine, n: usize) -> f32 {
+        input.scale * self.scale.get(n).or(self.scale.first()).copied().unwrap_or(1.0)
+    }
+}
+
+impl Lowering<'_> {
+    /// The weights behind a `DequantizeLinear` of constant bytes with one scale per extent of `axis`, or one
+    /// in all.
+    pub(crate) fn byte_weights(&self, v: ValueId, axis: usize) -> Option<ByteWeights> {
+        let (_, node, _) = self.graph.producer(v)?;
+        let Op::DequantizeLinear(op) = &node.op else { return None };
+        let q = self.graph.const_value((*node.inputs.first()?)?)?;
+        let scale = self.graph.const_value((*node.inputs.get(1)?)?)?.as_slice::<f32>().ok()?.to_vec();
+        let per_axis =
+            scale.len() == *q.shape().get(axis)? && resolve_axis(op.axis, q.rank()).ok() == Some(axis);
+        if !matches!(q.dtype(), DType::I8 | DType::U8) || scale.len() != 1 && !per_axis {
+            return None;
+        }
+        let zero_points = match node.inputs.get(2).copied().flatten() {
+            Some(zero_points) => self.graph.const_value(zero_points)?.to_i64s(),
+            None => vec![0],
+        };
+        let inner: usize = q.shape()[axis + 1..].iter().product();
+        let channel = |i: usize| i / inner % q.shape()[axis];
+        let centred = q.to_i64s().into_iter().enumerate().map(|(i, q)| {
+            let zero_point = if zero_points.len() == 1 { zero_points[0] } else { zero_points[channel(i)] };
+            i8::try_from(q - zero_point).ok()
+        });
+        Some(ByteWeights { values: centred.collect::<Option<_>>()?, scale })
+    }
+
+    /// One `f32` per channel: a constant of `n` numbers, or of one for all.
+    pub(crate) fn per_channel(&self, v: ValueId, n: usize) -> Option<Vec<f32>> {
+        let values = self.constant_f32(v)?;
+        match values.len() {
+            1 => Some(vec![values[0]; n]),
+            len => (len == n).then_some(values),
+        }
+    }
+
+    /// The bias in accumulator steps. A 32-bit bias of the right scale is taken as it is, any other is rounded;
+    /// `None` when it does not fit 32 bits.
+    pub(crate) fn byte_bias(&self, v: Option<ValueId>, steps: &[f32]) -> Option<Vec<i32>> {
+        let Some(v) = v else { return Some(vec![0; steps.len()]) };
+        if let Some(exact) = self.integer_bias(v, steps) {
+            return Some(exact);
+        }
+        let limit = f64::from(i32::MAX / 2);
+        let round = |(b, &step): (f32, &f32)| {
+            let q = (f64::from(b) / f64::from(step)).round_ties_even();
+            (q.abs() <= limit).then_some(q as i32)
+        };
+        self.per_channel(v, steps.len())?.into_iter().zip(steps).map(round).collect()
+    }
+
+    fn integer_bias(&self, v: ValueId, steps: &[f32]) -> Option<Vec<i32>> {
+        let (_, node, _) = self.graph.producer(v)?;
+        let (Op::DequantizeLinear(_), None) = (&node.op, node.inputs.get(2).copied().flatten()) else {
+            return None;
+        };
+        let q = self.graph.const_value((*node.inputs.first()?)?)?.as_slice::<i32>().ok()?.to_vec();
+        let scale = self.graph.const_value((*node.inputs.get(1)?)?)?.as_slice::<f32>().ok()?.to_vec();
+        let close = |(i, &step): (usize, &f32)| {
+            let scale = if scale.len() == 1 { scale[0] } else { scale[i] };
+            (scale - step).abs() <= step * 1e-5
+        };
+        let fits = q.len() == steps.len() && (scale.len() == 1 || scale.len() == steps.len());
+        (fits && steps.iter().enumerate().all(close)).then_some(q)
+    }
+
+    /// The residual of a chain in a layout, with the type it is read in.
+    pub(crate) fn residual(&mut self, chain: &Chain, layout: Layout) -> Option<Option<(Buf, ResidualKind)>> {
+        let Some(v) = chain.residual else { return Some(None) };
+        if let Some((buf, affine)) = self.quantized(v, layout) {
+            return Some(Some((buf, ResidualKind::Bytes(affine))));
+        }
+        Some(Some((self.exact(v, layout)?, ResidualKind::Real)))
+    }
+
+    /// The buffer that a chain's result goes to, and how it is stored there.
+    pub(crate) fn store(&mut self, chain: &Chain, layout: Layout) -> (Buf, Store, DType) {
+        let v = chain.result;
+        match chain.quantize {
+            Some(quantized) => {
+                let buf = self.fresh(v, DType::U8);
+                self.define(v, Form { buf, layout, encoding: quantized.encoding });
+                (buf, Store::Bytes(quantized.affine), DType::U8)
+            }
+            None => {
+                let buf = self.fresh(v, DType::F32);
+                self.define(v, Form { buf, layout, encoding: Encoding::Exact });
+                (buf, Store::Real, DType::F32)
+            }
+        }
+    }
+}

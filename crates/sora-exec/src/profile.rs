@@ -1,0 +1,75 @@
+//! What a program consists of and where its time goes.
+
+use std::fmt;
+
+use sora_tensor::DType;
+
+/// One step of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepInfo {
+    /// Name of the last graph node that the step computes.
+    pub name: String,
+    /// Kernel, such as `conv.u8i8`, or `reference:Op` where the reference evaluator runs.
+    pub kernel: String,
+    /// Names of all graph nodes that the step computes, in order; empty for conversions.
+    pub nodes: Vec<String>,
+    /// Logical shape of the first result.
+    pub shape: Vec<usize>,
+    /// Dtype of the first result in memory.
+    pub dtype: DType,
+    /// Multiply-adds.
+    pub macs: u64,
+    /// Bytes of packed weights.
+    pub weight_bytes: usize,
+}
+
+/// A step with the time that one run spent in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepTime {
+    /// The step.
+    pub step: StepInfo,
+    /// Wall-clock time.
+    pub nanoseconds: u64,
+}
+
+/// Where the time of one run went, step by step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// The steps in order of execution.
+    pub steps: Vec<StepTime>,
+}
+
+impl Profile {
+    /// Time of all steps together.
+    pub fn total_nanoseconds(&self) -> u64 {
+        self.steps.iter().map(|s| s.nanoseconds).sum()
+    }
+
+    /// Keeps, step by step, the smaller time of two runs of one program.
+    pub fn keep_fastest(&mut self, other: &Profile) {
+        for (mine, theirs) in self.steps.iter_mut().zip(&other.steps) {
+            mine.nanoseconds = mine.nanoseconds.min(theirs.nanoseconds);
+        }
+    }
+}
+
+/// A table, one line per step.
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.total_nanoseconds().max(1) as f64;
+        writeln!(f, "{:>10}  {:>5}  {:>8}  {:<22} step", "us", "%", "GMAC/s", "kernel")?;
+        for StepTime { step, nanoseconds } in &self.steps {
+            let ns = *nanoseconds as f64;
+            let rate =
+                if step.macs > 0 { format!("{:.1}", step.macs as f64 / ns.max(1.0)) } else { String::new() };
+            let (us, percent) = (ns / 1e3, 100.0 * ns / total);
+            let nodes = if step.nodes.is_empty() { &step.name } else { &step.nodes.join(" + ") };
+            writeln!(
+                f,
+                "{us:>10.2}  {percent:>5.1}  {rate:>8}  {:<22} {nodes} {:?}",
+                step.kernel, step.shape
+            )?;
+        }
+        write!(f, "{:>10.2}  total", total / 1e3)
+    }
+}

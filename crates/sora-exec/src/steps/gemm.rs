@@ -1,0 +1,289 @@
+//! Products with constant weights: dense, convolution, depthwise; in `f32` and in bytes.
+
+use bytemuck::Pod;
+use sora_kernels::{
+    ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedDwF32,
+    PackedDwI8, PackedF32, PackedI8, Quant, Residual, depthwise_f32, depthwise_u8i8, gemm_f32, gemm_u8i8,
+};
+
+use super::window::Windows;
+use super::{Cx, Io, Work};
+use crate::lower::layout::Affine;
+
+/// The packed weights of one group, with what belongs to each of its columns.
+pub(crate) trait Weights: Send + Sync {
+    /// Element of the input.
+    type Input: Pod + Send + Sync;
+
+    /// Computes columns `n0..` of `out` from `rows`.
+    fn multiply(
+        &self,
+        kernels: Kernels,
+        rows: &ARows<'_, Self::Input>,
+        n0: usize,
+        finish: Finish<'_>,
+        out: Output<'_>,
+    );
+
+    /// Columns are split between threads only at multiples of this; `None` for not at all.
+    fn granule(&self) -> Option<usize>;
+
+    /// Memory of the weights.
+    fn bytes(&self) -> usize;
+}
+
+/// What follows the product, besides what belongs to columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    pub(crate) residual: Option<Residual<'a>>,
+    pub(crate) activation: Activation,
+}
+
+/// Dense `f32` weights.
+pub(crate) struct Real {
+    pub(crate) packed: PackedF32,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// Dense byte weights; `scale` is input scale × weight scale.
+pub(crate) struct Bytes {
+    pub(crate) packed: PackedI8,
+    pub(crate) bias: Vec<i32>,
+    pub(crate) scale: Vec<f32>,
+}
+
+/// Depthwise `f32` weights.
+pub(crate) struct RealDepthwise {
+    pub(crate) packed: PackedDwF32,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// Depthwise byte weights; `scale` is input scale × weight scale.
+pub(crate) struct BytesDepthwise {
+    pub(crate) packed: PackedDwI8,
+    pub(crate) bias: Vec<i32>,
+    pub(crate) scale: Vec<f32>,
+}
+
+impl Weights for Real {
+    type Input = f32;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, f32>, n0: usize, finish: Finish<'_>, out: Output<'_>) {
+        let Finish { residual, activation } = finish;
+        gemm_f32(
+            k,
+            rows,
+            &self.packed,
+            n0,
+            &EpilogueF32 { bias: self.bias.as_deref(), residual, activation },
+            out,
+        );
+    }
+
+    fn granule(&self) -> Option<usize> {
+        Some(self.packed.col_granule())
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+impl Weights for Bytes {
+    type Input = u8;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, u8>, n0: usize, finish: Finish<'_>, out: Output<'_>) {
+        let Finish { residual, activation } = finish;
+        let epilogue = EpilogueI32 { bias: Some(&self.bias), scale: &self.scale, residual, activation };
+        gemm_u8i8(k, rows, &self.packed, n0, &epilogue, out);
+    }
+
+    fn granule(&self) -> Option<usize> {
+        Some(self.packed.col_granule())
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+impl Weights for RealDepthwise {
+    type Input = f32;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, f32>, _: usize, finish: Finish<'_>, out: Output<'_>) {
+        let Finish { residual, activation } = finish;
+        if let ARows::Indirect(rows) = rows {
+            let epilogue = EpilogueF32 { bias: self.bias.as_deref(), residual, activation };
+            depthwise_f32(k, rows, &self.packed, &epilogue, out);
+        }
+    }
+
+    fn granule(&self) -> Option<usize> {
+        None
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+impl Weights for BytesDepthwise {
+    type Input = u8;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, u8>, _: usize, finish: Finish<'_>, out: Output<'_>) {
+        let Finish { residual, activation } = finish;
+        if let ARows::Indirect(rows) = rows {
+            let epilogue = EpilogueI32 { bias: Some(&self.bias), scale: &self.scale, residual, activation };
+            depthwise_u8i8(k, rows, &self.packed, &epilogue, out);
+        }
+    }
+
+    fn granule(&self) -> Option<usize> {
+        None
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+/// How the rows of the left operand lie in the input.
+pub(crate) enum Rows {
+    /// Contiguous rows of `k` elements.
+    Dense { rows: usize, k: usize },
+    /// Gathered by windows.
+    Windows(Windows),
+}
+
+/// The type of a residual input.
+#[derive(Clone, Copy)]
+pub(crate) enum ResidualKind {
+    Real,
+    Bytes(Affine),
+}
+
+/// How results are stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Store {
+    Real,
+    Bytes(Affine),
+}
+
+/// `store(activation(rows · weights + bias + residual))`, for each group of channels.
+///
+/// Inputs: the rows' source, then the residual. Output: `[rows][cols]`.
+pub(crate) struct Product<W: Weights> {
+    pub(crate) rows: Rows,
+    /// One per group; group `g` reads channels from `g * kc` on and writes columns from `g * group_cols` on.
+    pub(crate) groups: Vec<W>,
+    pub(crate) group_cols: usize,
+    /// What padding reads, `kc` elements.
+    pub(crate) pad: Vec<W::Input>,
+    pub(crate) residual: Option<ResidualKind>,
+    pub(crate) activation: Activation,
+    pub(crate) store: Store,
+    /// Multiply-adds in all, for the decision to split.
+    pub(crate) macs: usize,
+}
+
+/// Rows below which a product is split between columns instead of rows.
+const FEW_ROWS: usize = 32;
+
+impl<W: Weights> Product<W> {
+    fn cols(&self) -> usize {
+        self.groups.len() * self.group_cols
+    }
+
+    fn row_count(&self) -> usize {
+        match &self.rows {
+            Rows::Dense { rows, .. } => *rows,
+            Rows::Windows(w) => w.images * w.rows,
+        }
+    }
+
+    /// Computes the part of the result that begins at row `first` and column `n0`.
+    fn part(
+        &self,
+        kernels: Kernels,
+        x: &[W::Input],
+        residual: &[u8],
+        first: usize,
+        n0: usize,
+        mut out: Output,
+    ) {
+        match &self.rows {
+            Rows::Dense { k, .. } => {
+                let rows = ARows::Dense(Dense { data: &x[first * k..], rows: out.rows(), stride: *k, k: *k });
+                self.groups[0].multiply(kernels, &rows, n0, self.finish(residual, first, 0), out);
+            }
+            Rows::Windows(w) => {
+                for (range, base, offsets) in w.calls(first, first + out.rows()) {
+                    let (_, rest) = out.reborrow().split_at_row(range.start - first);
+                    let (mut band, _) = rest.split_at_row(range.len());
+                    if let [only] = &self.groups[..] {
+                        let rows = self.indirect(w, &x[base..], offsets);
+                        only.multiply(kernels, &rows, n0, self.finish(residual, range.start, 0), band);
+                        continue;
+                    }
+                    for (g, group) in self.groups.iter().enumerate() {
+                        let (_, rest) = band.reborrow().split_at_col(g * self.group_cols);
+                        let (cell, _) = rest.split_at_col(self.group_cols);
+                        let rows = self.indirect(w, &x[base + g * w.kc..], offsets);
+                        let finish = self.finish(residual, range.start, g * self.group_cols);
+                        group.multiply(kernels, &rows, 0, finish, cell);
+                    }
+                }
+            }
+        }
+    }
+
+    fn indirect<'a>(&'a self, w: &Windows, base: &'a [W::Input], offsets: &'a [u32]) -> ARows<'a, W::Input> {
+        ARows::Indirect(Indirect { base, offsets, taps: w.taps, kc: w.kc, pad: &self.pad })
+    }
+
+    fn finish<'a>(&self, residual: &'a [u8], row: usize, col: usize) -> Finish<'a> {
+        let ld = self.cols();
+        let skip = row * ld + col;
+        let residual = self.residual.map(|kind| match kind {
+            ResidualKind::Real => Residual::F32 { data: &bytemuck::cast_slice(residual)[skip..], ld },
+            ResidualKind::Bytes(a) => {
+                Residual::U8 { data: &residual[skip..], ld, scale: a.scale, zero_point: a.zero_point }
+            }
+        });
+        Finish { residual, activation: self.activation }
+    }
+}
+
+impl<W: Weights> Work for Product<W> {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (rows, cols) = (self.row_count(), self.cols());
+        let x = io.input::<W::Input>(0);
+        let residual = if self.residual.is_some() { io.ins[1] } else { &[] };
+        let out = match self.store {
+            Store::Real => Output::F32(MatMut::new(io.output(), rows, cols, cols)),
+            Store::Bytes(a) => {
+                Output::U8(MatMut::new(io.output(), rows, cols, cols), Quant::new(a.scale, a.zero_point))
+            }
+        };
+        let parts = cx.threads.parts(self.macs);
+        if parts == 1 {
+            self.part(cx.kernels, x, residual, 0, 0, out);
+            return Ok(());
+        }
+        match (&self.groups[..], self.groups[0].granule()) {
+            ([_], Some(granule)) if rows < FEW_ROWS && cols > granule => {
+                let bands = out.split_cols(parts, granule);
+                cx.threads.each(bands, |(n0, band)| self.part(cx.kernels, x, residual, 0, n0, band));
+            }
+            _ => {
+                let bands = out.split_rows(parts);
+                cx.threads.each(bands, |(first, band)| self.part(cx.kernels, x, residual, first, 0, band));
+            }
+        }
+        Ok(())
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.groups.iter().map(Weights::bytes).sum()
+    }
+}
