@@ -66,7 +66,7 @@ impl<'a> Editor<'a> {
         }
 
         let mut sharper = false;
-        let mut removed = Vec::new();
+        let (mut removed, mut renamed) = (Vec::new(), Vec::new());
         for (&(old, new), (_, term)) in replacements.iter().zip(&patch.replacements) {
             sharper |= self.graph.ty(new) != self.graph.ty(old);
             self.graph.replace_uses(old, new);
@@ -74,11 +74,11 @@ impl<'a> Editor<'a> {
             self.uses.readers[new.index()].extend(readers);
             self.uses.results[new.index()] += std::mem::take(&mut self.uses.results[old.index()]);
             if matches!(term, Term::New(_)) {
-                let name = self.graph.value(old).name.clone();
-                self.graph.rename(new, &name);
+                renamed.push((new, self.graph.value(old).name.clone()));
             }
             self.remove_dead(old, &mut removed);
         }
+        self.name_added(&terms, &renamed);
         if sharper {
             self.graph.infer_all()?;
         }
@@ -105,18 +105,23 @@ impl<'a> Editor<'a> {
         };
         self.uses.readers.resize(value.index() + 1, Vec::new());
         self.uses.results.resize(value.index() + 1, 0);
-        let name = self.fresh(&self.graph.value(value).name);
-        self.graph.rename(value, &name);
-        self.names.insert(name);
         Some((value, node))
     }
 
-    fn fresh(&self, base: &str) -> String {
-        if !self.names.contains(base) {
-            return base.to_owned();
+    /// Gives replacements the names of what they replace, and other new values names that nothing has.
+    fn name_added(&mut self, added: &[ValueId], renamed: &[(ValueId, String)]) {
+        for (value, name) in renamed {
+            self.graph.rename(*value, name);
+            self.names.insert(name.clone());
         }
-        let mut numbered = (1usize..).map(|i| format!("{base}_{i}"));
-        numbered.find(|name| !self.names.contains(name)).unwrap_or_default()
+        for &value in added.iter().filter(|value| renamed.iter().all(|(other, _)| other != *value)) {
+            let base = self.graph.value(value).name.clone();
+            let numbered = (1usize..).map(|i| format!("{base}_{i}"));
+            let mut names = std::iter::once(base.clone()).chain(numbered);
+            let name = names.find(|name| !self.names.contains(name)).unwrap_or(base);
+            self.graph.rename(value, &name);
+            self.names.insert(name);
+        }
     }
 
     fn undo(&mut self, added: &[NodeId]) {
@@ -141,9 +146,18 @@ impl<'a> Editor<'a> {
             if node.outputs.iter().any(|&output| self.uses.count(output) > 0) {
                 continue;
             }
-            stack.extend(node.inputs.iter().flatten());
+            let inputs: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
             removed.push(node.op.label().into_owned());
+            for output in &node.outputs {
+                self.names.remove(&self.graph.value(*output).name);
+            }
             self.remove(id);
+            for &input in &inputs {
+                if self.uses.count(input) == 0 && self.graph.const_value(input).is_some() {
+                    self.names.remove(&self.graph.value(input).name);
+                }
+            }
+            stack.extend(inputs);
         }
     }
 }

@@ -61,6 +61,8 @@ struct Linear<'a> {
     x: ValueId,
     weights: &'a Tensor,
     bias: Option<&'a Tensor>,
+    /// Names of weights and bias.
+    names: (String, String),
     /// Number of input channels.
     inputs: usize,
     /// Number of output channels.
@@ -85,7 +87,8 @@ impl<'a> Linear<'a> {
             (Op::MatMul(_), &[k, n]) => (k, n, (last(x)?, last(output(node)?)?)),
             _ => return None,
         };
-        Some(Linear { node, x, weights, bias, inputs, outputs, axes })
+        let names = (view.graph.value(w).name.clone(), bias_name(view, node));
+        Some(Linear { node, x, weights, bias, names, inputs, outputs, axes })
     }
 
     /// The linear node that makes `value` and nothing else.
@@ -117,12 +120,19 @@ impl<'a> Linear<'a> {
 
     /// Adds the node again with other weights and bias.
     fn rebuild(&self, patch: &mut Patch, x: ValueId, weights: Tensor, bias: Option<Tensor>) -> Term {
-        let name = &self.node.name;
-        let weights = patch.constant(&format!("{name}.weight"), weights);
-        let bias = bias.map(|bias| patch.constant(&format!("{name}.bias"), bias));
+        let weights = patch.constant(&self.names.0, weights);
+        let bias = bias.map(|bias| patch.constant(&self.names.1, bias));
         let inputs = [Some(x.into()), Some(weights), bias];
         let count = if bias.is_some() { 3 } else { 2 };
-        patch.node_with_optional(name, self.node.op.clone(), inputs.into_iter().take(count))
+        patch.node_with_optional(&self.node.name, self.node.op.clone(), inputs.into_iter().take(count))
+    }
+}
+
+/// The name of a linear node's bias: its own if it has one.
+fn bias_name(view: &View, node: &Node) -> String {
+    match input(node, 2) {
+        Some(bias) => view.graph.value(bias).name.clone(),
+        None => format!("{}.bias", node.name),
     }
 }
 
@@ -221,7 +231,7 @@ fn fold_shift_into_bias(view: &View, node: &Node) -> Option<Patch> {
     }
     let mut patch = Patch::new();
     let bias = finite(c, &[channels], shifts.into_iter())?;
-    let bias = patch.constant(&format!("{}.bias", linear.name), bias);
+    let bias = patch.constant(&bias_name(view, linear), bias);
     let (x, w) = (input(linear, 0)?, input(linear, 1)?);
     let biased = patch.node(&linear.name, linear.op.clone(), [x.into(), w.into(), bias]);
     Some(patch.replace(output(node)?, biased))

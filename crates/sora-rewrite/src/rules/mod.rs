@@ -50,6 +50,7 @@ pub static RULES: &[Rule] = &[
     arithmetic::SQUARE_TO_PRODUCT,
     arithmetic::SQUARE_ROOT_OF_POWER,
     reshape::CANONICALIZE_RESHAPE,
+    reshape::FIX_RESHAPE_TARGET,
     reshape::MERGE_RESHAPES,
     reshape::DROP_EXPAND,
     transpose::MERGE_TRANSPOSES,

@@ -2,9 +2,10 @@
 
 use sora_ir::case::Gen;
 use sora_ir::ops::{
-    BinaryKind, Cast, Concat, Expand, Pad, PadMode, Reshape, Slice, Tile, Transpose, Unary, UnaryKind,
+    BinaryKind, Cast, Concat, Expand, Pad, PadMode, Reshape, Slice, Squeeze, Tile, Transpose, Unary,
+    UnaryKind, Unsqueeze,
 };
-use sora_ir::{Graph, IrError, Node, Op};
+use sora_ir::{Dim, Graph, IrError, Node, Op};
 use sora_tensor::DType;
 
 use super::Rule;
@@ -23,11 +24,11 @@ pub(crate) const REMOVE_NO_OP: Rule = Rule {
 
 pub(crate) const REMOVE_INVERSE_PAIR: Rule = Rule {
     name: "remove_inverse_pair",
-    doc: "Two negations in a row cancel, of numbers as of truth values.",
+    doc: "Two negations in a row cancel, and so do two changes of shape that end with the shape they began with.",
     exact: true,
     apply: remove_inverse_pair,
     sample: sample_inverse_pair,
-    near_misses: &[miss_negation_of_magnitude],
+    near_misses: &[miss_negation_of_magnitude, miss_other_shape],
 };
 
 fn remove_no_op(view: &View, node: &Node) -> Option<Patch> {
@@ -54,10 +55,15 @@ fn remove_no_op(view: &View, node: &Node) -> Option<Patch> {
 }
 
 fn remove_inverse_pair(view: &View, node: &Node) -> Option<Patch> {
-    let Op::Unary(Unary { kind: kind @ (UnaryKind::Neg | UnaryKind::Not) }) = node.op else { return None };
-    let (inner, before) = view.made_by::<Unary>(input(node, 0)?)?;
-    (inner.kind == kind).then_some(())?;
-    Some(Patch::forward(output(node)?, input(before, 0)?))
+    let (_, before, _) = view.graph.producer(input(node, 0)?)?;
+    let (x, y) = (input(before, 0)?, output(node)?);
+    let negation = matches!(node.op, Op::Unary(Unary { kind: UnaryKind::Neg | UnaryKind::Not }));
+    // Row-major order stays throughout, so equal shapes mean equal elements.
+    let reshapes = [node, before]
+        .iter()
+        .all(|node| matches!(node.op, Op::Reshape(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Flatten(_)));
+    let cancel = (negation && node.op == before.op) || (reshapes && view.ty(x) == view.ty(y));
+    cancel.then(|| Patch::forward(y, x))
 }
 
 fn sample_no_op(rng: &mut Gen) -> Result<Graph, IrError> {
@@ -121,12 +127,31 @@ fn miss_square_transpose(rng: &mut Gen) -> Result<Graph, IrError> {
 
 fn sample_inverse_pair(rng: &mut Gen) -> Result<Graph, IrError> {
     let mut s = Sketch::new(rng);
-    let (a, b) = (s.batched(&[3]), s.batched(&[1]));
-    let (x, kind) =
-        if s.rng.flag() { (a, UnaryKind::Neg) } else { (s.binary(BinaryKind::Less, b, b)?, UnaryKind::Not) };
-    let once = s.unary(kind, x)?;
-    let twice = s.unary(kind, once)?;
-    s.done(twice)
+    let x = s.shaped(["N", "M"].map(Dim::symbol));
+    let y = match s.rng.size(0, 2) {
+        0 => {
+            let once = s.unary(UnaryKind::Neg, x)?;
+            s.unary(UnaryKind::Neg, once)?
+        }
+        1 => {
+            let truth = s.binary(BinaryKind::Less, x, x)?;
+            let once = s.unary(UnaryKind::Not, truth)?;
+            s.unary(UnaryKind::Not, once)?
+        }
+        _ => {
+            let once = s.op(Unsqueeze { axes: vec![1, 0] }, [x])?;
+            s.op(Squeeze { axes: vec![0, 1] }, [once])?
+        }
+    };
+    s.done(y)
+}
+
+fn miss_other_shape(rng: &mut Gen) -> Result<Graph, IrError> {
+    let mut s = Sketch::new(rng);
+    let x = s.input(&[3, 1, 3]);
+    let once = s.op(Squeeze { axes: vec![1] }, [x])?;
+    let y = s.op(Unsqueeze { axes: vec![0] }, [once])?;
+    s.done(y)
 }
 
 fn miss_negation_of_magnitude(rng: &mut Gen) -> Result<Graph, IrError> {

@@ -78,7 +78,7 @@ pub(crate) fn minus_offset(view: &View, value: ValueId, offset: f64) -> Option<V
     if is(b) { Some(a) } else { is(a).then_some(b) }
 }
 
-/// Whether a constant of a formula is meant: files hold it rounded, often to four or five digits.
+/// Whether a constant of a formula is meant: files hold it rounded, to four or five digits or to `f16`.
 pub(crate) fn near(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-4 * b.abs()
+    (a - b).abs() <= 3e-4 * b.abs()
 }

@@ -1,7 +1,9 @@
 //! Changes of shape that keep the elements in order.
 
 use sora_ir::case::Gen;
-use sora_ir::ops::{BinaryKind, Expand, Flatten, Reshape, Squeeze, Transpose, Unsqueeze};
+use sora_ir::ops::{
+    BinaryKind, Concat, Expand, Flatten, Gather, Reshape, Shape, Squeeze, Transpose, Unsqueeze,
+};
 use sora_ir::{Dim, Graph, IrError, Node, Op, TensorType, ValueId};
 use sora_tensor::Tensor;
 
@@ -17,6 +19,15 @@ pub(crate) const CANONICALIZE_RESHAPE: Rule = Rule {
     apply: canonicalize_reshape,
     sample: sample_shape_change,
     near_misses: &[miss_two_symbols],
+};
+
+pub(crate) const FIX_RESHAPE_TARGET: Rule = Rule {
+    name: "fix_reshape_target",
+    doc: "A Reshape whose target is computed from shapes gets a constant target of copied and inferred dimensions.",
+    exact: true,
+    apply: fix_reshape_target,
+    sample: sample_computed_target,
+    near_misses: &[miss_swapped_symbols],
 };
 
 pub(crate) const MERGE_RESHAPES: Rule = Rule {
@@ -68,6 +79,13 @@ fn canonicalize_reshape(view: &View, node: &Node) -> Option<Patch> {
     shape_change.then(|| replace_by_reshape(view, node, input(node, 0)?))?
 }
 
+fn fix_reshape_target(view: &View, node: &Node) -> Option<Patch> {
+    let Op::Reshape(_) = node.op else { return None };
+    let target = input(node, 1)?;
+    let computed = view.constant(target).is_none() && view.graph.value(target).content.is_some();
+    computed.then(|| replace_by_reshape(view, node, input(node, 0)?))?
+}
+
 fn merge_reshapes(view: &View, node: &Node) -> Option<Patch> {
     let Op::Reshape(_) = node.op else { return None };
     let (_, first) = view.made_by::<Reshape>(input(node, 0)?)?;
@@ -102,14 +120,34 @@ fn sample_shape_change(rng: &mut Gen) -> Result<Graph, IrError> {
     s.done(y)
 }
 
-fn symbolic_input(s: &mut Sketch, names: [&str; 2]) -> ValueId {
-    s.shaped(names.map(Dim::symbol))
-}
-
 fn miss_two_symbols(rng: &mut Gen) -> Result<Graph, IrError> {
     let mut s = Sketch::new(rng);
-    let x = symbolic_input(&mut s, ["N", "M"]);
+    let x = s.shaped(["N", "M"].map(Dim::symbol));
     let y = s.op(Unsqueeze { axes: vec![0] }, [x])?;
+    s.done(y)
+}
+
+/// `x` reshaped to its first extent and `-1`, as exporters with a symbolic batch write it.
+fn sample_computed_target(rng: &mut Gen) -> Result<Graph, IrError> {
+    let mut s = Sketch::new(rng);
+    let x = s.shaped([Dim::symbol("N"), Dim::from(3usize), Dim::from(4usize)]);
+    let shape = s.op(Shape { start: 0, end: None }, [x])?;
+    let first = s.integers(&[0]);
+    let batch = s.op(Gather { axis: 0 }, [shape, first])?;
+    let rest = s.rng.pick(&[vec![-1], vec![12], vec![-1, 2], vec![2, 6]]);
+    let rest = s.integers(&rest);
+    let target = s.op(Concat { axis: 0 }, [batch, rest])?;
+    let y = s.op(Reshape { allow_zero: false }, [x, target])?;
+    s.done(y)
+}
+
+fn miss_swapped_symbols(rng: &mut Gen) -> Result<Graph, IrError> {
+    let mut s = Sketch::new(rng);
+    let x = s.shaped(["N", "M"].map(Dim::symbol));
+    let (first, second) =
+        (s.op(Shape { start: 0, end: Some(1) }, [x])?, s.op(Shape { start: 1, end: None }, [x])?);
+    let target = s.op(Concat { axis: 0 }, [second, first])?;
+    let y = s.op(Reshape { allow_zero: false }, [x, target])?;
     s.done(y)
 }
 

@@ -26,8 +26,7 @@ impl<'a> Sketch<'a> {
 
     /// An `f32` input of this shape.
     pub(crate) fn input(&mut self, shape: &[usize]) -> ValueId {
-        let name = self.name("x");
-        self.graph.input(&name, TensorType::new(DType::F32, shape.iter().copied()))
+        self.shaped(shape.iter().copied().map(Dim::from))
     }
 
     /// An `f32` input of this shape behind a batch dimension, which in half of the graphs is the symbol `N`.

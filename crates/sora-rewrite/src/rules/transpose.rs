@@ -94,11 +94,11 @@ fn transpose_dequantized_constant(view: &View, node: &Node) -> Option<Patch> {
         _ => return None,
     };
     let mut patch = Patch::new();
-    let name = &dequantize.name;
-    let constant = patch.constant(&format!("{name}.transposed"), transposed(integers, perm)?);
+    let name = &view.graph.value(input(dequantize, 0)?).name;
+    let constant = patch.constant(name, transposed(integers, perm)?);
     let rest = dequantize.inputs.iter().skip(1).map(|v| v.map(Into::into));
-    let moved = DequantizeLinear { axis, ..op.clone() };
-    let y = patch.node_with_optional(name, moved, [Some(constant)].into_iter().chain(rest));
+    let moved = DequantizeLinear { axis };
+    let y = patch.node_with_optional(&dequantize.name, moved, [Some(constant)].into_iter().chain(rest));
     Some(patch.replace(output(node)?, y))
 }
 
@@ -128,7 +128,7 @@ fn permute_weights_of_flattened(view: &View, node: &Node) -> Option<Patch> {
     let mut patch = Patch::new();
     let (from, to) = (&view.ty(x).shape, &view.ty(flat).shape);
     let flat = reshape_node(&mut patch, &reshape.name, x.into(), from, to)?;
-    let permuted = patch.constant(&format!("{}.weight", node.name), permuted);
+    let permuted = patch.constant(&view.graph.value(w).name, permuted);
     let y = patch.node(&node.name, MatMul {}, [flat, permuted]);
     Some(patch.replace(output(node)?, y))
 }

@@ -83,7 +83,7 @@ fn push_through_elementwise(view: &View, node: &Node) -> Option<Patch> {
     let op: Op = match &node.op {
         Op::Unary(_) | Op::Activation(_) | Op::Cast(_) => node.op.clone(),
         Op::QuantizeLinear(op) => QuantizeLinear { axis: moved_axis(op.axis)?, ..op.clone() }.into(),
-        Op::DequantizeLinear(op) => DequantizeLinear { axis: moved_axis(op.axis)?, ..op.clone() }.into(),
+        Op::DequantizeLinear(op) => DequantizeLinear { axis: moved_axis(op.axis)? }.into(),
         _ => return None,
     };
     let rest = node.inputs.iter().skip(1).map(|v| v.map(Into::into));
