@@ -10,10 +10,13 @@
 #![cfg_attr(not(test), deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used))]
 
 mod error;
+mod export;
 mod import;
+mod names;
 mod proto;
 mod source;
 mod tensor;
 
 pub use error::{NodeIssue, OnnxError};
+pub use export::{ExportOptions, save, to_bytes};
 pub use import::{Imported, MAX_OPSET, MIN_OPSET, check, from_bytes, load};

@@ -39,6 +39,11 @@ const OTHER_TYPES: [(i32, &str); 11] = [
     (23, "float4e2m1"),
 ];
 
+/// An extent as the `i64` that files store.
+pub(crate) fn signed(extent: usize) -> i64 {
+    i64::try_from(extent).unwrap_or(i64::MAX)
+}
+
 /// The dtype of a code.
 pub(crate) fn dtype_of(code: i64) -> Result<DType, Refusal> {
     let known = DTYPES.iter().find(|&&(c, _)| i64::from(c) == code);
@@ -146,9 +151,8 @@ pub(crate) fn raw_bytes(tensor: &Tensor) -> Bytes {
 
 /// Dtype, shape and name of a tensor, without its elements.
 pub(crate) fn header(name: &str, tensor: &Tensor) -> TensorProto {
-    let extent = |&d: &usize| i64::try_from(d).unwrap_or(i64::MAX);
     TensorProto {
-        dims: tensor.shape().iter().map(extent).collect(),
+        dims: tensor.shape().iter().copied().map(signed).collect(),
         data_type: code_of(tensor.dtype()),
         name: name.to_owned(),
         ..TensorProto::default()

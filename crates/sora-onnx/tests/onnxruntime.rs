@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use sora_ir::{Graph, evaluate};
+use sora_onnx::ExportOptions;
 use sora_tensor::Tensor;
 
 fn cases() -> Vec<PathBuf> {
@@ -72,6 +73,13 @@ fn imported_models_agree_with_onnxruntime() {
             Ok(error) if error <= tolerance(&name) => println!("{name}: {error:.1e}"),
             Ok(error) => failures.push(format!("{name}: differs by {error:.1e}")),
             Err(e) => failures.push(format!("{name}: {e}")),
+        }
+        let exported = sora_onnx::to_bytes(&imported.graph, &ExportOptions::default());
+        let again = exported.and_then(|bytes| sora_onnx::from_bytes(bytes, None));
+        match again.map_err(|e| e.to_string()).and_then(|again| compare(&again.graph, &stored)) {
+            Ok(error) if error <= tolerance(&name) => {}
+            Ok(error) => failures.push(format!("{name}: differs by {error:.1e} after a second import")),
+            Err(e) => failures.push(format!("{name}: second import: {e}")),
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

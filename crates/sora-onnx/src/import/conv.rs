@@ -3,9 +3,10 @@
 use sora_ir::ops::{AveragePool, Conv, ConvTranspose, MaxPool, Reduce, ReduceKind};
 use sora_ir::{Dim, ValueId};
 
-use super::node::{Built, NodeCx, signed, size};
+use super::node::{Built, NodeCx, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Conv", conv),

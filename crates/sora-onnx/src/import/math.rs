@@ -8,6 +8,7 @@ use sora_ir::ops::{
 use super::node::{Built, NodeCx};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("MatMul", |cx| cx.add(MatMul {}, [cx.input(0)?, cx.input(1)?])),
@@ -112,7 +113,7 @@ fn softmax(cx: &mut NodeCx, log: bool) -> Built {
     if at + 1 == rank {
         return cx.add(Softmax { axis: -1, log }, [x]);
     }
-    let flat = cx.step("flatten", Flatten { axis: super::node::signed(at) }, [x])?;
+    let flat = cx.step("flatten", Flatten { axis: signed(at) }, [x])?;
     let soft = cx.op(Softmax { axis: 1, log }, [flat])?;
     Ok(vec![cx.reshape_like(soft, x)?])
 }

@@ -9,7 +9,6 @@ mod conv;
 mod elementwise;
 mod function;
 mod math;
-mod names;
 mod node;
 mod norm;
 mod order;
@@ -25,10 +24,10 @@ use sora_ir::{Dim, Graph, TensorType, ValueId};
 use sora_tensor::{Tensor, with_element};
 
 use crate::error::{NodeIssue, OnnxError, Refusal};
+use crate::names::Names;
 use crate::proto::{Extent, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::source::{self, External};
 use crate::tensor;
-use names::Names;
 use node::NodeCx;
 
 /// The oldest opset of the default domain that can be imported.
@@ -276,21 +275,25 @@ impl Importer {
             self.names.reserve(&node.name);
         }
         let mut seen = HashSet::new();
-        let (order, cyclic) = order::order(nodes);
-        for index in cyclic {
-            if let Some(node) = nodes.get(index) {
-                let name = node_name(node, index);
-                self.issues.push(Refusal::new("it depends on its own output").at(&name, &label(node)));
-                node.output.iter().for_each(|o| {
-                    self.slots.insert(o.clone(), Slot::Poisoned);
-                });
+        let order = order::order(nodes);
+        for node in order.stuck.iter().filter_map(|&index| nodes.get(index)) {
+            for output in &node.output {
+                self.slots.entry(output.clone()).or_insert(Slot::Poisoned);
             }
         }
-        for index in order {
+        for index in order.sorted {
             let Some(node) = nodes.get(index) else { continue };
             let plain = node_name(node, index);
             let name = if seen.insert(plain.clone()) { plain } else { node_names.fresh(&plain) };
             self.node(node, &name, &used, external);
+        }
+        for index in order.stuck {
+            let Some(node) = nodes.get(index) else { continue };
+            let refusal = match order.cyclic.contains(&index) {
+                true => Some(Refusal::new("it depends on its own output")),
+                false => rows::find(&node.domain, &node.op_type).err(),
+            };
+            self.issues.extend(refusal.map(|refusal| refusal.at(&node_name(node, index), &label(node))));
         }
     }
 

@@ -6,11 +6,11 @@ use sora_ir::ops::{Binary, BinaryKind, Cast, Reshape, Transpose, Unary, UnaryKin
 use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
-use super::names::Names;
 use crate::error::Refusal;
+use crate::names::Names;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::source::External;
-use crate::tensor;
+use crate::tensor::{self, signed};
 
 /// What an importer gives: the node's outputs in order. It may leave out trailing ones that it cannot compute.
 pub(super) type Built = Result<Vec<ValueId>, Refusal>;
@@ -101,11 +101,6 @@ pub(super) fn size(value: i64, what: &str) -> Result<usize, Refusal> {
         .ok_or_else(|| Refusal::new(format!("{what} has the value {value}, which is out of range")))
 }
 
-/// The number as the `i64` that shapes are stored in.
-pub(super) fn signed(value: usize) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
 /// Inputs.
 impl NodeCx<'_> {
     pub(super) fn input(&self, index: usize) -> Result<ValueId, Refusal> {
@@ -153,10 +148,9 @@ impl NodeCx<'_> {
 
     /// The elements of an integer value that does not depend on the model's inputs.
     pub(super) fn known_ints(&self, value: ValueId) -> Option<Vec<i64>> {
-        if let Some(content) = &self.graph.value(value).content {
-            if let Some(known) = content.iter().map(Dim::constant).collect() {
-                return Some(known);
-            }
+        let content = self.graph.value(value).content.as_ref();
+        if let Some(known) = content.and_then(|content| content.iter().map(Dim::constant).collect()) {
+            return Some(known);
         }
         self.constant(value).filter(|t| t.dtype().is_int()).map(|t| t.to_i64s())
     }

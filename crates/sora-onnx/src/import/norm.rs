@@ -6,9 +6,10 @@ use sora_ir::ops::{
 };
 use sora_ir::{Real, ValueId};
 
-use super::node::{Built, NodeCx, signed, size};
+use super::node::{Built, NodeCx, size};
 use super::rows::{Row, microsoft, onnx};
 use crate::error::Refusal;
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("BatchNormalization", batch_norm),

@@ -4,9 +4,18 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::proto::NodeProto;
 
-/// Positions of the nodes so that each follows the producers of its inputs, file order among those ready; and one
-/// node of each cycle. Nodes on a cycle or behind one come last.
-pub(crate) fn order(nodes: &[NodeProto]) -> (Vec<usize>, Vec<usize>) {
+/// Positions of nodes in a list.
+pub(crate) struct Order {
+    /// Each node follows the producers of its inputs; file order among those ready.
+    pub(crate) sorted: Vec<usize>,
+    /// The nodes that cannot be ordered: on a cycle, or behind one.
+    pub(crate) stuck: Vec<usize>,
+    /// One node of each cycle.
+    pub(crate) cyclic: Vec<usize>,
+}
+
+/// Orders nodes by what they need.
+pub(crate) fn order(nodes: &[NodeProto]) -> Order {
     let mut producer: HashMap<&str, usize> = HashMap::new();
     for (index, node) in nodes.iter().enumerate() {
         for output in node.output.iter().filter(|o| !o.is_empty()) {
@@ -31,9 +40,9 @@ pub(crate) fn order(nodes: &[NodeProto]) -> (Vec<usize>, Vec<usize>) {
     }
     let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
     let mut ready: BTreeSet<usize> = (0..nodes.len()).filter(|&i| missing.get(i) == Some(&0)).collect();
-    let mut order = Vec::with_capacity(nodes.len());
+    let mut sorted = Vec::with_capacity(nodes.len());
     while let Some(index) = ready.pop_first() {
-        order.push(index);
+        sorted.push(index);
         for &reader in readers.get(index).into_iter().flatten() {
             if let Some(count) = missing.get_mut(reader) {
                 *count -= 1;
@@ -44,9 +53,8 @@ pub(crate) fn order(nodes: &[NodeProto]) -> (Vec<usize>, Vec<usize>) {
         }
     }
     let stuck: Vec<usize> = (0..nodes.len()).filter(|&i| missing.get(i).is_some_and(|&m| m > 0)).collect();
-    let cycles = cycles(&stuck, &needs, &missing);
-    order.extend(stuck);
-    (order, cycles)
+    let cyclic = cycles(&stuck, &needs, &missing);
+    Order { sorted, stuck, cyclic }
 }
 
 /// Walks from each stuck node to a stuck producer until a node comes again: that one is on a cycle.
@@ -85,17 +93,15 @@ mod tests {
 
     #[test]
     fn unsorted_nodes_are_sorted_and_cycles_are_found_once() {
-        let sorted = order(&[node(&["b"], &["c"]), node(&["a"], &["b"])]);
-        assert_eq!(sorted, (vec![1, 0], vec![]));
-        let (all, cycles) = order(&[
+        let unsorted = order(&[node(&["b"], &["c"]), node(&["a"], &["b"])]);
+        assert_eq!((unsorted.sorted, unsorted.stuck), (vec![1, 0], vec![]));
+        let cyclic = order(&[
             node(&["x"], &["y"]),
             node(&["y", "a"], &["x"]),
             node(&["x"], &["after"]),
             node(&["a"], &["free"]),
             node(&["self"], &["self"]),
         ]);
-        assert_eq!(all.len(), 5);
-        assert_eq!(all[0], 3);
-        assert_eq!(cycles, [0, 4]);
+        assert_eq!((cyclic.sorted, cyclic.stuck, cyclic.cyclic), (vec![3], vec![0, 1, 2, 4], vec![0, 4]));
     }
 }

@@ -6,9 +6,10 @@ use sora_ir::ops::{
 };
 use sora_ir::{Dim, ValueId};
 
-use super::node::{Built, NodeCx, signed, size};
+use super::node::{Built, NodeCx, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Concat", |cx| cx.add(Concat { axis: cx.int("axis", 1) }, cx.all_inputs()?)),

@@ -1,0 +1,414 @@
+//! How each core operator is written.
+
+use sora_ir::ops::{
+    Activation, ActivationKind, BinaryKind, DequantizeLinear, Direction, LayerNorm, Pad, PadMode,
+    QuantizeLinear, Reduce, ReduceKind, Rnn, RnnActivation, Split, Unary, UnaryKind,
+};
+use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
+use sora_tensor::{DType, Tensor};
+
+use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
+use crate::error::OnnxError;
+use crate::proto::AttributeProto;
+use crate::tensor::{code_of, signed};
+
+/// The oldest opset that has what a node is written as.
+pub(super) fn since(graph: &Graph, node: &Node) -> i64 {
+    let ty = |index: usize| node.inputs.get(index).copied().flatten().map(|id| graph.ty(id));
+    match &node.op {
+        Op::Unary(Unary { kind: UnaryKind::Gelu | UnaryKind::GeluTanh }) => 20,
+        Op::Pad(Pad { mode: PadMode::Wrap }) => 19,
+        Op::Pad(_) if ty(3).is_some() => 18,
+        // Older versions count the padding of an overhanging window differently.
+        Op::AveragePool(pool) if pool.ceil_mode || pool.dilations.iter().any(|&d| d != 1) => 19,
+        Op::Split(split) if needs_num_outputs(split, ty(0)) => 18,
+        Op::QuantizeLinear(QuantizeLinear { to, .. }) => quantized_since(*to, ty(1)),
+        Op::DequantizeLinear(_) => quantized_since(ty(0).map_or(DType::U8, |ty| ty.dtype), ty(1)),
+        _ => 1,
+    }
+}
+
+fn quantized_since(integer: DType, scale: Option<&TensorType>) -> i64 {
+    match (integer, scale.map(|ty| ty.dtype)) {
+        (DType::I16 | DType::U16, _) => 21,
+        (_, Some(DType::F16 | DType::BF16)) => 19,
+        _ => 13,
+    }
+}
+
+/// Whether the parts are equal except perhaps the last, and their extents are not known.
+fn needs_num_outputs(split: &Split, x: Option<&TensorType>) -> bool {
+    split.sizes.is_empty() && parts(split, x).is_none()
+}
+
+/// The extents of a split's parts, where they are numbers.
+fn parts(split: &Split, x: Option<&TensorType>) -> Option<Vec<i64>> {
+    if !split.sizes.is_empty() {
+        return Some(split.sizes.iter().copied().map(signed).collect());
+    }
+    let x = x?;
+    let extent = x.shape.get(resolve_axis(split.axis, x.rank()).ok()?)?.known()?;
+    let part = extent.div_ceil(split.outputs.max(1));
+    let sizes = (0..split.outputs).map(|i| signed(part.min(extent.saturating_sub(part * i))));
+    Some(sizes.collect())
+}
+
+/// Writes one node.
+pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
+    let node = w.node;
+    match &node.op {
+        Op::Activation(op) => activation(w, op),
+        Op::ArgReduce(op) => {
+            let name = if op.largest { "ArgMax" } else { "ArgMin" };
+            let attributes = vec![
+                int("axis", op.axis),
+                flag("keepdims", op.keep_dims),
+                flag("select_last_index", op.select_last),
+            ];
+            w.write(name, attributes);
+        }
+        Op::AveragePool(op) => {
+            let mut attributes = vec![
+                sizes("kernel_shape", &op.kernel),
+                sizes("strides", &op.strides),
+                sizes("pads", &op.pads),
+                flag("ceil_mode", op.ceil_mode),
+                flag("count_include_pad", op.count_include_pad),
+            ];
+            if w.writer.opset >= 19 {
+                attributes.push(sizes("dilations", &op.dilations));
+            }
+            w.write("AveragePool", attributes);
+        }
+        Op::BatchNorm(op) => w.write("BatchNormalization", vec![float("epsilon", op.epsilon.0)]),
+        Op::Binary(op) => binary(w, op.kind),
+        Op::Cast(op) => w.write("Cast", vec![int("to", i64::from(code_of(op.to)))]),
+        Op::Concat(op) => w.write("Concat", vec![int("axis", op.axis)]),
+        Op::Conv(op) => {
+            let mut attributes = vec![
+                sizes("strides", &op.strides),
+                sizes("pads", &op.pads),
+                sizes("dilations", &op.dilations),
+                int("group", signed(op.group)),
+            ];
+            attributes.extend(kernel_shape(w).map(|kernel| sizes("kernel_shape", &kernel)));
+            w.write("Conv", attributes);
+        }
+        Op::ConvTranspose(op) => {
+            let mut attributes = vec![
+                sizes("strides", &op.strides),
+                sizes("pads", &op.pads),
+                sizes("dilations", &op.dilations),
+                sizes("output_padding", &op.output_padding),
+                int("group", signed(op.group)),
+            ];
+            attributes.extend(kernel_shape(w).map(|kernel| sizes("kernel_shape", &kernel)));
+            w.write("ConvTranspose", attributes);
+        }
+        Op::CumSum(op) => {
+            w.write("CumSum", vec![flag("exclusive", op.exclusive), flag("reverse", op.reverse)])
+        }
+        Op::DequantizeLinear(op) => dequantize(w, op)?,
+        Op::Expand(_) => w.write("Expand", Vec::new()),
+        Op::Flatten(op) => w.write("Flatten", vec![int("axis", op.axis)]),
+        Op::Gather(op) => w.write("Gather", vec![int("axis", op.axis)]),
+        Op::GatherElements(op) => w.write("GatherElements", vec![int("axis", op.axis)]),
+        Op::Gru(op) => {
+            let attributes = vec![
+                int("hidden_size", signed(op.hidden)),
+                direction(op.direction),
+                flag("linear_before_reset", op.linear_before_reset),
+            ];
+            w.write("GRU", attributes);
+        }
+        Op::LayerNorm(op) => layer_norm(w, op)?,
+        Op::Lstm(op) => w.write("LSTM", vec![int("hidden_size", signed(op.hidden)), direction(op.direction)]),
+        Op::MatMul(_) => w.write("MatMul", Vec::new()),
+        Op::MaxPool(op) => {
+            let attributes = vec![
+                sizes("kernel_shape", &op.kernel),
+                sizes("strides", &op.strides),
+                sizes("pads", &op.pads),
+                sizes("dilations", &op.dilations),
+                flag("ceil_mode", op.ceil_mode),
+            ];
+            w.write("MaxPool", attributes);
+        }
+        Op::OneHot(op) => w.write("OneHot", vec![int("axis", op.axis)]),
+        Op::Pad(op) => {
+            let mode = match op.mode {
+                PadMode::Constant => "constant",
+                PadMode::Edge => "edge",
+                PadMode::Reflect => "reflect",
+                PadMode::Wrap => "wrap",
+            };
+            w.write("Pad", vec![text("mode", mode)]);
+        }
+        Op::QuantizeLinear(op) => quantize(w, op)?,
+        Op::Range(_) => w.write("Range", Vec::new()),
+        Op::Reduce(op) => reduce(w, op),
+        Op::Reshape(op) => {
+            w.write("Reshape", if op.allow_zero { vec![flag("allowzero", true)] } else { vec![] })
+        }
+        Op::Rnn(op) => rnn(w, op),
+        Op::Shape(op) => {
+            let start = (op.start != 0).then(|| int("start", op.start));
+            w.write("Shape", start.into_iter().chain(op.end.map(|end| int("end", end))).collect());
+        }
+        Op::Slice(_) => w.write("Slice", Vec::new()),
+        Op::Softmax(op) => {
+            w.write(if op.log { "LogSoftmax" } else { "Softmax" }, vec![int("axis", op.axis)]);
+        }
+        Op::Split(op) => split(w, op),
+        Op::Squeeze(op) if op.axes.is_empty() => w.write("Squeeze", Vec::new()),
+        Op::Squeeze(op) => with_axes(w, "Squeeze", &op.axes),
+        Op::Tile(_) => w.write("Tile", Vec::new()),
+        Op::Transpose(op) => w.write("Transpose", vec![sizes("perm", &op.perm)]),
+        Op::Trilu(op) => w.write("Trilu", vec![flag("upper", op.upper)]),
+        Op::Unary(op) => unary(w, op.kind),
+        Op::Unsqueeze(op) => with_axes(w, "Unsqueeze", &op.axes),
+        Op::Where(_) => w.write("Where", Vec::new()),
+    }
+    Ok(())
+}
+
+fn with_axes(w: &mut NodeWriter, op: &str, axes: &[i64]) {
+    let inputs = vec![w.input(0), w.ints("axes", axes)];
+    w.write_with(op, inputs, Vec::new());
+}
+
+/// The spatial extents of the weights, where they are numbers.
+fn kernel_shape(w: &NodeWriter) -> Option<Vec<usize>> {
+    w.ty(1)?.shape.get(2..)?.iter().map(Dim::known).collect()
+}
+
+fn direction(direction: Direction) -> AttributeProto {
+    let name = match direction {
+        Direction::Forward => "forward",
+        Direction::Reverse => "reverse",
+        Direction::Bidirectional => "bidirectional",
+    };
+    text("direction", name)
+}
+
+fn rnn(w: &mut NodeWriter, op: &Rnn) {
+    let activation = match op.activation {
+        RnnActivation::Tanh => "Tanh",
+        RnnActivation::Relu => "Relu",
+        RnnActivation::Sigmoid => "Sigmoid",
+    };
+    let both = if op.direction == Direction::Bidirectional { 2 } else { 1 };
+    let attributes = vec![
+        int("hidden_size", signed(op.hidden)),
+        direction(op.direction),
+        texts("activations", &vec![activation; both]),
+    ];
+    w.write("RNN", attributes);
+}
+
+fn activation(w: &mut NodeWriter, op: &Activation) {
+    let (alpha, beta) = (op.alpha.0, op.beta.0);
+    let one = |name: &str, w: &mut NodeWriter| w.write(name, vec![float("alpha", alpha)]);
+    match op.kind {
+        ActivationKind::Celu => one("Celu", w),
+        ActivationKind::Elu => one("Elu", w),
+        ActivationKind::LeakyRelu => one("LeakyRelu", w),
+        ActivationKind::ThresholdedRelu => one("ThresholdedRelu", w),
+        ActivationKind::HardSigmoid => {
+            w.write("HardSigmoid", vec![float("alpha", alpha), float("beta", beta)])
+        }
+        ActivationKind::Selu => w.write("Selu", vec![float("alpha", alpha), float("gamma", beta)]),
+        ActivationKind::Clip => {
+            let dtype = w.ty(0).map_or(DType::F32, |ty| ty.dtype);
+            let bound = |w: &mut NodeWriter, part: &str, value: f32| match value.is_infinite() {
+                true => String::new(),
+                false => w.constant(part, Tensor::scalar(value).cast(dtype)),
+            };
+            let mut inputs = vec![w.input(0), bound(w, "min", alpha), bound(w, "max", beta)];
+            while inputs.last().is_some_and(String::is_empty) {
+                inputs.pop();
+            }
+            w.write_with("Clip", inputs, Vec::new());
+        }
+    }
+}
+
+fn unary(w: &mut NodeWriter, kind: UnaryKind) {
+    match kind {
+        UnaryKind::GeluTanh => w.write("Gelu", vec![text("approximate", "tanh")]),
+        UnaryKind::Silu => {
+            let x = w.input(0);
+            let gate = w.step("Sigmoid", vec![x.clone()], Vec::new());
+            w.write_with("Mul", vec![x, gate], Vec::new());
+        }
+        // All others have ONNX's names.
+        other => w.write(other.name(), Vec::new()),
+    }
+}
+
+fn binary(w: &mut NodeWriter, kind: BinaryKind) {
+    let float = w.ty(0).is_some_and(|ty| ty.dtype.is_float());
+    match kind {
+        BinaryKind::Fmod => w.write("Mod", vec![flag("fmod", true)]),
+        // ONNX has this remainder for integers only; the other one plus b where their signs differ is the same.
+        BinaryKind::Mod if float => {
+            let (a, b) = (w.input(0), w.input(1));
+            let dtype = w.ty(0).map_or(DType::F32, |ty| ty.dtype);
+            let zero = w.constant("zero", Tensor::scalar(0f32).cast(dtype));
+            let rest = w.step("Mod", vec![a, b.clone()], vec![flag("fmod", true)]);
+            let signs = w.step("Mul", vec![rest.clone(), b.clone()], Vec::new());
+            let differ = w.step("Less", vec![signs, zero], Vec::new());
+            let moved = w.step("Add", vec![rest.clone(), b], Vec::new());
+            w.write_with("Where", vec![differ, moved, rest], Vec::new());
+        }
+        other => w.write(other.name(), Vec::new()),
+    }
+}
+
+/// The axes are an input since opset 13 for ReduceSum and since 18 for the others.
+fn reduce(w: &mut NodeWriter, op: &Reduce) {
+    let keep = flag("keepdims", op.keep_dims);
+    let name = op.kind.name();
+    if op.axes.is_empty() {
+        w.write(name, vec![keep]);
+    } else if w.writer.opset >= 18 || op.kind == ReduceKind::Sum {
+        let inputs = vec![w.input(0), w.ints("axes", &op.axes)];
+        w.write_with(name, inputs, vec![keep]);
+    } else {
+        w.write(name, vec![integers("axes", &op.axes), keep]);
+    }
+}
+
+fn split(w: &mut NodeWriter, op: &Split) {
+    let axis = int("axis", op.axis);
+    match parts(op, w.ty(0)) {
+        Some(sizes) => {
+            let inputs = vec![w.input(0), w.ints("split", &sizes)];
+            w.write_with("Split", inputs, vec![axis]);
+        }
+        None => w.write("Split", vec![axis, int("num_outputs", signed(op.outputs))]),
+    }
+}
+
+/// ONNX requires a scale of the normalized axes' shape; one that broadcasts is applied separately.
+fn layer_norm(w: &mut NodeWriter, op: &LayerNorm) -> Result<(), OnnxError> {
+    let attributes = vec![int("axis", op.axis), float("epsilon", op.epsilon.0)];
+    let x = w.ty(0).ok_or_else(|| w.refuse("it has no input"))?;
+    let axis = resolve_axis(op.axis, x.rank()).map_err(|e| w.refuse(e.0))?;
+    let normalized = x.shape.get(axis..).unwrap_or_default();
+    let fits = |p: Option<&TensorType>| p.is_none_or(|p| p.shape == normalized);
+    if w.ty(1).is_some() && fits(w.ty(1)) && fits(w.ty(2)) {
+        w.write("LayerNormalization", attributes);
+        return Ok(());
+    }
+    let one = Tensor::scalar(1f32).cast(x.dtype);
+    let known: Option<Vec<usize>> = normalized.iter().map(Dim::known).collect();
+    let ones = match known {
+        Some(shape) => {
+            let count: usize = shape.iter().product();
+            let ones =
+                Tensor::from_f64s(x.dtype, &shape, &vec![1.0; count]).map_err(|e| w.refuse(e.to_string()))?;
+            w.constant("scale", ones)
+        }
+        None => {
+            let x = w.input(0);
+            let shape = w.step("Shape", vec![x], vec![int("start", signed(axis))]);
+            let one = w.constant("one", one);
+            w.step("Expand", vec![one, shape], Vec::new())
+        }
+    };
+    let x = w.input(0);
+    let mut parts = vec![("LayerNormalization", ones, attributes)];
+    for (index, op) in [(1, "Mul"), (2, "Add")] {
+        let operand = w.input(index);
+        if !operand.is_empty() {
+            parts.push((op, operand, Vec::new()));
+        }
+    }
+    let last = parts.len() - 1;
+    let mut value = x;
+    for (i, (op, operand, attributes)) in parts.into_iter().enumerate() {
+        match i == last {
+            true => w.write_with(op, vec![std::mem::take(&mut value), operand], attributes),
+            false => value = w.step(op, vec![value, operand], attributes),
+        }
+    }
+    Ok(())
+}
+
+/// The axis of a scale with one element per slice; a scale of one element has none.
+fn scale_axis(w: &NodeWriter, axis: i64) -> Option<i64> {
+    let scale = w.ty(1)?;
+    scale.shape.first().filter(|count| count.constant() != Some(1)).map(|_| axis)
+}
+
+/// Zeros in the shape of the scale. Runtimes recognize quantized weights by an explicit zero point.
+fn zero_point(w: &mut NodeWriter, dtype: DType) -> Option<String> {
+    let shape = w.ty(1)?.known_shape()?;
+    let zeros = Tensor::zeros(dtype, &shape).ok()?;
+    Some(w.constant("zero_point", zeros))
+}
+
+fn dequantize(w: &mut NodeWriter, op: &DequantizeLinear) -> Result<(), OnnxError> {
+    let axis = scale_axis(w, op.axis);
+    let mut inputs = w.inputs();
+    let dtype = w.ty(0).map_or(DType::U8, |ty| ty.dtype);
+    if inputs.len() == 2 && dtype != DType::I32 {
+        inputs.extend(zero_point(w, dtype));
+    }
+    w.write_with("DequantizeLinear", inputs, axis.map(|axis| int("axis", axis)).into_iter().collect());
+    Ok(())
+}
+
+fn quantize(w: &mut NodeWriter, op: &QuantizeLinear) -> Result<(), OnnxError> {
+    if op.to == DType::I32 {
+        return quantize_wide(w, op);
+    }
+    let axis = scale_axis(w, op.axis);
+    let mut inputs = w.inputs();
+    if inputs.len() == 2 {
+        // The zero point says which type the result has.
+        match zero_point(w, op.to) {
+            Some(zeros) => inputs.push(zeros),
+            None if op.to == DType::U8 => {}
+            None => return Err(w.refuse("its scale has no fixed shape")),
+        }
+    }
+    w.write_with("QuantizeLinear", inputs, axis.map(|axis| int("axis", axis)).into_iter().collect());
+    Ok(())
+}
+
+/// ONNX does not quantize to 32 bits: divide, round, convert, and add the zero point.
+fn quantize_wide(w: &mut NodeWriter, op: &QuantizeLinear) -> Result<(), OnnxError> {
+    let rank = w.ty(0).map_or(0, TensorType::rank);
+    let to = int("to", i64::from(code_of(DType::I32)));
+    let axes = match scale_axis(w, op.axis) {
+        None => Vec::new(),
+        Some(axis) => {
+            let axis = resolve_axis(axis, rank).map_err(|e| w.refuse(e.0))?;
+            (1..signed(rank - axis)).collect()
+        }
+    };
+    // A scale for an inner axis gets trailing extents of one.
+    let aligned = |w: &mut NodeWriter, index: usize| {
+        let value = w.input(index);
+        match axes.is_empty() || value.is_empty() {
+            true => value,
+            false => {
+                let axes = w.ints("axes", &axes);
+                w.step("Unsqueeze", vec![value, axes], Vec::new())
+            }
+        }
+    };
+    let (scale, zero) = (aligned(w, 1), aligned(w, 2));
+    let x = w.input(0);
+    let quotient = w.step("Div", vec![x, scale], Vec::new());
+    let rounded = w.step("Round", vec![quotient], Vec::new());
+    if zero.is_empty() {
+        w.write_with("Cast", vec![rounded], vec![to]);
+    } else {
+        let whole = w.step("Cast", vec![rounded], vec![to]);
+        w.write_with("Add", vec![whole, zero], Vec::new());
+    }
+    Ok(())
+}

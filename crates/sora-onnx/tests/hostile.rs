@@ -1,0 +1,406 @@
+//! Broken and hostile files: always an error that says what, never a panic or a hang.
+
+use prost::Message;
+use sora_ir::ops::{Conv, MaxPool, Reshape, Softmax};
+use sora_ir::{Dim, Graph, TensorType};
+use sora_onnx::{ExportOptions, NodeIssue, OnnxError, check, from_bytes, load, to_bytes};
+use sora_tensor::{DType, Tensor};
+
+/// Messages with just the fields that the tests below need.
+mod onnx {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Model {
+        #[prost(int64, tag = "1")]
+        pub(super) ir_version: i64,
+        #[prost(message, optional, tag = "7")]
+        pub(super) graph: Option<GraphProto>,
+        #[prost(message, repeated, tag = "8")]
+        pub(super) opset_import: Vec<Opset>,
+        #[prost(message, repeated, tag = "25")]
+        pub(super) functions: Vec<Function>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Opset {
+        #[prost(string, tag = "1")]
+        pub(super) domain: String,
+        #[prost(int64, tag = "2")]
+        pub(super) version: i64,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct GraphProto {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) node: Vec<Node>,
+        #[prost(message, repeated, tag = "5")]
+        pub(super) initializer: Vec<Tensor>,
+        #[prost(message, repeated, tag = "11")]
+        pub(super) input: Vec<Info>,
+        #[prost(message, repeated, tag = "12")]
+        pub(super) output: Vec<Info>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Node {
+        #[prost(string, repeated, tag = "1")]
+        pub(super) input: Vec<String>,
+        #[prost(string, repeated, tag = "2")]
+        pub(super) output: Vec<String>,
+        #[prost(string, tag = "3")]
+        pub(super) name: String,
+        #[prost(string, tag = "4")]
+        pub(super) op_type: String,
+        #[prost(message, repeated, tag = "5")]
+        pub(super) attribute: Vec<Attribute>,
+        #[prost(string, tag = "7")]
+        pub(super) domain: String,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Attribute {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(float, optional, tag = "2")]
+        pub(super) f: Option<f32>,
+        #[prost(int64, optional, tag = "3")]
+        pub(super) i: Option<i64>,
+        #[prost(message, optional, boxed, tag = "6")]
+        pub(super) g: Option<Box<GraphProto>>,
+        #[prost(int64, repeated, tag = "8")]
+        pub(super) ints: Vec<i64>,
+        #[prost(string, tag = "21")]
+        pub(super) ref_attr_name: String,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Tensor {
+        #[prost(int64, repeated, tag = "1")]
+        pub(super) dims: Vec<i64>,
+        #[prost(int32, tag = "2")]
+        pub(super) data_type: i32,
+        #[prost(float, repeated, tag = "4")]
+        pub(super) float_data: Vec<f32>,
+        #[prost(int32, repeated, tag = "5")]
+        pub(super) int32_data: Vec<i32>,
+        #[prost(string, tag = "8")]
+        pub(super) name: String,
+        #[prost(message, repeated, tag = "13")]
+        pub(super) external_data: Vec<Entry>,
+        #[prost(int32, tag = "14")]
+        pub(super) data_location: i32,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Entry {
+        #[prost(string, tag = "1")]
+        pub(super) key: String,
+        #[prost(string, tag = "2")]
+        pub(super) value: String,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Info {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(message, optional, tag = "2")]
+        pub(super) ty: Option<Type>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Type {
+        #[prost(message, optional, tag = "1")]
+        pub(super) tensor: Option<TensorType>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct TensorType {
+        #[prost(int32, tag = "1")]
+        pub(super) elem: i32,
+        #[prost(message, optional, tag = "2")]
+        pub(super) shape: Option<Shape>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Shape {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) dim: Vec<DimProto>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct DimProto {
+        #[prost(int64, optional, tag = "1")]
+        pub(super) value: Option<i64>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Function {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(string, repeated, tag = "4")]
+        pub(super) input: Vec<String>,
+        #[prost(string, repeated, tag = "5")]
+        pub(super) output: Vec<String>,
+        #[prost(message, repeated, tag = "7")]
+        pub(super) node: Vec<Node>,
+        #[prost(string, tag = "10")]
+        pub(super) domain: String,
+    }
+}
+
+fn own(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&n| n.to_owned()).collect()
+}
+
+fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> onnx::Node {
+    let name = format!("{op}-{}", outputs.join("-"));
+    onnx::Node { op_type: op.into(), input: own(inputs), output: own(outputs), name, ..Default::default() }
+}
+
+fn info(name: &str, shape: &[i64]) -> onnx::Info {
+    let dim = shape.iter().map(|&v| onnx::DimProto { value: Some(v) }).collect();
+    let tensor = onnx::TensorType { elem: 1, shape: Some(onnx::Shape { dim }) };
+    onnx::Info { name: name.into(), ty: Some(onnx::Type { tensor: Some(tensor) }) }
+}
+
+/// A model of `nodes` with the input `x`, f32[2,3], and the given outputs.
+fn model(nodes: Vec<onnx::Node>, outputs: &[&str]) -> onnx::Model {
+    let output = outputs.iter().map(|&name| onnx::Info { name: name.into(), ty: None }).collect();
+    let graph =
+        onnx::GraphProto { node: nodes, initializer: vec![], input: vec![info("x", &[2, 3])], output };
+    let opset = onnx::Opset { domain: String::new(), version: 17 };
+    onnx::Model { ir_version: 8, graph: Some(graph), opset_import: vec![opset], functions: vec![] }
+}
+
+fn issues(model: &onnx::Model) -> Vec<NodeIssue> {
+    match from_bytes(model.encode_to_vec(), None) {
+        Ok(_) => Vec::new(),
+        Err(OnnxError::Nodes(issues)) => issues,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// The only issue; its printed form must hold all of `parts`.
+fn refused(model: &onnx::Model, parts: &[&str]) {
+    let found = issues(model);
+    let [issue] = found.as_slice() else { panic!("expected one issue, found {found:?}") };
+    let text = issue.to_string();
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+}
+
+#[test]
+fn all_issues_come_at_once_and_none_twice() {
+    let mut broken = model(
+        vec![
+            node("NoSuchOperator", &["x"], &["a"]),
+            node("Relu", &["a"], &["b"]),
+            node("Loop", &["b"], &["c"]),
+            node("MatMul", &["x", "x"], &["d"]),
+            node("Add", &["d", "c"], &["e"]),
+        ],
+        &["e"],
+    );
+    broken.graph.as_mut().unwrap().node[3].name = String::new();
+    let found = issues(&broken);
+    let names: Vec<&str> = found.iter().map(|issue| issue.node.as_str()).collect();
+    assert_eq!(names, ["NoSuchOperator-a", "Loop-c", "MatMul_3"], "{found:?}");
+    assert!(found[1].hint.contains("control flow") && found[2].why.contains("f32[2,3]"));
+    let text = OnnxError::Nodes(found).to_string();
+    assert!(text.contains("NoSuchOperator-a") && text.contains("MatMul_3"), "{text}");
+}
+
+#[test]
+fn inconsistent_graphs_are_refused_by_name() {
+    refused(&model(vec![node("Relu", &["nowhere"], &["y"])], &["y"]), &["Relu-y", "nowhere"]);
+    refused(&model(vec![node("Relu", &["x"], &["y"])], &["z"]), &["Output", "`z`"]);
+    refused(
+        &model(vec![node("Relu", &["x"], &["y"]), node("Abs", &["x"], &["y"])], &["y"]),
+        &["Abs-y", "twice"],
+    );
+    refused(&model(vec![node("Relu", &["x"], &["x"])], &["x"]), &["own output"]);
+    let cycle = vec![node("Add", &["x", "b"], &["a"]), node("Relu", &["a"], &["b"])];
+    refused(&model(cycle, &["b"]), &["own output"]);
+    refused(&model(vec![node("Relu", &["x"], &["y"])], &[]), &["no outputs"]);
+    refused(&model(vec![node("Relu", &[], &["y"])], &["y"]), &["Relu-y", "missing"]);
+    refused(&model(vec![node("Dropout", &["x"], &["y", "mask"])], &["y", "mask"]), &["output 1", "mask"]);
+    assert!(issues(&model(vec![node("Dropout", &["x"], &["y", "mask"])], &["y"])).is_empty());
+    // Order in the file does not matter.
+    let unsorted = vec![node("Relu", &["a"], &["b"]), node("Abs", &["x"], &["a"])];
+    assert!(issues(&model(unsorted, &["b"])).is_empty());
+}
+
+#[test]
+fn broken_initializers_and_inputs_are_refused_by_name() {
+    let with = |tensor: onnx::Tensor| {
+        let mut model = model(vec![node("Add", &["x", "w"], &["y"])], &["y"]);
+        model.graph.as_mut().unwrap().initializer.push(onnx::Tensor { name: "w".into(), ..tensor });
+        model
+    };
+    let floats = |dims: &[i64], n: usize| onnx::Tensor {
+        dims: dims.to_vec(),
+        data_type: 1,
+        float_data: vec![1.0; n],
+        ..Default::default()
+    };
+    assert!(issues(&with(floats(&[2, 3], 6))).is_empty());
+    refused(&with(floats(&[2, 3], 5)), &["Initializer `w`", "6 elements, found 5"]);
+    refused(&with(floats(&[-2, 3], 6)), &["`w`", "negative"]);
+    refused(&with(floats(&[i64::MAX, i64::MAX], 6)), &["`w`", "too large"]);
+    refused(&with(onnx::Tensor { data_type: 8, ..floats(&[1], 0) }), &["`w`", "string"]);
+    for location in ["/etc/passwd", "../secret", "a/../../secret", "", "C:\\x\\..\\..\\y"] {
+        let entry = onnx::Entry { key: "location".into(), value: location.into() };
+        let tensor = onnx::Tensor { external_data: vec![entry], data_location: 1, ..floats(&[2, 3], 0) };
+        let bytes = with(tensor).encode_to_vec();
+        let error = from_bytes(bytes, Some(std::path::Path::new("/tmp"))).unwrap_err().to_string();
+        assert!(error.contains("`w`"), "{location}: {error}");
+    }
+    let mut model = model(vec![node("Relu", &["x"], &["y"])], &["y"]);
+    model.graph.as_mut().unwrap().input = vec![info("x", &[-7])];
+    refused(&model, &["Input `x`", "-7"]);
+    model.graph.as_mut().unwrap().input = vec![onnx::Info { name: "x".into(), ty: None }];
+    refused(&model, &["Input `x`", "not a tensor"]);
+}
+
+#[test]
+fn files_of_other_kinds_and_versions_are_named() {
+    let message = |bytes: &[u8]| from_bytes(bytes.to_vec(), None).unwrap_err().to_string();
+    assert!(message(b"").contains("empty"));
+    assert!(message(b"PK\x03\x04rest").contains("zip"));
+    assert!(message(b"\x89HDF\r\n\x1a\n").contains("HDF5"));
+    assert!(message(b"not a model").contains("not a valid ONNX model"));
+    let mut old = model(vec![node("Relu", &["x"], &["y"])], &["y"]);
+    old.opset_import[0].version = 6;
+    assert!(message(&old.encode_to_vec()).contains("opset 6"));
+    old.opset_import[0].version = 99;
+    assert_eq!(from_bytes(old.encode_to_vec(), None).unwrap().warnings.len(), 1);
+    assert!(load("/nonexistent.onnx").unwrap_err().to_string().contains("/nonexistent.onnx"));
+    assert!(check("/nonexistent.onnx").is_err());
+}
+
+#[test]
+fn deep_nesting_and_endless_functions_are_refused() {
+    let mut graph = onnx::GraphProto::default();
+    for _ in 0..150 {
+        let attribute =
+            onnx::Attribute { name: "body".into(), g: Some(Box::new(graph)), ..Default::default() };
+        let node = onnx::Node { op_type: "Loop".into(), attribute: vec![attribute], ..Default::default() };
+        graph = onnx::GraphProto { node: vec![node], ..Default::default() };
+    }
+    let deep = onnx::Model { graph: Some(graph), ..Default::default() };
+    assert!(matches!(from_bytes(deep.encode_to_vec(), None), Err(OnnxError::NotOnnx(_))));
+
+    let call = |output: &str| onnx::Node { domain: "own".into(), ..node("F", &["x"], &[output]) };
+    let mut endless = model(vec![call("y")], &["y"]);
+    endless.functions.push(onnx::Function {
+        name: "F".into(),
+        domain: "own".into(),
+        input: own(&["x"]),
+        output: own(&["y"]),
+        node: vec![call("a"), call("y")],
+    });
+    refused(&endless, &["nested too deeply"]);
+}
+
+#[test]
+fn functions_are_inlined_with_their_attributes() {
+    let reference =
+        onnx::Attribute { name: "alpha".into(), ref_attr_name: "slope".into(), ..Default::default() };
+    let body = onnx::Node { attribute: vec![reference], ..node("LeakyRelu", &["in"], &["inner"]) };
+    let slope = onnx::Attribute { name: "slope".into(), f: Some(0.25), ..Default::default() };
+    let call = onnx::Node {
+        domain: "own".into(),
+        name: "call".into(),
+        attribute: vec![slope],
+        ..node("F", &["x"], &["y"])
+    };
+    let mut model = model(vec![call], &["y"]);
+    model.functions.push(onnx::Function {
+        name: "F".into(),
+        domain: "own".into(),
+        input: own(&["in"]),
+        output: own(&["out"]),
+        node: vec![body, node("Neg", &["inner"], &["out"])],
+    });
+    let graph = from_bytes(model.encode_to_vec(), None).unwrap().graph;
+    let x = Tensor::from_slice(&[2, 3], &[-4f32, -2.0, 0.0, 1.0, 2.0, 3.0]).unwrap();
+    let y = sora_ir::evaluate(&graph, &[("x", &x)]).unwrap();
+    assert_eq!(y[0].to_f32s(), [1.0, 0.5, -0.0, -1.0, -2.0, -3.0]);
+    assert!(graph.find("call/inner").is_some());
+}
+
+#[test]
+fn hostile_attributes_are_refused() {
+    for value in [i64::MIN, -1, 0, i64::from(i32::MAX), i64::MAX] {
+        for op in ["MaxPool", "AveragePool", "Conv", "ConvTranspose"] {
+            for name in
+                ["kernel_shape", "strides", "pads", "dilations", "group", "output_padding", "output_shape"]
+            {
+                let ints = vec![value; if name == "pads" { 4 } else { 2 }];
+                let attribute =
+                    onnx::Attribute { name: name.into(), i: Some(value), ints, ..Default::default() };
+                let one = onnx::Node { attribute: vec![attribute], ..node(op, &["x", "w"], &["y"]) };
+                let mut model = model(vec![one], &["y"]);
+                let graph = model.graph.as_mut().unwrap();
+                graph.input = vec![info("x", &[1, 2, 5, 5]), info("w", &[2, 2, 3, 3])];
+                issues(&model);
+            }
+        }
+        for op in [
+            "Concat",
+            "Softmax",
+            "Flatten",
+            "Split",
+            "Gather",
+            "ArgMax",
+            "Unsqueeze",
+            "Transpose",
+            "DepthToSpace",
+        ] {
+            for name in ["axis", "axes", "perm", "split", "blocksize", "num_outputs"] {
+                let attribute = onnx::Attribute {
+                    name: name.into(),
+                    i: Some(value),
+                    ints: vec![value; 2],
+                    ..Default::default()
+                };
+                let one = onnx::Node { attribute: vec![attribute], ..node(op, &["x", "x"], &["y", "z"]) };
+                issues(&model(vec![one], &["y"]));
+            }
+        }
+    }
+}
+
+/// A small network with most kinds of fields.
+fn sample() -> Vec<u8> {
+    let mut graph = Graph::new("net");
+    let shape = vec![Dim::symbol("N"), Dim::from(1i64), Dim::from(6i64), Dim::from(6i64)];
+    let x = graph.input("x", TensorType { dtype: DType::F32, shape });
+    let w = graph.constant("w", Tensor::from_slice(&[2, 1, 3, 3], &[0.5f32; 18]).unwrap());
+    let b = graph.constant("b", Tensor::vector(&[1f32, 2.0]));
+    let y = graph.op("conv", Conv::new(2), [x, w, b]).unwrap();
+    let pool = MaxPool {
+        kernel: vec![2, 2],
+        strides: vec![2, 2],
+        pads: vec![0; 4],
+        dilations: vec![1; 2],
+        ceil_mode: false,
+    };
+    let y = graph.op("pool", pool, [y]).unwrap();
+    let shape = graph.constant("shape", Tensor::vector(&[0i64, -1]));
+    let y = graph.op("flat", Reshape { allow_zero: false }, [y, shape]).unwrap();
+    let y = graph.op("soft", Softmax { axis: -1, log: false }, [y]).unwrap();
+    graph.output("y", y);
+    to_bytes(&graph, &ExportOptions::default()).unwrap()
+}
+
+#[test]
+fn truncation_at_every_byte_is_an_error_or_a_smaller_model() {
+    let bytes = sample();
+    assert!(from_bytes(bytes.clone(), None).is_ok());
+    for end in 0..bytes.len() {
+        // Some cuts end between two fields, so that a model remains; none may panic.
+        drop(from_bytes(bytes[..end].to_vec(), None));
+    }
+    assert!(from_bytes(bytes[..bytes.len() / 2].to_vec(), None).is_err());
+}
+
+#[test]
+fn flipped_bytes_do_not_panic() {
+    let bytes = sample();
+    let mut rng = fastrand::Rng::with_seed(3);
+    for _ in 0..20_000 {
+        let mut broken = bytes.clone();
+        for _ in 0..rng.usize(1..=4) {
+            let at = rng.usize(0..broken.len());
+            broken[at] = rng.u8(..);
+        }
+        drop(from_bytes(broken, None));
+    }
+}

@@ -1,0 +1,153 @@
+//! Export and import again: every operator's cases give the same results, names stay, files appear whole.
+
+use sora_ir::case::Gen;
+use sora_ir::ops::{Binary, BinaryKind, Conv, Unary, UnaryKind};
+use sora_ir::{Dim, Graph, Op, TensorType, evaluate, verify};
+use sora_onnx::{ExportOptions, from_bytes, load, save, to_bytes};
+use sora_tensor::{DType, Tensor};
+
+/// Operators that ONNX writes as several, which round in between.
+fn composite(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Unary(Unary { kind: UnaryKind::Silu })
+            | Op::Binary(Binary { kind: BinaryKind::Mod })
+            | Op::LayerNorm(_)
+            | Op::QuantizeLinear(_)
+    )
+}
+
+#[test]
+fn every_operator_survives_a_round_trip() {
+    let mut failures = Vec::new();
+    for name in Op::NAMES {
+        let mut gen_ = Gen::new(5);
+        for case in (0..6).flat_map(|_| Op::cases(name, &mut gen_)).collect::<Vec<_>>() {
+            let (graph, given) = case.graph().unwrap();
+            let given: Vec<(&str, &Tensor)> = given.iter().map(|(name, t)| (name.as_str(), t)).collect();
+            let check = || -> Result<(), String> {
+                let bytes = to_bytes(&graph, &ExportOptions::default()).map_err(|e| e.to_string())?;
+                let again = from_bytes(bytes, None).map_err(|e| e.to_string())?;
+                verify(&again.graph).map_err(|e| e.to_string())?;
+                let expected = evaluate(&graph, &given).map_err(|e| e.to_string())?;
+                let found = evaluate(&again.graph, &given).map_err(|e| e.to_string())?;
+                let names = |g: &Graph| g.outputs().iter().map(|o| o.name.clone()).collect::<Vec<_>>();
+                if names(&graph) != names(&again.graph) {
+                    return Err("the outputs' names differ".to_owned());
+                }
+                for (a, b) in expected.iter().zip(&found) {
+                    if !(a == b || composite(&case.op) && close(a, b)) {
+                        return Err(format!("expected {a:?}, found {b:?}"));
+                    }
+                }
+                Ok(())
+            };
+            if let Err(e) = check() {
+                failures.push(format!("{case:?}: {e}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+fn close(a: &Tensor, b: &Tensor) -> bool {
+    let step = match a.dtype() {
+        DType::F16 => 2e-3,
+        DType::BF16 => 2e-2,
+        _ => 1e-5,
+    };
+    a.shape() == b.shape()
+        && a.dtype() == b.dtype()
+        && a.to_f64s().iter().zip(b.to_f64s()).all(|(x, y)| (x - y).abs() <= step * x.abs().max(1.0))
+}
+
+fn network() -> Graph {
+    let mut graph = Graph::new("net");
+    let x = graph.input(
+        "x",
+        TensorType {
+            dtype: DType::F32,
+            shape: vec![Dim::symbol("N"), Dim::from(3i64), Dim::from(8i64), Dim::from(8i64)],
+        },
+    );
+    let w = graph.constant("w", Tensor::from_slice(&[4, 3, 3, 3], &vec![0.5f32; 108]).unwrap());
+    let y = graph.op("conv", Conv::new(2), [x, w]).unwrap();
+    let z = graph.op("relu", Unary { kind: UnaryKind::Relu }, [y]).unwrap();
+    graph.output("result", z);
+    graph.output("same", z);
+    graph.output("input", x);
+    graph.output("weights", w);
+    graph
+}
+
+#[test]
+fn names_symbols_and_metadata_stay() {
+    let options =
+        ExportOptions { metadata: vec![("key".into(), "value".into())], ..ExportOptions::default() };
+    let again = from_bytes(to_bytes(&network(), &options).unwrap(), None).unwrap();
+    assert_eq!(again.opset, 17);
+    assert_eq!(again.metadata, options.metadata);
+    assert!(again.producer.starts_with("sora "));
+    let outputs: Vec<&str> = again.graph.outputs().iter().map(|o| o.name.as_str()).collect();
+    assert_eq!(outputs, ["result", "same", "input", "weights"]);
+    let nodes: Vec<&str> = again.graph.nodes().map(|(_, n)| n.name.as_str()).collect();
+    assert_eq!(nodes, ["conv", "relu"]);
+    assert!(again.graph.find("w").is_some() && again.graph.find("conv").is_some());
+    assert_eq!(again.graph.ty(again.graph.inputs()[0]).to_string(), "f32[N,3,8,8]");
+}
+
+#[test]
+fn external_data_is_written_mapped_and_confined() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.onnx");
+    let options = ExportOptions { external_above: Some(100), ..ExportOptions::default() };
+    save(&network(), &path, &options).unwrap();
+    assert_eq!(std::fs::metadata(folder.path().join("net.onnx.data")).unwrap().len(), 432);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "a temporary file was left");
+    let graph = load(&path).unwrap().graph;
+    assert_eq!(
+        graph.const_value(graph.find("w").unwrap()),
+        network().const_value(network().find("w").unwrap())
+    );
+
+    // Without a folder, cut short, or moved to where a link leads out of the folder, it is refused.
+    let refused = |result: Result<sora_onnx::Imported, sora_onnx::OnnxError>, part: &str| {
+        let message = result.err().expect("it must be refused").to_string();
+        assert!(message.contains(part), "{message}");
+    };
+    refused(from_bytes(std::fs::read(&path).unwrap(), None), "no folder");
+    let data = folder.path().join("net.onnx.data");
+    let bytes = std::fs::read(&data).unwrap();
+    std::fs::write(&data, &bytes[..100]).unwrap();
+    refused(load(&path), "outside of");
+    std::fs::remove_file(&data).unwrap();
+    refused(load(&path), "put the file beside");
+    #[cfg(unix)]
+    {
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("secret"), &bytes).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("secret"), &data).unwrap();
+        refused(load(&path), "outside of the model's folder");
+    }
+}
+
+#[test]
+fn an_opset_that_is_too_old_for_a_node_is_refused_by_name() {
+    let mut graph = Graph::new("gelu");
+    let x = graph.input("x", TensorType::new(DType::F32, [2usize]));
+    let y = graph.op("activation", Unary { kind: UnaryKind::Gelu }, [x]).unwrap();
+    graph.output("y", y);
+    let old = ExportOptions { opset: Some(17), ..ExportOptions::default() };
+    assert!(to_bytes(&graph, &old).unwrap_err().to_string().contains("activation"));
+    assert_eq!(from_bytes(to_bytes(&graph, &ExportOptions::default()).unwrap(), None).unwrap().opset, 20);
+    for opset in 17..=sora_onnx::MAX_OPSET {
+        let options = ExportOptions { opset: Some(opset), ..ExportOptions::default() };
+        assert_eq!(from_bytes(to_bytes(&network(), &options).unwrap(), None).unwrap().opset, opset);
+    }
+}
+
+#[test]
+fn an_unwritable_place_is_an_error_with_its_path() {
+    let error = save(&network(), "/nonexistent/net.onnx", &ExportOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/net.onnx"), "{error}");
+}
