@@ -1,0 +1,123 @@
+//! The method of fast bias correction: rounding weights shifts the mean of a layer's outputs; the bias takes the
+//! shift back.
+//!
+//! With weights `W` rounded to `W + E`, the mean output moves by `E · mean(x)`. The mean of each input channel is
+//! observed in the calibration run of all methods, on the floating-point network, so no further run is needed; at
+//! the padded border of a convolution it is an approximation.
+//! Source: M. Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV 2019,
+//! section 4.2, with observed in place of derived means.
+
+use sora_ir::ops::Op;
+use sora_ir::{Graph, NodeId, ValueId};
+use sora_tensor::Tensor;
+
+use crate::CompressError;
+use crate::layers::{Layer, Linear, Network};
+use crate::method::{Cx, Method, Request, Statistic};
+use crate::weights::{QuantizedWeights, mean_shift};
+
+/// The row of this method.
+pub(crate) const BIAS_CORRECTION: Method = Method {
+    name: "bias correction",
+    about: "takes the shift of mean outputs that rounding weights causes back in the bias",
+    observe,
+    apply,
+};
+
+fn observe(network: &Network) -> Vec<Request> {
+    let request = |layer: &Layer| {
+        let linear = layer.linear().filter(|l| l.bias.is_some())?;
+        let statistic = Statistic::ChannelMean { axis: linear.input_axis };
+        Some(Request { value: *layer.reads.first()?, statistic })
+    };
+    network.layers.iter().filter_map(request).collect()
+}
+
+fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
+    for (index, layer) in cx.network.layers.iter().enumerate() {
+        let (Some(linear), true) = (layer.linear(), cx.placement.int8[index]) else { continue };
+        let means = layer.reads.first().and_then(|v| cx.observations.means.get(v));
+        if let Some(means) = means {
+            correct(cx.network, layer, linear, means, &mut graph)?;
+        }
+    }
+    graph.compact()?;
+    Ok(graph)
+}
+
+fn correct(
+    network: &Network,
+    layer: &Layer,
+    linear: &Linear,
+    means: &[f64],
+    graph: &mut Graph,
+) -> Result<(), CompressError> {
+    let counterpart = |id: NodeId| -> Option<NodeId> {
+        let output = *network.graph.node(id)?.outputs.first()?;
+        let value = graph.find(&network.graph.value(output).name)?;
+        graph.producer(value).map(|(id, ..)| id)
+    };
+    let found = || {
+        let (bias_node, slot) = linear.bias?;
+        let first = counterpart(*layer.nodes.first()?)?;
+        let weights = constants(graph, first, 1)?;
+        let bias = constants(graph, counterpart(bias_node)?, slot)?;
+        Some((
+            network.graph.const_value(linear.weight)?,
+            &network.graph.node(*layer.nodes.first()?)?.op,
+            weights,
+            bias,
+        ))
+    };
+    let Some((exact, op, weights, bias)) = found() else { return Ok(()) };
+    let Some(mean_at) = input_channel(op, exact.shape(), linear.axis) else { return Ok(()) };
+    if (0..exact.len()).any(|i| mean_at(i) >= means.len()) {
+        return Ok(());
+    }
+    let quantized = QuantizedWeights { values: weights.levels, scales: weights.scales };
+    let shift = mean_shift(exact, &quantized, linear.axis, |i| means[mean_at(i)])?;
+    let corrected = bias.levels.as_slice::<i32>()?.iter().zip(&shift).zip(&bias.scales);
+    let corrected: Vec<i32> = corrected
+        .map(|((&level, shift), &unit)| (f64::from(level) - shift / f64::from(unit)).round() as i32)
+        .collect();
+    let tensor = Tensor::from_slice(bias.levels.shape(), &corrected)?;
+    let name = graph.fresh_name(&format!("{}_corrected", graph.value(bias.levels_value).name));
+    let value = graph.constant(&name, tensor);
+    graph.set_input(bias.dequantize, 0, value);
+    Ok(())
+}
+
+/// An integer constant behind a DequantizeLinear.
+struct Constants {
+    dequantize: NodeId,
+    levels_value: ValueId,
+    levels: Tensor,
+    scales: Vec<f32>,
+}
+
+fn constants(graph: &Graph, node: NodeId, slot: usize) -> Option<Constants> {
+    let value = graph.node(node)?.inputs.get(slot).copied().flatten()?;
+    let (dequantize, node, _) = graph.producer(value)?;
+    let levels_value = node.inputs.first().copied().flatten()?;
+    let levels = graph.const_value(levels_value)?.clone();
+    let scales = graph.const_value(node.inputs.get(1).copied().flatten()?)?.to_f32s();
+    Some(Constants { dequantize, levels_value, levels, scales })
+}
+
+/// The input channel that the weight at a position multiplies; `None` for operators where it is not one.
+fn input_channel(op: &Op, shape: &[usize], axis: usize) -> Option<Box<dyn Fn(usize) -> usize>> {
+    match (op, shape) {
+        (Op::Conv(conv), [outputs, per_group, kernel @ ..]) => {
+            let (taps, per_group): (usize, usize) = (kernel.iter().product(), *per_group);
+            let group_outputs = outputs.checked_div(conv.group).filter(|&n| n > 0)?;
+            let size = taps * per_group;
+            (size > 0).then(|| -> Box<dyn Fn(usize) -> usize> {
+                Box::new(move |i| i / size / group_outputs * per_group + i / taps % per_group)
+            })
+        }
+        (Op::MatMul(_), &[depth, outputs]) if axis == 1 && depth * outputs > 0 => {
+            Some(Box::new(move |i| i / outputs))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,175 @@
+//! The one run over the calibration samples that all methods share.
+
+use std::collections::HashMap;
+
+use sora_exec::{Options, Session};
+use sora_ir::ValueId;
+use sora_tensor::Tensor;
+
+use crate::feed::{Feed, head};
+use crate::histogram::Histogram;
+use crate::layers::Network;
+use crate::method::{Observations, Request, Statistic};
+use crate::{CompressError, Progress};
+
+/// Bytes that the watched values of one batch may take together.
+const BATCH_BYTES: usize = 256 << 20;
+
+/// Runs the floating-point network over `samples` and gathers what `requests` ask for, in memory that does not
+/// grow with their number.
+///
+/// # Errors
+/// [`CompressError::NonFiniteActivations`] naming the first value that is NaN or infinite,
+/// [`CompressError::Cancelled`], and whatever running the network gives.
+pub(crate) fn calibrate(
+    network: &Network,
+    feed: &Feed,
+    samples: &[usize],
+    requests: &[Request],
+    batch: usize,
+    exec: &Options,
+    progress: &dyn Progress,
+) -> Result<Observations, CompressError> {
+    let mut watched: Vec<ValueId> = requests.iter().map(|r| r.value).collect();
+    watched.sort_unstable();
+    watched.dedup();
+    let mut wanted: HashMap<ValueId, Vec<Statistic>> = HashMap::new();
+    requests.iter().for_each(|r| wanted.entry(r.value).or_default().push(r.statistic));
+
+    let batch = batch.min(batch_within(network, feed, samples, &watched)?);
+    let session = Session::watching(network.graph.clone(), watched, exec.clone())?;
+    let mut gathered = Gathered::default();
+    for fed in feed.batches(samples, batch) {
+        if progress.cancelled() {
+            return Err(CompressError::Cancelled);
+        }
+        let fed = fed?;
+        let mut failed = None;
+        session.run_observed(&fed.refs(), &mut |value, tensor| {
+            let statistics = wanted.get(&value).map_or(&[][..], Vec::as_slice);
+            let added = gathered.add(value, tensor, fed.len, statistics);
+            failed = failed.take().or(added.err());
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        gathered.samples += fed.len;
+        progress.advance(fed.len as u64);
+    }
+    let broken = gathered.histograms.iter().filter(|(_, h)| h.nonfinite() > 0).min_by_key(|(id, _)| **id);
+    if let Some((&id, histogram)) = broken {
+        let value = network.graph.value(id).name.clone();
+        return Err(CompressError::NonFiniteActivations { value, count: histogram.nonfinite() });
+    }
+    Ok(gathered.finish())
+}
+
+/// The largest batch whose watched values stay within [`BATCH_BYTES`].
+fn batch_within(
+    network: &Network,
+    feed: &Feed,
+    samples: &[usize],
+    watched: &[ValueId],
+) -> Result<usize, CompressError> {
+    let Some(fed) = feed.batches(samples.get(..1).unwrap_or_default(), 1).next().transpose()? else {
+        return Ok(1);
+    };
+    let shapes: Vec<(&str, &[usize])> = fed.inputs.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
+    let one = network.graph.specialize(&shapes)?;
+    let elements: usize = watched.iter().filter_map(|&v| one.ty(v).known_len()).sum();
+    Ok((BATCH_BYTES / elements.saturating_mul(4).max(1)).max(1))
+}
+
+#[derive(Default)]
+struct Gathered {
+    histograms: HashMap<ValueId, Histogram>,
+    sums: HashMap<ValueId, (Vec<f64>, u64)>,
+    samples: usize,
+}
+
+impl Gathered {
+    fn add(
+        &mut self,
+        value: ValueId,
+        tensor: &Tensor,
+        len: usize,
+        statistics: &[Statistic],
+    ) -> Result<(), CompressError> {
+        let tensor = head(tensor, len)?;
+        let elements = tensor.as_slice::<f32>()?;
+        for statistic in statistics {
+            match *statistic {
+                Statistic::Histogram => self.histograms.entry(value).or_default().add(elements),
+                Statistic::ChannelMean { axis } => {
+                    let channels = tensor.shape().get(axis).copied().unwrap_or(1).max(1);
+                    let inner: usize = tensor.shape().iter().skip(axis + 1).product::<usize>().max(1);
+                    let (sums, count) = self.sums.entry(value).or_insert_with(|| (vec![0.0; channels], 0));
+                    for (run, values) in elements.chunks_exact(inner).enumerate() {
+                        let sum: f64 = values.iter().copied().map(f64::from).sum();
+                        if let Some(channel) = sums.get_mut(run % channels) {
+                            *channel += sum;
+                        }
+                    }
+                    *count += (elements.len() / channels) as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Observations {
+        let mean = |(value, (sums, count)): (ValueId, (Vec<f64>, u64))| {
+            (value, sums.into_iter().map(|s| s / count.max(1) as f64).collect())
+        };
+        let means = self.sums.into_iter().map(mean).collect();
+        Observations { histograms: self.histograms, means, samples: self.samples }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::histogram::BINS;
+    use crate::method::requests;
+    use crate::testing::{Net, Silent};
+    use sora_data::{Dataset, Preprocess};
+
+    fn observe(samples: usize, batch: usize) -> (Network, Observations) {
+        let (mut net, x) = Net::new(5, &[2, 6, 6]);
+        let a = net.conv("a", x, 3);
+        let a = net.relu("relu", a);
+        let a = net.flatten("flat", a, 108);
+        let y = net.dense("y", a, 4);
+        let x = net.random.tensor(&[samples, 2, 6, 6], 1.0);
+        let network = Network::new(net.done(y)).unwrap();
+        let data = Dataset::from_arrays(vec![(None, x)], None).unwrap();
+        let feed = Feed::new(&network.graph, &data, &Preprocess::default()).unwrap();
+        let indices: Vec<usize> = (0..samples).collect();
+        let exec = Options::default();
+        let wanted = requests(&network);
+        let seen = calibrate(&network, &feed, &indices, &wanted, batch, &exec, &Silent).unwrap();
+        (network, seen)
+    }
+
+    #[test]
+    fn batches_do_not_matter_and_memory_is_constant() {
+        let (network, whole) = observe(60, 60);
+        let (_, parts) = observe(60, 7);
+        assert_eq!(whole.histograms.len(), 3);
+        let relu = network.graph.find("relu").unwrap();
+        // Histograms are exact; kernels may sum in another order in another batch.
+        let (a, b) = (&whole.histograms[&relu], &parts.histograms[&relu]);
+        assert_eq!((a.total(), a.zeros(), whole.samples), (b.total(), b.zeros(), parts.samples));
+        let x = network.graph.find("x").unwrap();
+        assert_eq!(whole.histograms[&x], parts.histograms[&x]);
+        for (value, means) in &whole.means {
+            let other = &parts.means[value];
+            assert!(means.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+        let (_, many) = observe(600, 60);
+        assert!(many.histograms.values().all(|h| h.bins().count() <= BINS));
+        let channels = |seen: &Observations| seen.means.values().map(Vec::len).sum::<usize>();
+        assert_eq!((many.histograms.len(), channels(&many)), (whole.histograms.len(), channels(&whole)));
+        assert_eq!(many.samples, 600);
+    }
+}

@@ -1,0 +1,186 @@
+//! Saying what happened to each layer, and why.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use sora_ir::ValueId;
+
+use crate::layers::{Network, Role};
+use crate::placement::{Placement, Plan};
+
+/// The number format that a layer computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 8-bit integers with 32-bit sums.
+    Int8,
+    /// Single precision.
+    F32,
+}
+
+/// Why a layer has its precision.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "code", rename_all = "kebab-case")]
+pub enum Reason {
+    /// Quantized, and nothing spoke against it.
+    WithinBudget,
+    /// Follows the quantized layer next to it.
+    BetweenQuantized,
+    /// Slower in 8 bits at this shape but smaller, and size was preferred.
+    SmallerThoughSlower {
+        /// Time in 8 bits over time in single precision.
+        ratio: f64,
+    },
+    /// The operator has no 8-bit form.
+    NoInt8Form,
+    /// Its neighbours are not quantized, so converting would cost more than it saves.
+    NotBetweenQuantized,
+    /// The operand that would be quantized per channel is computed when the network runs.
+    WeightsComputed,
+    /// One operand is a constant, for which there is no 8-bit form.
+    ConstantOperand,
+    /// Works on other types than `f32`.
+    NotF32,
+    /// Quantizing it cost too much accuracy.
+    CostsAccuracy {
+        /// How far the metric's drop fell when it was given back, as a fraction.
+        regained: f64,
+    },
+    /// Its 8-bit kernel was not faster.
+    NotFaster {
+        /// Time in 8 bits over time in single precision.
+        ratio: f64,
+    },
+}
+
+impl Reason {
+    /// The reason as a sentence.
+    pub fn words(&self) -> String {
+        match self {
+            Reason::WithinBudget => "quantized: accuracy stays within the budget".to_owned(),
+            Reason::BetweenQuantized => "follows the quantized layers next to it".to_owned(),
+            Reason::SmallerThoughSlower { ratio } => {
+                format!(
+                    "quantized for its size, though its int8 kernel takes {ratio:.2} times as long at this shape"
+                )
+            }
+            Reason::NoInt8Form => "this operator has no 8-bit form".to_owned(),
+            Reason::NotBetweenQuantized => {
+                "its neighbours are not quantized, so converting would cost more than it saves".to_owned()
+            }
+            Reason::WeightsComputed => {
+                "both operands are computed at run time, there are no weights to quantize".to_owned()
+            }
+            Reason::ConstantOperand => {
+                "one of its operands is a constant, which has no 8-bit form here".to_owned()
+            }
+            Reason::NotF32 => "does not work on f32 values".to_owned(),
+            Reason::CostsAccuracy { regained } => format!(
+                "kept in f32: giving its precision back won {:.2} points of the metric",
+                100.0 * regained
+            ),
+            Reason::NotFaster { ratio } => {
+                format!("kept in f32: int8 kernel not faster at this shape (takes {ratio:.2} times as long)")
+            }
+        }
+    }
+}
+
+/// What happened to one layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerReport {
+    /// Name of its first node, as the user's file has it.
+    pub name: String,
+    /// Operator.
+    pub op: String,
+    /// Names of all nodes that are computed together with it.
+    pub nodes: Vec<String>,
+    /// Number format that it computes in.
+    pub precision: Precision,
+    /// Signal to noise of its output against the original network, in dB; `None` when nothing differs or it was
+    /// not measured.
+    pub sqnr_db: Option<f64>,
+    /// Why it has its precision, in words.
+    pub reason: String,
+    /// The same for programs.
+    pub reason_code: Reason,
+    /// Median time of one run in the original network, in ms, where a kernel was attributed to the layer.
+    pub ms_before: Option<f64>,
+    /// Median time of one run in the compressed network, in ms.
+    pub ms_after: Option<f64>,
+    /// Bytes of its constants before.
+    pub bytes_before: usize,
+    /// Bytes of its constants after.
+    pub bytes_after: usize,
+    /// How the range of its output was chosen, where the output is quantized.
+    pub range: Option<&'static str>,
+    /// Signal to noise that this range was expected to leave on its own, in dB.
+    pub range_sqnr_db: Option<f64>,
+}
+
+/// Figures about one layer that were measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LayerTimes {
+    /// ms in the original network.
+    pub before: Option<f64>,
+    /// ms in the compressed network.
+    pub after: Option<f64>,
+}
+
+/// The reports of all layers that compute on activations.
+pub(crate) fn layers(
+    network: &Network,
+    placement: &Placement,
+    plan: &Plan,
+    sqnr: &HashMap<ValueId, f64>,
+    times: &[LayerTimes],
+) -> Vec<LayerReport> {
+    let graph = &network.graph;
+    let visible = |index: &usize| !network.layers[*index].reads.is_empty();
+    let report = |index: usize| {
+        let layer = &network.layers[index];
+        let int8 = placement.int8[index];
+        let reason = match (&layer.role, plan.kept.get(&index), placement.smaller.get(&index)) {
+            (Role::Float(reason), ..) | (_, Some(reason), _) => reason.clone(),
+            (_, None, Some(&ratio)) => Reason::SmallerThoughSlower { ratio },
+            (Role::Linear(_), ..) => Reason::WithinBudget,
+            _ if int8 => Reason::BetweenQuantized,
+            _ => Reason::NotBetweenQuantized,
+        };
+        let (before, after) = bytes(network, index, int8);
+        let time = times.get(index).copied().unwrap_or_default();
+        let output = layer.outputs.first().copied();
+        let choice = output.and_then(|v| placement.choices.get(&v));
+        LayerReport {
+            name: layer.name.clone(),
+            op: layer.op.clone(),
+            nodes: layer.nodes.iter().filter_map(|&id| Some(graph.node(id)?.name.clone())).collect(),
+            precision: if int8 { Precision::Int8 } else { Precision::F32 },
+            sqnr_db: output.and_then(|v| sqnr.get(&v)).copied().filter(|db| db.is_finite()),
+            reason: reason.words(),
+            reason_code: reason,
+            ms_before: time.before,
+            ms_after: time.after,
+            bytes_before: before,
+            bytes_after: after,
+            range: choice.filter(|_| int8).map(|c| c.method),
+            range_sqnr_db: choice.filter(|_| int8).map(|c| c.sqnr_db).filter(|db| db.is_finite()),
+        }
+    };
+    (0..network.layers.len()).filter(visible).map(report).collect()
+}
+
+/// Bytes of the constants that a layer reads, in `f32` and as it is now.
+fn bytes(network: &Network, index: usize, int8: bool) -> (usize, usize) {
+    let (graph, layer) = (&network.graph, &network.layers[index]);
+    let nodes = layer.nodes.iter().filter_map(|&id| graph.node(id));
+    let constants = nodes.flat_map(|n| n.inputs.iter().flatten()).filter_map(|&v| graph.const_value(v));
+    let before: usize = constants.map(|t| t.bytes().len()).sum();
+    let weight = layer.linear().filter(|_| int8).and_then(|l| Some((graph.const_value(l.weight)?, l.axis)));
+    let after = match weight {
+        // A byte each, and per channel the weights' scale and zero point.
+        Some((w, axis)) => before - w.bytes().len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),
+        None => before,
+    };
+    (before, after)
+}

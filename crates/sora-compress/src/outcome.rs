@@ -1,0 +1,318 @@
+//! The whole job, and what it gives back.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+use sora_data::{Dataset, Drop, Interval, Preprocess, SplitOptions, paired_drop, split};
+use sora_exec::{Options as ExecOptions, Session};
+use sora_ir::{Graph, QuantRule, ValueId};
+
+use crate::calibrate::calibrate;
+use crate::explain::{self, LayerReport, LayerTimes, Reason};
+use crate::feed::Feed;
+use crate::layers::Network;
+use crate::measure::{self, Evaluation, Latency};
+use crate::method::{METHODS, Observations, requests};
+use crate::placement::{Placement, Plan, Ranges};
+use crate::search::{Candidate, Search, SearchStep};
+use crate::{CompressError, Options, Progress};
+
+/// What a network achieves and costs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Measured {
+    /// Part of the report samples that are predicted right; see [`Outcome::metric`].
+    pub accuracy: f64,
+    /// Wilson interval of the accuracy.
+    pub ci95: Interval,
+    /// Part of the samples whose label is among the five highest scores; only beyond five classes.
+    pub top5: Option<f64>,
+    /// Median latency of one run at batch 1, or the network's own batch, in ms.
+    pub median_ms: f64,
+    /// 90th percentile of the latency, in ms.
+    pub p90_ms: f64,
+    /// Bytes of all constants.
+    pub weight_bytes: usize,
+}
+
+/// Numbers of samples in the parts of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SplitSizes {
+    /// Samples on which ranges were observed.
+    pub calibration: usize,
+    /// Samples on which decisions were measured.
+    pub decision: usize,
+    /// Samples that no decision saw.
+    pub report: usize,
+}
+
+/// What [`compress`] gives back.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The compressed network: QuantizeLinear and DequantizeLinear around floating-point operators.
+    #[serde(skip)]
+    pub graph: Graph,
+    /// The original network, optimized.
+    #[serde(skip)]
+    pub baseline: Graph,
+    /// Whether the drop is within the budget, both where decisions were made and on the unseen samples.
+    pub met: bool,
+    /// What accuracy means here: `accuracy` against labels, or `agreement` with the original network where the
+    /// data has no labels.
+    pub metric: &'static str,
+    /// The original network.
+    pub before: Measured,
+    /// The compressed network.
+    pub after: Measured,
+    /// How much accuracy was lost on the report samples, with its interval.
+    pub drop: Drop,
+    /// The drop on the samples for decisions, as a fraction.
+    pub decision_drop: f64,
+    /// What happened to each layer.
+    pub layers: Vec<LayerReport>,
+    /// What the search did.
+    pub steps: Vec<SearchStep>,
+    /// Names of the methods that were applied, in order.
+    pub methods: Vec<&'static str>,
+    /// What graph optimization did to both networks before anything else.
+    #[serde(skip)]
+    pub rewrites: sora_rewrite::Report,
+    /// Instruction set that times were taken with.
+    #[serde(skip)]
+    pub isa: sora_kernels::Isa,
+    /// Sizes of the parts of the data.
+    pub split: SplitSizes,
+    /// What the reader should know: why the budget was not met, or why nothing was quantized.
+    pub note: Option<String>,
+}
+
+/// Samples on which the outputs of layers are compared.
+const PROBES: usize = 64;
+
+/// Compresses `graph`: quantizes it as far as the budget and the machine allow.
+///
+/// `data` is divided reproducibly into samples for calibration, for decisions and for the report. Apart from
+/// decisions by measured time, the result depends only on the arguments.
+///
+/// # Errors
+/// A [`CompressError`] for weights or activations that are NaN, data that does not fit the network or is too little
+/// to divide, labels out of range, options that make no sense, or when the caller cancels. A budget that cannot be
+/// met is no error: [`Outcome::met`] says so.
+pub fn compress(
+    graph: &Graph,
+    data: &Dataset,
+    preprocess: &Preprocess,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Outcome, CompressError> {
+    check(graph, options)?;
+    progress.stage("Optimizing the graph", None);
+    let mut baseline = graph.clone();
+    let rewrites = sora_rewrite::optimize(&mut baseline, &sora_rewrite::Options::default())?;
+    let network = Network::new(baseline)?;
+    let feed = Feed::new(&network.graph, data, preprocess)?;
+    let parts =
+        split(data.len(), data.labels(), &SplitOptions { seed: options.seed, ..SplitOptions::default() })?;
+    let exec = ExecOptions { isa: options.isa, threads: options.threads, ..ExecOptions::default() };
+    let reference = Session::new(network.graph.clone(), exec.clone())?;
+    let size = |indices: &[usize]| Some(indices.len() as u64);
+
+    let predicted: Vec<usize>;
+    let labels = match data.labels() {
+        Some(labels) => labels,
+        None => {
+            let both = [parts.decision.as_slice(), &parts.report].concat();
+            progress.stage("Recording the original's predictions", size(&both));
+            predicted = measure::predicted_labels(&reference, &feed, &both, options.batch, progress)?;
+            &predicted
+        }
+    };
+    progress.stage("Measuring the original", Some((parts.decision.len() + parts.report.len()) as u64));
+    let score = |session: &Session, samples: &[usize]| {
+        measure::score(session, &feed, samples, labels, options.batch, progress)
+    };
+    let before = score(&reference, &parts.decision)?;
+    let report_before = score(&reference, &parts.report)?;
+
+    progress.stage("Calibrating", size(&parts.calibration));
+    let wanted = requests(&network);
+    let observations = match wanted.is_empty() {
+        true => Observations::default(),
+        false => calibrate(&network, &feed, &parts.calibration, &wanted, options.batch, &exec, progress)?,
+    };
+    let ranges = Ranges::new(observations.histograms.clone());
+    let Some(sample) = feed.batches(&parts.decision[..1], 1).next().transpose()? else {
+        return Err(CompressError::Option { what: "there is no sample to time".to_owned() });
+    };
+    let stride = parts.calibration.len().div_ceil(PROBES).max(1);
+    let probes: Vec<usize> = parts.calibration.iter().copied().step_by(stride).collect();
+    let search = Search {
+        network: &network,
+        observations: &observations,
+        ranges: &ranges,
+        feed: &feed,
+        options,
+        exec: &exec,
+        progress,
+        labels,
+        decision: &parts.decision,
+        before: &before.correct,
+        probes: &probes,
+        reference: &reference,
+        sample: &sample,
+    };
+    let mut steps = Vec::new();
+    let Found { chosen, within, given_up } = find(&search, &mut steps)?;
+
+    progress.stage("Measuring the result", size(&parts.report));
+    let session = Session::new(chosen.graph.clone(), exec.clone())?;
+    let after = score(&session, &parts.report)?;
+    let drop = paired_drop(&report_before.correct, &after.correct)?;
+    let sqnr: HashMap<ValueId, f64> = match chosen.placement.is_empty() {
+        true => HashMap::new(),
+        false => measure::in_decibels(&search.noise(&chosen)?),
+    };
+    let times: Vec<LayerTimes> = search.profile(&chosen, &session)?.times;
+    let [latency_before, latency_after] = measure::latencies([&reference, &session], &sample, progress)?;
+    let layers = explain::layers(&network, &chosen.placement, &chosen.plan, &sqnr, &times);
+    let note = note(&network, &chosen, options, within, &given_up, &drop);
+    Ok(Outcome {
+        met: within && drop.drop <= options.max_drop,
+        metric: if data.labels().is_some() { "accuracy" } else { "agreement" },
+        before: measured(&report_before, latency_before, weight_bytes(graph)),
+        after: measured(&after, latency_after, weight_bytes(&chosen.graph)),
+        drop,
+        decision_drop: chosen.drop,
+        layers,
+        steps,
+        methods: METHODS.iter().map(|m| m.name).collect(),
+        rewrites,
+        isa: session.isa(),
+        split: SplitSizes {
+            calibration: parts.calibration.len(),
+            decision: parts.decision.len(),
+            report: parts.report.len(),
+        },
+        note,
+        graph: chosen.graph,
+        baseline: network.graph,
+    })
+}
+
+/// Refuses options and weights with which no result would mean anything.
+fn check(graph: &Graph, options: &Options) -> Result<(), CompressError> {
+    if options.max_drop.is_nan() {
+        return Err(CompressError::Option { what: "the greatest drop is not a number".to_owned() });
+    }
+    // Masks may hold infinities; operands of products may not.
+    let products = graph.nodes().filter(|(_, n)| matches!(n.op.quant(), QuantRule::Linear { .. }));
+    let operands: HashSet<ValueId> = products.flat_map(|(_, n)| n.inputs.iter().flatten().copied()).collect();
+    for (id, value) in graph.values() {
+        let Some(tensor) = graph.const_value(id).filter(|t| t.dtype().is_float()) else { continue };
+        let broken = |v: &f32| v.is_nan() || (v.is_infinite() && operands.contains(&id));
+        let count = tensor.to_f32s().iter().filter(|v| broken(v)).count();
+        if count > 0 {
+            let (constant, of) = (value.name.clone(), tensor.len());
+            return Err(CompressError::NonFiniteWeights { constant, count, of });
+        }
+    }
+    Ok(())
+}
+
+/// What the search settled on.
+struct Found {
+    chosen: Candidate,
+    /// Whether the drop on the samples for decisions is within the budget.
+    within: bool,
+    /// Names of the layers whose precision was given back in vain.
+    given_up: Vec<String>,
+}
+
+fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressError> {
+    let (network, options) = (search.network, search.options);
+    search.progress.stage("Quantizing", None);
+    let first = search.candidate(Plan::default())?;
+    if first.placement.is_empty() {
+        let within = first.drop <= options.max_drop;
+        return Ok(Found { chosen: first, within, given_up: Vec::new() });
+    }
+    let int8 = (0..network.layers.len()).filter(|&i| first.placement.int8[i]).count();
+    let (drop, budget) = (100.0 * first.drop, 100.0 * options.max_drop);
+    let what = format!("quantized {int8} layers: the drop is {drop:.2} points, the budget {budget:.2}");
+    steps.push(SearchStep { stage: "quantize", what, layers: Vec::new(), drop: first.drop });
+
+    search.progress.stage("Finding layers that cost accuracy", None);
+    let (last, nearest) = search.fit_accuracy(first, steps)?;
+    if last.drop > options.max_drop || last.placement.is_empty() {
+        let costly = |(&layer, reason): (&usize, &Reason)| {
+            matches!(reason, Reason::CostsAccuracy { .. }).then_some(layer)
+        };
+        let layers: Vec<usize> = last.plan.kept.iter().filter_map(costly).collect();
+        let given_up = search.names(&layers);
+        search.progress.stage("Finding layers that are not faster", None);
+        let nearest = search.fit_latency(nearest, steps)?;
+        return Ok(Found { chosen: nearest, within: false, given_up });
+    }
+    search.progress.stage("Finding layers that are not faster", None);
+    let mut chosen = search.fit_latency(last, steps)?;
+    if chosen.drop > options.max_drop {
+        // Giving layers back moved roundings around; rare, and once more is enough.
+        let smaller = chosen.placement.smaller.clone();
+        let (last, nearest) = search.fit_accuracy(chosen, steps)?;
+        chosen = if last.drop <= options.max_drop { last } else { nearest };
+        chosen.placement.smaller = smaller;
+    }
+    let within = chosen.drop <= options.max_drop;
+    Ok(Found { chosen, within, given_up: Vec::new() })
+}
+
+/// What the reader should know beyond the figures.
+fn note(
+    network: &Network,
+    chosen: &Candidate,
+    options: &Options,
+    within: bool,
+    given_up: &[String],
+    drop: &Drop,
+) -> Option<String> {
+    let budget = 100.0 * options.max_drop;
+    let everything = Placement::without_ranges(network, &Plan::default());
+    if everything.is_empty() {
+        return Some("no layer of this network can be quantized, so it stays in f32, optimized".to_owned());
+    }
+    if !within {
+        let names = if given_up.is_empty() { "none".to_owned() } else { given_up.join(", ") };
+        return Some(format!(
+            "the budget of {budget:.2} points cannot be met: on the decision samples the nearest result that is still \
+             quantized loses {:.2} points. Giving precision back to these layers did not suffice: {names}",
+            100.0 * chosen.drop
+        ));
+    }
+    if drop.drop > options.max_drop {
+        return Some(format!(
+            "the drop was {:.2} points on the decision samples, within the budget of {budget:.2}, but is {:.2} on the \
+             unseen ones: give more data, or a tighter budget",
+            100.0 * chosen.drop,
+            100.0 * drop.drop
+        ));
+    }
+    if chosen.placement.is_empty() {
+        return Some(
+            "no layer is faster in 8 bits on this machine, so the network stays in f32, optimized".to_owned(),
+        );
+    }
+    None
+}
+
+fn measured(evaluation: &Evaluation, latency: Latency, weight_bytes: usize) -> Measured {
+    let Evaluation { accuracy, ci95, top5, .. } = *evaluation;
+    let Latency { median_ms, p90_ms } = latency;
+    Measured { accuracy, ci95, top5, median_ms, p90_ms, weight_bytes }
+}
+
+/// Bytes of the constants that something reads.
+fn weight_bytes(graph: &Graph) -> usize {
+    let uses = graph.uses();
+    let is_output = |id: ValueId| graph.outputs().iter().any(|o| o.value == id);
+    let used = graph.values().filter(|(id, _)| !uses[id.index()].is_empty() || is_output(*id));
+    used.filter_map(|(id, _)| graph.const_value(id)).map(|t| t.bytes().len()).sum()
+}

@@ -1,0 +1,292 @@
+//! The loop: quantize everything, and give precision back where the data says that it is needed.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use sora_data::paired_drop;
+use sora_exec::{Options as ExecOptions, Session};
+use sora_ir::Graph;
+
+use crate::explain::Reason;
+use crate::feed::{Fed, Feed};
+use crate::layers::{Network, Role};
+use crate::measure::{self, LayerProfile, Noise};
+use crate::method::{self, Cx, Observations};
+use crate::placement::{Placement, Plan, Ranges};
+use crate::{CompressError, Options, Prefer, Progress};
+
+/// One thing that the search did.
+#[derive(Clone, Debug, Serialize)]
+pub struct SearchStep {
+    /// `quantize`, `accuracy` or `latency`.
+    pub stage: &'static str,
+    /// What was done, in words.
+    pub what: String,
+    /// The layers that were given back.
+    pub layers: Vec<String>,
+    /// The drop of the metric afterwards on the samples for decisions, as a fraction.
+    pub drop: f64,
+}
+
+/// A quantized network with what it costs.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) plan: Plan,
+    pub(crate) placement: Placement,
+    pub(crate) graph: Graph,
+    /// Drop of the metric on the samples for decisions.
+    pub(crate) drop: f64,
+}
+
+/// What the search works with.
+pub(crate) struct Search<'a> {
+    pub(crate) network: &'a Network,
+    pub(crate) observations: &'a Observations,
+    pub(crate) ranges: &'a Ranges,
+    pub(crate) feed: &'a Feed,
+    pub(crate) options: &'a Options,
+    pub(crate) exec: &'a ExecOptions,
+    pub(crate) progress: &'a dyn Progress,
+    /// Class of every sample.
+    pub(crate) labels: &'a [usize],
+    /// Samples for decisions.
+    pub(crate) decision: &'a [usize],
+    /// Whether the original network is right on each of them.
+    pub(crate) before: &'a [bool],
+    /// Samples on which layer outputs are compared.
+    pub(crate) probes: &'a [usize],
+    /// The original network, and one batch to time.
+    pub(crate) reference: &'a Session,
+    pub(crate) sample: &'a Fed,
+}
+
+/// Suspects whose precision is given back on trial, one at a time.
+const TRIALS: usize = 3;
+
+/// Most samples of a trial; what is accepted is measured on all.
+const TRIAL_SAMPLES: usize = 2048;
+
+/// Rounds after which several layers are given back at once: a network that needs more will need many.
+const SINGLE_ROUNDS: usize = 8;
+
+/// An 8-bit layer is slower when it exceeds its time before by this part, and by this many ms.
+const SLOWER: (f64, f64) = (0.05, 0.002);
+
+impl Search<'_> {
+    /// The network quantized under `plan`, measured on all samples for decisions.
+    pub(crate) fn candidate(&self, plan: Plan) -> Result<Candidate, CompressError> {
+        self.measured(plan, self.decision, self.before)
+    }
+
+    fn measured(&self, plan: Plan, samples: &[usize], before: &[bool]) -> Result<Candidate, CompressError> {
+        let (placement, graph) = self.quantized(&plan)?;
+        let session = Session::new(graph.clone(), self.exec.clone())?;
+        let batch = self.options.batch;
+        let after = measure::score(&session, self.feed, samples, self.labels, batch, self.progress)?;
+        let drop = paired_drop(before, &after.correct)?.drop;
+        Ok(Candidate { plan, placement, graph, drop })
+    }
+
+    fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
+        let placement = Placement::new(self.network, plan, self.ranges);
+        let cx = Cx { network: self.network, placement: &placement, observations: self.observations };
+        let graph = method::apply(&cx)?;
+        Ok((placement, graph))
+    }
+
+    /// Gives precision back until the drop is within the budget. Returns the last candidate, which may hold
+    /// nothing in 8 bits any more, and the one of least drop that does.
+    pub(crate) fn fit_accuracy(
+        &self,
+        mut current: Candidate,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<(Candidate, Candidate), CompressError> {
+        let mut nearest = current.clone();
+        let mut rounds = 0;
+        while current.drop > self.options.max_drop {
+            let suspects = self.suspects(&current)?;
+            if suspects.is_empty() {
+                break;
+            }
+            let (layers, regained) = match rounds < SINGLE_ROUNDS {
+                true => self.try_suspects(&current, &suspects)?,
+                false => (suspects[..suspects.len().div_ceil(4)].to_vec(), None),
+            };
+            let mut plan = current.plan.clone();
+            for &layer in &layers {
+                let regained = regained.unwrap_or(0.0);
+                plan.kept.insert(layer, Reason::CostsAccuracy { regained });
+            }
+            let next = self.candidate(plan)?;
+            let won = current.drop - next.drop;
+            let mut next = next;
+            for &layer in &layers {
+                next.plan.kept.insert(layer, Reason::CostsAccuracy { regained: won });
+            }
+            let names = self.names(&layers);
+            let what = format!(
+                "the drop of {:.2} points exceeds the budget of {:.2}: gave {} back to f32, {:.2} points remain",
+                100.0 * current.drop,
+                100.0 * self.options.max_drop,
+                names.join(", "),
+                100.0 * next.drop
+            );
+            steps.push(SearchStep { stage: "accuracy", what, layers: names, drop: next.drop });
+            current = next;
+            rounds += 1;
+            if !current.placement.is_empty() && current.drop < nearest.drop {
+                nearest = current.clone();
+            }
+        }
+        if current.drop <= self.options.max_drop && !current.placement.is_empty() {
+            nearest = current.clone();
+        }
+        Ok((current, nearest))
+    }
+
+    /// The 8-bit layers with weights, those that add most noise first: the error of a layer's output less the
+    /// greatest error among its inputs, each relative to its signal.
+    fn suspects(&self, candidate: &Candidate) -> Result<Vec<usize>, CompressError> {
+        let noise = self.noise(candidate)?;
+        let at = |v: &sora_ir::ValueId| noise.get(v).copied().unwrap_or(0.0);
+        let added = |index: usize| {
+            let layer = &self.network.layers[index];
+            let inherited = layer.reads.iter().map(at).fold(0.0, f64::max);
+            layer.outputs.iter().map(at).fold(0.0, f64::max) - inherited
+        };
+        let layers = 0..self.network.layers.len();
+        let int8 =
+            layers.filter(|&i| candidate.placement.int8[i] && self.network.layers[i].linear().is_some());
+        let mut suspects: Vec<(usize, f64)> = int8.map(|i| (i, added(i))).collect();
+        suspects.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        Ok(suspects.into_iter().map(|(i, _)| i).collect())
+    }
+
+    /// Measures the metric with each of the first suspects given back. The best of them; all of them when none
+    /// alone helps.
+    fn try_suspects(
+        &self,
+        current: &Candidate,
+        suspects: &[usize],
+    ) -> Result<(Vec<usize>, Option<f64>), CompressError> {
+        let stride = self.decision.len().div_ceil(TRIAL_SAMPLES).max(1);
+        let samples: Vec<usize> = self.decision.iter().copied().step_by(stride).collect();
+        let before: Vec<bool> = self.before.iter().copied().step_by(stride).collect();
+        let start = match stride {
+            1 => current.drop,
+            _ => self.measured(current.plan.clone(), &samples, &before)?.drop,
+        };
+        let tried = &suspects[..suspects.len().min(TRIALS)];
+        let mut best: Option<(usize, f64)> = None;
+        for &layer in tried {
+            let plan = current.plan.keeping(layer, Reason::CostsAccuracy { regained: 0.0 });
+            let drop = self.measured(plan, &samples, &before)?.drop;
+            if drop < start && best.is_none_or(|(_, least)| drop < least) {
+                best = Some((layer, drop));
+            }
+        }
+        Ok(match best {
+            Some((layer, drop)) => (vec![layer], Some(start - drop)),
+            None => (tried.to_vec(), None),
+        })
+    }
+
+    /// Gives back every layer that measures slower than before. With [`Prefer::Size`], layers with weights stay.
+    pub(crate) fn fit_latency(
+        &self,
+        mut current: Candidate,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Candidate, CompressError> {
+        // Each round gives back at least one layer.
+        for _ in 0..=self.network.layers.len() {
+            if current.placement.is_empty() {
+                break;
+            }
+            let session = Session::new(current.graph.clone(), self.exec.clone())?;
+            let profile = self.profile(&current, &session)?;
+            let mut slower = self.slower(&current, &profile);
+            if self.options.prefer == Prefer::Size {
+                slower.retain(|&(layer, ratio)| {
+                    let stays = self.network.layers[layer].linear().is_some();
+                    if stays {
+                        current.plan.kept.remove(&layer);
+                        current.placement.smaller.insert(layer, ratio);
+                    }
+                    !stays
+                });
+            } else if slower.is_empty() {
+                slower.extend(self.slowest_if_all_is_slower(&current, &profile, &session)?);
+            }
+            if slower.is_empty() {
+                break;
+            }
+            let mut plan = current.plan.clone();
+            for &(layer, ratio) in &slower {
+                plan.kept.insert(layer, Reason::NotFaster { ratio });
+            }
+            let smaller = std::mem::take(&mut current.placement.smaller);
+            current = self.candidate(plan)?;
+            current.placement.smaller = smaller;
+            let layers: Vec<usize> = slower.iter().map(|s| s.0).collect();
+            let names = self.names(&layers);
+            let what = format!("measured slower in int8 than in f32: gave {} back", names.join(", "));
+            steps.push(SearchStep { stage: "latency", what, layers: names, drop: current.drop });
+        }
+        Ok(current)
+    }
+
+    /// The 8-bit layers that take longer than before beyond noise, with the ratio of times.
+    fn slower(&self, candidate: &Candidate, profile: &LayerProfile) -> Vec<(usize, f64)> {
+        let ratio = |index: usize| {
+            let times = profile.times[index];
+            let (before, after) = (times.before?, times.after?);
+            let excess = profile.excess[index];
+            let slower = excess > SLOWER.0 * before && excess > SLOWER.1;
+            slower.then_some((index, after / before.max(1e-6)))
+        };
+        let switchable = |i: &usize| {
+            candidate.placement.int8[*i] && !matches!(self.network.layers[*i].role, Role::Float(_))
+        };
+        (0..self.network.layers.len()).filter(switchable).filter_map(ratio).collect()
+    }
+
+    /// When no layer alone is slower but the network is: the layer with weights that gains least.
+    fn slowest_if_all_is_slower(
+        &self,
+        candidate: &Candidate,
+        profile: &LayerProfile,
+        session: &Session,
+    ) -> Result<Option<(usize, f64)>, CompressError> {
+        let [before, after] = measure::latencies([self.reference, session], self.sample, self.progress)?;
+        if after.median_ms <= before.median_ms * (1.0 + SLOWER.0) {
+            return Ok(None);
+        }
+        let ratio = |i: usize| {
+            let times = profile.times[i];
+            Some((i, times.after? / times.before?.max(1e-6)))
+        };
+        let layers = (0..self.network.layers.len()).filter(|&i| candidate.placement.int8[i]);
+        let linear = layers.filter(|&i| self.network.layers[i].linear().is_some());
+        let worst = linear.clone().filter_map(ratio).max_by(|a, b| a.1.total_cmp(&b.1));
+        Ok(worst.or_else(|| linear.map(|i| (i, after.median_ms / before.median_ms)).next()))
+    }
+
+    pub(crate) fn profile(
+        &self,
+        candidate: &Candidate,
+        session: &Session,
+    ) -> Result<LayerProfile, CompressError> {
+        let sessions = [self.reference, session];
+        measure::profile(self.network, &candidate.placement, sessions, self.sample, self.progress)
+    }
+
+    pub(crate) fn noise(&self, candidate: &Candidate) -> Result<Noise, CompressError> {
+        let Candidate { placement, graph, .. } = candidate;
+        measure::noise(self.network, placement, graph, self.feed, self.probes, self.exec, self.progress)
+    }
+
+    pub(crate) fn names(&self, layers: &[usize]) -> Vec<String> {
+        let unique: BTreeSet<usize> = layers.iter().copied().collect();
+        unique.into_iter().map(|i| format!("`{}`", self.network.layers[i].name)).collect()
+    }
+}

@@ -1,0 +1,304 @@
+//! The whole job on small networks.
+
+use sora_data::{Dataset, Preprocess};
+use sora_ir::ops::{MatMul, Op};
+use sora_ir::{Graph, ValueId, evaluate as reference};
+use sora_tensor::{DType, Tensor};
+
+use crate::testing::{Net, Random, Silent};
+use crate::{CompressError, Options, Outcome, Precision, Prefer, Progress, Reason, compress, evaluate};
+
+const CLASSES: usize = 6;
+const SHAPE: [usize; 3] = [3, 8, 8];
+
+/// Pictures around one random picture for each class.
+fn blobs(samples: usize, noise: f64) -> (Tensor, Vec<usize>) {
+    let size = SHAPE.iter().product();
+    let mut random = Random::new(17);
+    let centers: Vec<Vec<f64>> = (0..CLASSES).map(|_| (0..size).map(|_| random.normal()).collect()).collect();
+    let labels: Vec<usize> = (0..samples).map(|i| i % CLASSES).collect();
+    let values: Vec<f32> = labels
+        .iter()
+        .flat_map(|&l| centers[l].iter().map(|c| (c + noise * random.normal()) as f32).collect::<Vec<_>>())
+        .collect();
+    let shape = [&[samples], &SHAPE[..]].concat();
+    (Tensor::from_slice(&shape, &values).unwrap(), labels)
+}
+
+fn dataset(samples: usize, noise: f64, labelled: bool) -> Dataset {
+    let (x, labels) = blobs(samples, noise);
+    Dataset::from_arrays(vec![(None, x)], labelled.then_some(labels)).unwrap()
+}
+
+/// Adds the dense layer that tells the classes apart by the distance to their mean features, which are measured.
+fn with_classifier(mut net: Net, features: ValueId, depth: usize) -> Graph {
+    let mut probe = net.graph.clone();
+    probe.output("features", features);
+    let (x, labels) = blobs(CLASSES * 4, 0.0);
+    let found = reference(&probe, &[("x", &x)]).unwrap();
+    let rows = found[0].to_f32s();
+    let (mut w, mut b) = (vec![0f32; depth * CLASSES], vec![0f32; CLASSES]);
+    for (row, &label) in rows.chunks(depth).zip(&labels).take(CLASSES) {
+        for (i, &v) in row.iter().enumerate() {
+            w[i * CLASSES + label] = v;
+            b[label] -= v * v / 2.0;
+        }
+    }
+    let w = net.graph.constant("head.w", Tensor::from_slice(&[depth, CLASSES], &w).unwrap());
+    let b = net.graph.constant("head.b", Tensor::vector(&b));
+    let product = net.op("head", MatMul {}, &[features, w]);
+    let scores = net.add("head.add", product, b);
+    net.done(scores)
+}
+
+/// Convolution, pooling, a residual block and a dense layer.
+fn cnn() -> Graph {
+    let (mut net, x) = Net::new(21, &SHAPE);
+    let a = net.conv("a", x, 16);
+    let a = net.relu("a.relu", a);
+    let a = net.pool("pool", a);
+    let b = net.conv("b", a, 16);
+    let b = net.relu("b.relu", b);
+    let c = net.conv("c", b, 16);
+    let c = net.add("sum", c, a);
+    let c = net.relu("c.relu", c);
+    let features = net.flatten("flat", c, 256);
+    with_classifier(net, features, 256)
+}
+
+/// A network whose convolution `loud` has one channel a thousand times above the others. Its reader ignores that
+/// channel, but on the scale that the channel dictates nothing is left of the others.
+fn pathological() -> Graph {
+    let (mut net, x) = Net::new(22, &SHAPE);
+    let a = net.conv("calm", x, 8);
+    let a = net.relu("calm.relu", a);
+    let mut w = net.random.tensor(&[8, 8, 3, 3], 0.17);
+    w.as_mut_slice::<f32>().unwrap()[..72].iter_mut().for_each(|v| *v *= 1e4);
+    let loud = net.conv_of("loud", a, w, Tensor::zeros(DType::F32, &[8]).unwrap());
+    let mut w = net.random.tensor(&[8, 8, 3, 3], 0.17);
+    for output in w.as_mut_slice::<f32>().unwrap().chunks_mut(72) {
+        output[..9].fill(0.0);
+    }
+    let victim = net.conv_of("victim", loud, w, Tensor::zeros(DType::F32, &[8]).unwrap());
+    let victim = net.relu("victim.relu", victim);
+    let features = net.flatten("flat", victim, 512);
+    with_classifier(net, features, 512)
+}
+
+fn run(graph: &Graph, data: &Dataset, max_drop: f64, prefer: Prefer) -> Outcome {
+    let options = Options { max_drop, prefer, ..Options::default() };
+    compress(graph, data, &Preprocess::default(), &options, &Silent).unwrap()
+}
+
+fn precision(outcome: &Outcome, name: &str) -> Precision {
+    outcome.layers.iter().find(|l| l.name == name).unwrap().precision
+}
+
+#[test]
+fn a_network_is_quantized_within_the_budget() {
+    let data = dataset(900, 1.0, true);
+    let graph = cnn();
+    let outcome = run(&graph, &data, 0.02, Prefer::Size);
+    assert!(outcome.met, "{:?} {:?}", outcome.note, outcome.steps);
+    assert!(outcome.before.accuracy > 0.8 && outcome.drop.drop <= 0.02, "{:?}", outcome.before);
+    for name in ["a", "b", "c", "head"] {
+        assert_eq!(precision(&outcome, name), Precision::Int8, "{name}");
+        let layer = outcome.layers.iter().find(|l| l.name == name).unwrap();
+        assert!(layer.sqnr_db.unwrap() > 20.0, "{layer:?}");
+        assert!(layer.bytes_after * 2 < layer.bytes_before, "{layer:?}");
+    }
+    assert!(outcome.after.weight_bytes * 3 < outcome.before.weight_bytes);
+    // The residual is added and the result stays real: no rounding between the sum and its convolution.
+    sora_ir::verify(&outcome.graph).unwrap();
+    let out = outcome.graph.producer(outcome.graph.outputs()[0].value).unwrap().1;
+    assert!(!matches!(out.op, Op::DequantizeLinear(_)));
+    assert!(outcome.graph.find("c_quantize").is_none() && outcome.graph.find("c.relu_quantize").is_some());
+    assert!(
+        outcome.graph.values().all(|(_, v)| !matches!(v.name.as_str(), "a.w" | "b.w" | "c.w" | "head.w"))
+    );
+    assert_eq!(outcome.graph.outputs()[0].name, "y");
+    // The report is made of samples that neither calibrated nor decided.
+    let sizes = outcome.split;
+    assert_eq!((sizes.calibration, sizes.decision, sizes.report), (90, 360, 450));
+    let json = serde_json::to_value(&outcome).unwrap();
+    assert_eq!(json["layers"][0]["precision"], "int8");
+    assert_eq!(json["metric"], "accuracy");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_graph() {
+    let data = dataset(300, 1.5, true);
+    let graph = cnn();
+    let print = || sora_ir::text::print(&run(&graph, &data, 0.05, Prefer::Size).graph);
+    assert_eq!(print(), print());
+}
+
+#[test]
+fn kernels_and_reference_agree_on_the_result() {
+    let data = dataset(120, 1.0, true);
+    let outcome = run(&cnn(), &data, 0.1, Prefer::Size);
+    let (x, _) = blobs(12, 1.0);
+    let exact = &reference(&outcome.graph, &[("x", &x)]).unwrap()[0];
+    let session = sora_exec::Session::new(outcome.graph.clone(), sora_exec::Options::default()).unwrap();
+    let fast = &session.run(&[("x", &x)]).unwrap()[0].1;
+    let scale = exact.to_f32s().iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (a, b) in exact.to_f32s().iter().zip(fast.to_f32s()) {
+        assert!((a - b).abs() < 0.02 * scale, "{a} {b}");
+    }
+}
+
+#[test]
+fn precision_returns_to_the_layer_that_needs_it() {
+    let data = dataset(900, 1.0, true);
+    let outcome = run(&pathological(), &data, 0.01, Prefer::Size);
+    let first = &outcome.steps[0];
+    assert!(first.drop > 0.05, "quantizing everything should hurt: {:?}", outcome.steps);
+    assert!(outcome.met, "{:?} {:?}", outcome.note, outcome.steps);
+    assert_eq!(precision(&outcome, "victim"), Precision::F32);
+    for name in ["calm", "loud", "head"] {
+        assert_eq!(precision(&outcome, name), Precision::Int8, "{name}: {:?}", outcome.steps);
+    }
+    let victim = outcome.layers.iter().find(|l| l.name == "victim").unwrap();
+    assert!(matches!(victim.reason_code, Reason::CostsAccuracy { regained } if regained > 0.05));
+}
+
+#[test]
+fn an_impossible_budget_is_admitted() {
+    let data = dataset(300, 1.5, true);
+    let outcome = run(&cnn(), &data, -1.0, Prefer::Size);
+    assert!(!outcome.met);
+    let note = outcome.note.unwrap();
+    for name in ["`a`", "`b`", "`c`", "`head`"] {
+        assert!(note.contains(name), "{note}");
+    }
+    // The nearest result is still quantized.
+    assert!(outcome.layers.iter().any(|l| l.precision == Precision::Int8));
+}
+
+#[test]
+fn no_layer_ships_that_measures_slower() {
+    let data = dataset(300, 1.5, true);
+    let outcome = run(&cnn(), &data, 0.5, Prefer::Latency);
+    for layer in outcome.layers.iter().filter(|l| l.precision == Precision::F32) {
+        assert!(!layer.reason.is_empty());
+    }
+    assert!(outcome.met && outcome.after.median_ms > 0.0 && outcome.before.p90_ms > 0.0);
+    if outcome.layers.iter().all(|l| l.precision == Precision::F32) {
+        assert!(outcome.note.is_some());
+    }
+}
+
+#[test]
+fn unlabelled_data_measures_agreement() {
+    let outcome = run(&cnn(), &dataset(300, 1.0, false), 0.1, Prefer::Size);
+    assert_eq!((outcome.metric, outcome.before.accuracy), ("agreement", 1.0));
+    assert!(outcome.after.accuracy > 0.9);
+}
+
+#[test]
+fn a_network_without_weights_stays_as_it_is() {
+    let (mut net, x) = Net::new(23, &[CLASSES]);
+    let y = net.relu("relu", x);
+    let y = net.softmax("softmax", y);
+    let graph = net.done(y);
+    let x = Random::new(1).tensor(&[50, CLASSES], 1.0);
+    let data = Dataset::from_arrays(vec![(None, x)], Some((0..50).map(|i| i % CLASSES).collect())).unwrap();
+    let outcome = run(&graph, &data, 0.0, Prefer::Latency);
+    assert!(outcome.met && outcome.note.unwrap().contains("no layer"));
+    assert!(outcome.layers.iter().all(|l| l.precision == Precision::F32));
+}
+
+#[test]
+fn bad_input_is_named() {
+    let options = Options::default();
+    let try_with = |graph: &Graph, data: &Dataset, options: &Options| {
+        compress(graph, data, &Preprocess::default(), options, &Silent).unwrap_err()
+    };
+    let good = dataset(60, 1.0, true);
+
+    let (mut net, x) = Net::new(24, &SHAPE);
+    let mut w = net.random.tensor(&[4, 3, 3, 3], 1.0);
+    w.as_mut_slice::<f32>().unwrap()[5] = f32::NAN;
+    let y = net.conv_of("a", x, w, Tensor::zeros(DType::F32, &[4]).unwrap());
+    let y = net.flatten("flat", y, 256);
+    let error = try_with(&net.done(y), &good, &options);
+    assert!(
+        matches!(&error, CompressError::NonFiniteWeights { constant, count: 1, of: 108 } if constant == "a.w")
+    );
+    assert!(!error.what().is_empty() && error.where_().contains("a.w") && !error.hint().is_empty());
+
+    let error = try_with(&cnn(), &dataset(9, 1.0, true), &options);
+    assert!(error.to_string().contains("9 samples"), "{error}");
+
+    let (x, mut labels) = blobs(60, 1.0);
+    labels[7] = 60;
+    let data = Dataset::from_arrays(vec![(None, x)], Some(labels)).unwrap();
+    let error = try_with(&cnn(), &data, &options);
+    assert!(error.to_string().contains("60") && error.to_string().contains('7'), "{error}");
+
+    let x = Random::new(1).tensor(&[60, 7], 1.0);
+    let data = Dataset::from_arrays(vec![(None, x)], Some(vec![0; 60])).unwrap();
+    assert!(matches!(
+        try_with(&cnn(), &data, &options),
+        CompressError::Data(_) | CompressError::Input { .. }
+    ));
+
+    let nan = Options { max_drop: f64::NAN, ..Options::default() };
+    assert!(matches!(try_with(&cnn(), &good, &nan), CompressError::Option { .. }));
+    let unlabelled = evaluate(&cnn(), &dataset(60, 1.0, false), &Preprocess::default(), None, 1, &Silent);
+    assert!(matches!(unlabelled, Err(CompressError::Unlabelled { .. })));
+}
+
+#[test]
+fn activations_that_overflow_are_named() {
+    let (mut net, x) = Net::new(25, &SHAPE);
+    let mut w = net.random.tensor(&[4, 3, 3, 3], 1.0);
+    w.as_mut_slice::<f32>().unwrap().iter_mut().for_each(|v| *v = 3e38f32.copysign(*v));
+    let y = net.conv_of("huge", x, w, Tensor::zeros(DType::F32, &[4]).unwrap());
+    let y = net.conv("next", y, 4);
+    let y = net.flatten("flat", y, 256);
+    let graph = net.done(y);
+    let error =
+        compress(&graph, &dataset(60, 1.0, true), &Preprocess::default(), &Options::default(), &Silent);
+    let error = error.unwrap_err();
+    assert!(
+        matches!(&error, CompressError::NonFiniteActivations { value, .. } if value == "huge"),
+        "{error}"
+    );
+}
+
+struct Stop;
+
+impl Progress for Stop {
+    fn stage(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64) {}
+    fn cancelled(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn work_stops_when_asked() {
+    let error = compress(&cnn(), &dataset(60, 1.0, true), &Preprocess::default(), &Options::default(), &Stop);
+    assert_eq!(error.unwrap_err(), CompressError::Cancelled);
+}
+
+#[test]
+fn evaluation_counts_what_the_reference_says() {
+    let graph = cnn();
+    let (x, labels) = blobs(100, 2.0);
+    let data = Dataset::from_arrays(vec![(None, x.clone())], Some(labels.clone())).unwrap();
+    let found = evaluate(&graph, &data, &Preprocess::default(), None, 1, &Silent).unwrap();
+    let scores = reference(&graph, &[("x", &x)]).unwrap()[0].to_f32s();
+    let right = scores
+        .chunks(CLASSES)
+        .zip(&labels)
+        .filter(|(row, label)| row.iter().enumerate().all(|(i, v)| i == **label || *v < row[**label]));
+    let right = right.count();
+    assert!((found.accuracy - right as f64 / 100.0).abs() < 0.011);
+    assert!(found.ci95[0] < found.accuracy && found.accuracy < found.ci95[1]);
+    assert!(found.top5.unwrap() >= found.accuracy && found.samples == 100);
+    assert_eq!(found.correct.iter().filter(|c| **c).count(), (found.accuracy * 100.0).round() as usize);
+    let few = evaluate(&graph, &data, &Preprocess::default(), Some(&[3, 4, 5]), 1, &Silent).unwrap();
+    assert_eq!(few.correct, found.correct[3..6]);
+}
