@@ -182,6 +182,7 @@ per_isa! {
         let line = kw * c;
         let contiguous = window.dilation[1] == 1 && window.pixel_stride == c;
         let inside = interior(window);
+        dst.fill(pad);
         let mut done = 0;
         let total = dst.len() / row_len;
         while done < total {
@@ -190,11 +191,6 @@ per_isa! {
             let count = (window.output[1] - out[1]).min(total - done);
             let rows = &mut dst[done * row_len..(done + count) * row_len];
             done += count;
-            if row_len > used {
-                for row in rows.chunks_exact_mut(row_len) {
-                    row[used..].fill(pad);
-                }
-            }
             for i in 0..kh {
                 let y = (out[0] * window.stride[0] + i * window.dilation[0]).wrapping_sub(window.pad[0]);
                 // Output columns copied as whole lines.
@@ -218,8 +214,6 @@ per_isa! {
                         if y < window.input[0] && x < window.input[1] {
                             let at = (y * window.input[1] + x) * window.pixel_stride;
                             cell.copy_from_slice(&src[at..at + c]);
-                        } else {
-                            cell.fill(pad);
                         }
                     }
                 }

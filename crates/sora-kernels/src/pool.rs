@@ -42,6 +42,16 @@ fn array_at<const N: usize, A>(x: &[A], at: usize) -> &[A; N] {
     x[at..].first_chunk().expect("an offset runs past the input")
 }
 
+/// `join` of each pair, into a new array: conditional stores into the old one would not forward.
+#[inline(always)]
+fn join_lanes<const N: usize, A: Copy, C: Copy>(
+    acc: &[C; N],
+    x: &[A; N],
+    join: impl Fn(C, A) -> C,
+) -> [C; N] {
+    core::array::from_fn(|j| join(acc[j], x[j]))
+}
+
 /// Folds the taps of `offsets` inside the input for channels `first..first + N` into `out`.
 #[inline(always)]
 fn block<const N: usize, A: Copy, B: Copy, C: Copy>(
@@ -58,10 +68,7 @@ fn block<const N: usize, A: Copy, B: Copy, C: Copy>(
         if offset == PAD {
             continue;
         }
-        let x: &[A; N] = array_at(base, offset as usize + first);
-        for j in 0..N {
-            acc[j] = join(acc[j], x[j]);
-        }
+        acc = join_lanes(&acc, array_at(base, offset as usize + first), &join);
     }
     finish(&acc, &mut out[first..first + N]);
 }
@@ -162,10 +169,7 @@ fn column_block<const N: usize, A: Copy, B, C: Copy>(
 ) {
     let mut acc = [start; N];
     for row in x.chunks_exact(c) {
-        let x: &[A; N] = array_at(row, first);
-        for j in 0..N {
-            acc[j] = join(acc[j], x[j]);
-        }
+        acc = join_lanes(&acc, array_at(row, first), &join);
     }
     finish(&mut acc, &mut out[first..first + N]);
 }

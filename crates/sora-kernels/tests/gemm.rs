@@ -74,6 +74,17 @@ impl<T: Copy> Case<T> {
         }
     }
 
+    /// Rows `first..first + rows` of [`Self::a`].
+    fn rows(&self, first: usize, rows: usize) -> ARows<'_, T> {
+        match self.a() {
+            ARows::Dense(d) => ARows::Dense(Dense { data: &d.data[first * d.stride..], rows, ..d }),
+            ARows::Indirect(x) => ARows::Indirect(Indirect {
+                offsets: &x.offsets[first * x.taps..(first + rows) * x.taps],
+                ..x
+            }),
+        }
+    }
+
     fn depth(&self) -> usize {
         self.taps * self.kc
     }
@@ -101,13 +112,19 @@ fn f32_rows_match_naive_loops() {
             let ld = n + 3;
             let mut c = vec![f32::NAN; m * ld];
             let out = Output::F32(MatMut::new(&mut c, m, n, ld));
-            if rng.bool() {
-                gemm_f32(kernels, &case.a(), &packed, 0, &ep, out);
-            } else {
-                for (n0, part) in out.split_cols(3, row.tile.nr) {
-                    gemm_f32(kernels, &case.a(), &packed, n0, &ep, part);
+            gemm_f32(kernels, &case.a(), &packed, 0, &ep, out);
+            // However the work is split, the same bits come out.
+            let mut split = vec![f32::NAN; m * ld];
+            let out = Output::F32(MatMut::new(&mut split, m, n, ld));
+            for (r0, band) in out.split_rows(rng.usize(1..4)) {
+                let (a, rows) = (case.rows(r0, band.rows()), &residual[r0 * n..]);
+                let residual = ep.residual.map(|_| Residual::F32 { data: rows, ld: n });
+                let ep = EpilogueF32 { residual, ..ep };
+                for (n0, part) in band.split_cols(rng.usize(1..4), row.tile.nr) {
+                    gemm_f32(kernels, &a, &packed, n0, &ep, part);
                 }
             }
+            assert!(c.iter().zip(&split).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", row.name);
             for i in 0..m {
                 for j in 0..n {
                     let (mut sum, mut size) = (0.0f64, 0.0f64);
@@ -185,23 +202,19 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
             };
             let mut q = vec![0u8; m * n];
             for (r0, part) in Output::U8(MatMut::new(&mut q, m, n, n), quant).split_rows(2) {
-                // Splitting rows slices A's rows and the residual.
-                let rows = part.rows();
-                let a = match case.a() {
-                    ARows::Dense(d) => ARows::Dense(Dense { data: &d.data[r0 * d.stride..], rows, ..d }),
-                    ARows::Indirect(x) => ARows::Indirect(Indirect {
-                        offsets: &x.offsets[r0 * x.taps..(r0 + rows) * x.taps],
-                        ..x
-                    }),
-                };
-                let residual = Residual::U8 { data: &residual[r0 * n..], ld: n, scale: 0.01, zero_point: 3 };
+                let a = case.rows(r0, part.rows());
+                let data = &residual[r0 * n..];
+                let residual = Residual::U8 { data, ld: n, scale: 0.01, zero_point: 3 };
                 let ep = EpilogueI32 { residual: Some(residual), ..full };
                 gemm_u8i8(kernels, &a, &packed, 0, &ep, part);
             }
             let first = bytes.get_or_insert_with(|| q.clone());
             assert_eq!(*first, q, "{} differs from portable", row.name);
 
-            // The i8 output is the u8 output shifted.
+            // Signed residuals and outputs are the unsigned ones shifted.
+            let signed: Vec<i8> = residual.iter().map(|r| (r ^ 128) as i8).collect();
+            let residual = Residual::I8 { data: &signed, ld: n, scale: 0.01, zero_point: -125 };
+            let full = EpilogueI32 { residual: Some(residual), ..full };
             let mut s = vec![0i8; m * n];
             let out = Output::I8(MatMut::new(&mut s, m, n, n), Quant::new(0.02, -28));
             gemm_u8i8(kernels, &case.a(), &packed, 0, &full, out);

@@ -131,7 +131,8 @@ macro_rules! pixel_tiles {
         $crate::depthwise::DwTiles { by_pixels: [$f::<1>, $f::<2>, $f::<3>, $f::<4>] }
     };
 }
-pub(crate) use pixel_tiles;
+#[cfg(target_arch = "x86_64")]
+use pixel_tiles;
 
 pub(crate) static PORTABLE_F32: DwF32Tiles = pixel_tiles!(portable_f32);
 pub(crate) static PORTABLE_U8I8: DwI8Tiles = pixel_tiles!(portable_u8i8);
