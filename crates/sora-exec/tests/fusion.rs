@@ -1,0 +1,306 @@
+//! Random fused chains, in `f32` and quantized: what lowering fuses equals the graph evaluated node by node.
+
+use fastrand::Rng;
+use sora_exec::{Options, Program, Session};
+use sora_ir::ops::{
+    Activation, ActivationKind, AveragePool, Binary, BinaryKind, Concat, Conv, DequantizeLinear, Flatten,
+    MatMul, MaxPool, QuantizeLinear, Reduce, ReduceKind, Transpose, Unary, UnaryKind,
+};
+use sora_ir::{Graph, Op, TensorType, ValueId, evaluate};
+use sora_kernels::Isa;
+use sora_tensor::{DType, Tensor};
+
+/// A graph under construction from random choices.
+struct Maker {
+    rng: Rng,
+    graph: Graph,
+    count: usize,
+    /// The scale of the last quantization.
+    step: f32,
+}
+
+impl Maker {
+    fn new(seed: u64) -> Self {
+        Maker { rng: Rng::with_seed(seed), graph: Graph::new("chain"), count: 0, step: 0.0 }
+    }
+
+    fn name(&mut self, kind: &str) -> String {
+        self.count += 1;
+        format!("{kind}{}", self.count)
+    }
+
+    fn shape(&self, v: ValueId) -> Vec<usize> {
+        self.graph.ty(v).known_shape().unwrap()
+    }
+
+    fn op(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> ValueId {
+        let op = op.into();
+        let name = self.name(op.name());
+        self.graph.op(&name, op, inputs.iter().copied().map(Some)).unwrap()
+    }
+
+    fn constant(&mut self, tensor: Tensor) -> ValueId {
+        let name = self.name("const");
+        self.graph.constant(&name, tensor)
+    }
+
+    fn reals(&mut self, shape: &[usize], magnitude: f32) -> Tensor {
+        let len = shape.iter().product();
+        let values: Vec<f32> = (0..len).map(|_| (self.rng.f32() * 2.0 - 1.0) * magnitude).collect();
+        Tensor::from_slice(shape, &values).unwrap()
+    }
+
+    /// Weights: real, or bytes behind a dequantization.
+    fn weights(&mut self, shape: &[usize], axis: usize, quantized: bool) -> ValueId {
+        let fan: usize = shape.iter().product::<usize>() / shape[axis];
+        let magnitude = 2.0 / (fan as f32).sqrt();
+        if !quantized {
+            let tensor = self.reals(shape, magnitude);
+            return self.constant(tensor);
+        }
+        let len = shape.iter().product();
+        let q: Vec<i8> = (0..len).map(|_| self.rng.i8(-127..=127)).collect();
+        let scales: Vec<f32> = (0..shape[axis]).map(|_| magnitude / 127.0 * (0.5 + self.rng.f32())).collect();
+        let (q, scales) = (Tensor::from_slice(shape, &q).unwrap(), Tensor::vector(&scales));
+        let (q, scales) = (self.constant(q), self.constant(scales));
+        self.op(DequantizeLinear { axis: axis as i64 }, &[q, scales])
+    }
+
+    /// Quantizes and dequantizes with the parameters of a range; gives the dequantized value.
+    fn fake_quantize(&mut self, v: ValueId, low: f32, high: f32) -> ValueId {
+        self.step = (high - low) / 255.0;
+        let signed = self.rng.u8(0..4) == 0;
+        let zero = (-low / self.step).round() as i32;
+        let scale = self.constant(Tensor::scalar(self.step));
+        let (zero, to) = match signed {
+            true => (Tensor::scalar((zero - 128) as i8), DType::I8),
+            false => (Tensor::scalar(zero as u8), DType::U8),
+        };
+        let zero = self.constant(zero);
+        let q = self.op(QuantizeLinear { axis: 1, to }, &[v, scale, zero]);
+        self.op(DequantizeLinear { axis: 1 }, &[q, scale, zero])
+    }
+
+    fn activation(&mut self, v: ValueId) -> ValueId {
+        let real = |v: f32| v.into();
+        match self.rng.u8(0..6) {
+            0 => v,
+            1 | 2 => self.op(Unary { kind: UnaryKind::Relu }, &[v]),
+            3 => self.op(Activation { kind: ActivationKind::Clip, alpha: real(0.0), beta: real(2.0) }, &[v]),
+            4 => self.op(Unary { kind: UnaryKind::HardSwish }, &[v]),
+            _ => self
+                .op(Activation { kind: ActivationKind::LeakyRelu, alpha: real(0.1), beta: real(0.0) }, &[v]),
+        }
+    }
+
+    /// Convolution, perhaps bias, perhaps residual, perhaps activation, perhaps quantization.
+    fn convolution(&mut self, x: ValueId, quantized: bool) -> ValueId {
+        let shape = self.shape(x);
+        let rank = shape.len() - 2;
+        let channels = shape[1];
+        let keeps = self.rng.bool();
+        let (group, out) = match self.rng.u8(0..4) {
+            0 => (channels, channels),
+            _ if keeps => (1, channels),
+            _ => (1, self.rng.usize(1..40)),
+        };
+        let kernel: Vec<usize> = (0..rank).map(|_| if self.rng.bool() { 3 } else { 1 }).collect();
+        let pads: Vec<usize> = kernel.iter().map(|k| k / 2).collect();
+        let op = Conv { pads: pads.repeat(2), group, ..Conv::new(rank) };
+        let weights = self.weights(&[vec![out, channels / group], kernel].concat(), 0, quantized);
+        let mut inputs = vec![x, weights];
+        let own_bias = self.rng.bool();
+        if own_bias {
+            let bias = self.reals(&[out], 0.5);
+            inputs.push(self.constant(bias));
+        }
+        let mut y = self.op(op, &inputs);
+        if !own_bias && self.rng.bool() {
+            let bias = self.reals(&[vec![out], vec![1; rank]].concat(), 0.5);
+            let bias = self.constant(bias);
+            y = self.op(Binary { kind: BinaryKind::Add }, &[bias, y]);
+        }
+        if out == channels && self.rng.bool() {
+            y = self.op(Binary { kind: BinaryKind::Add }, &[y, x]);
+        }
+        y = self.activation(y);
+        if quantized && self.rng.u8(0..5) > 0 { self.fake_quantize(y, -4.0, 4.0) } else { y }
+    }
+
+    /// Any other layer of a convolutional network.
+    fn other(&mut self, x: ValueId, quantized: bool) -> ValueId {
+        let shape = self.shape(x);
+        let rank = shape.len() - 2;
+        let wide = shape[2..].iter().all(|&d| d >= 2);
+        match self.rng.u8(0..7) {
+            0 if wide => {
+                let (kernel, strides) = (vec![2; rank], vec![2; rank]);
+                let (pads, dilations) = (vec![0; 2 * rank], vec![1; rank]);
+                self.op(MaxPool { kernel, strides, pads, dilations, ceil_mode: false }, &[x])
+            }
+            1 if wide => {
+                let (kernel, strides) = (vec![2; rank], vec![1; rank]);
+                let (pads, dilations) = (vec![0; 2 * rank], vec![1; rank]);
+                let op = AveragePool {
+                    kernel,
+                    strides,
+                    pads,
+                    dilations,
+                    ceil_mode: false,
+                    count_include_pad: false,
+                };
+                let y = self.op(op, &[x]);
+                if quantized { self.fake_quantize(y, -4.0, 4.0) } else { y }
+            }
+            2 => {
+                let y = self.op(Unary { kind: UnaryKind::Sigmoid }, &[x]);
+                if quantized { self.fake_quantize(y, 0.0, 1.0) } else { y }
+            }
+            3 => {
+                let gate = self.op(Unary { kind: UnaryKind::Tanh }, &[x]);
+                let gate = if quantized { self.fake_quantize(gate, -1.0, 1.0) } else { gate };
+                let y = self.op(Binary { kind: BinaryKind::Mul }, &[gate, x]);
+                if quantized { self.fake_quantize(y, -4.0, 4.0) } else { y }
+            }
+            4 => self.op(Concat { axis: 1 }, &[x, x]),
+            5 => {
+                let shift = self.reals(&[vec![shape[1]], vec![1; rank]].concat(), 0.5);
+                let shift = self.constant(shift);
+                let y = self.op(Binary { kind: BinaryKind::Sub }, &[shift, x]);
+                if quantized { self.fake_quantize(y, -4.0, 4.0) } else { y }
+            }
+            _ => {
+                let forth: Vec<usize> = [0].into_iter().chain(2..rank + 2).chain([1]).collect();
+                let back: Vec<usize> = [0, rank + 1].into_iter().chain(1..rank + 1).collect();
+                let y = self.op(Transpose { perm: forth }, &[x]);
+                self.op(Transpose { perm: back }, &[y])
+            }
+        }
+    }
+
+    /// A network of random layers with a classifier behind it.
+    fn network(mut self, quantized: bool, layers: usize) -> (Graph, Tensor, f32) {
+        let rank = self.rng.usize(1..=3);
+        let spatial: Vec<usize> = (0..rank).map(|_| self.rng.usize(3..8)).collect();
+        let shape = [vec![self.rng.usize(1..3), self.rng.usize(1..20)], spatial].concat();
+        let input = self.reals(&shape, 2.0);
+        let x = self.graph.input("x", TensorType::of(&input));
+        let mut y = if quantized { self.fake_quantize(x, -2.0, 2.0) } else { x };
+        for _ in 0..self.rng.usize(1..=layers) {
+            y = if self.rng.u8(0..3) > 0 { self.convolution(y, quantized) } else { self.other(y, quantized) };
+        }
+        if layers > 1 && self.rng.bool() {
+            y = match self.rng.bool() {
+                true => {
+                    let axes = (2..rank as i64 + 2).collect();
+                    let y = self.op(Reduce { kind: ReduceKind::Mean, axes, keep_dims: true }, &[y]);
+                    if quantized { self.fake_quantize(y, -4.0, 4.0) } else { y }
+                }
+                false => y,
+            };
+            let flat = self.op(Flatten { axis: 1 }, &[y]);
+            let (k, n) = (self.shape(flat)[1], self.rng.usize(1..50));
+            let weights = self.weights(&[k, n], 1, quantized);
+            y = self.op(MatMul {}, &[flat, weights]);
+            let bias = self.reals(&[n], 0.5);
+            let bias = self.constant(bias);
+            y = self.op(Binary { kind: BinaryKind::Add }, &[y, bias]);
+            y = self.activation(y);
+            if quantized {
+                y = self.fake_quantize(y, -4.0, 4.0);
+            }
+        }
+        self.graph.output("y", y);
+        (self.graph, input, self.step)
+    }
+}
+
+fn options(isa: Isa, threads: usize) -> Options {
+    Options { isa: Some(isa), threads, ..Options::default() }
+}
+
+#[test]
+fn real_networks_agree_with_the_reference() {
+    for seed in 0..150 {
+        let (graph, input, _) = Maker::new(seed).network(false, 4);
+        let expected = evaluate(&graph, &[("x", &input)]).unwrap()[0].to_f64s();
+        let largest = expected.iter().fold(1e-3f64, |a, v| a.max(v.abs()));
+        for &isa in Isa::available() {
+            for threads in [1, 2] {
+                let session = Session::new(graph.clone(), options(isa, threads)).unwrap();
+                let found = session.run(&[("x", &input)]).unwrap().remove(0).1.to_f64s();
+                let worst = found.iter().zip(&expected).fold(0.0f64, |w, (a, b)| w.max((a - b).abs()));
+                assert!(
+                    worst <= 3e-5 * largest,
+                    "seed {seed}, {isa}, {threads} threads: {worst} of {largest}"
+                );
+            }
+        }
+    }
+}
+
+/// Checks that a quantized network gives the same bits on every instruction set and with every number of
+/// threads; gives the distance from the reference of each value, in steps of the last quantization.
+fn steps_off(seed: u64, layers: usize) -> Vec<f64> {
+    let (graph, input, step) = Maker::new(seed).network(true, layers);
+    let expected = evaluate(&graph, &[("x", &input)]).unwrap()[0].to_f64s();
+    let mut first: Option<Tensor> = None;
+    for &isa in Isa::available() {
+        for threads in [1, 2] {
+            let session = Session::new(graph.clone(), options(isa, threads)).unwrap();
+            let found = session.run(&[("x", &input)]).unwrap().remove(0).1;
+            // Real products may round differently: they are no part of the promise.
+            let program = session.program(&[("x", input.shape().to_vec())]).unwrap();
+            let real = program.steps().iter().any(|s| matches!(s.kernel.as_str(), "conv.f32" | "gemm.f32"));
+            if let Some(first) = first.as_ref().filter(|_| !real) {
+                assert!(found == *first, "seed {seed}: {isa} with {threads} threads differs");
+            }
+            first.get_or_insert(found);
+        }
+    }
+    let found = first.unwrap().to_f64s();
+    found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / f64::from(step)).collect()
+}
+
+#[test]
+fn quantized_layers_are_within_one_step() {
+    for seed in 0..200 {
+        let worst = steps_off(seed, 1).into_iter().fold(0.0, f64::max);
+        assert!(worst <= 1.01, "seed {seed}: {worst} steps");
+    }
+}
+
+/// Each layer may round one value in a thousand the other way, and the next ones amplify it.
+#[test]
+fn quantized_networks_follow_the_reference() {
+    let off: Vec<f64> = (0..150).flat_map(|seed| steps_off(seed, 4)).collect();
+    let worst = off.iter().copied().fold(0.0, f64::max);
+    let differing = off.iter().filter(|&&d| d > 0.5).count();
+    assert!(worst <= 4.0 && differing * 100 < off.len(), "{worst} steps; {differing} of {}", off.len());
+}
+
+#[test]
+fn quantized_chains_are_fused() {
+    let mut maker = Maker::new(1);
+    let x = maker.graph.input("x", TensorType::new(DType::F32, [1usize, 8, 6, 6]));
+    let y = maker.fake_quantize(x, -2.0, 2.0);
+    let weights = maker.weights(&[16, 8, 3, 3], 0, true);
+    let y = maker.op(Conv::new(2), &[y, weights]);
+    let y = maker.op(Unary { kind: UnaryKind::Relu }, &[y]);
+    let y = maker.fake_quantize(y, 0.0, 4.0);
+    let pool = MaxPool {
+        kernel: vec![2; 2],
+        strides: vec![2; 2],
+        pads: vec![0; 4],
+        dilations: vec![1; 2],
+        ceil_mode: false,
+    };
+    let y = maker.op(pool, &[y]);
+    let y = maker.op(Flatten { axis: 1 }, &[y]);
+    let weights = maker.weights(&[64, 10], 1, true);
+    let y = maker.op(MatMul {}, &[y, weights]);
+    maker.graph.output("y", y);
+    let program = Program::compile(&maker.graph, &[], &Options::default()).unwrap();
+    let kernels: Vec<&str> = program.steps().iter().map(|s| s.kernel.as_str()).collect();
+    assert_eq!(kernels, ["quantize.u8", "channels-last", "conv.u8i8", "maxpool.u8", "gemm.u8i8"]);
+}
