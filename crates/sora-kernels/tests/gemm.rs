@@ -262,3 +262,62 @@ fn rounding_is_half_to_even_and_saturates() {
         assert_eq!(q, [10, 12, 12, 10, 8, 255, 0, 255, 0, 0], "{isa}");
     }
 }
+
+#[test]
+fn empty_shapes_are_fine_and_an_empty_sum_is_zero() {
+    for &isa in Isa::available() {
+        let kernels = Kernels::for_isa(isa).unwrap();
+        for (m, n, k) in [(0, 5, 3), (4, 0, 3), (3, 40, 0), (1, 200, 0)] {
+            let a = vec![1.0; m * k];
+            let bias = vec![2.5; n];
+            let rows = ARows::Dense(Dense { data: &a, rows: m, stride: k, k });
+            let packed = PackedF32::from_kn(kernels, &vec![1.0; k * n], k, n, n);
+            let ep = EpilogueF32 { bias: Some(&bias), ..Default::default() };
+            let mut c = vec![0.0; m * n];
+            gemm_f32(kernels, &rows, &packed, 0, &ep, Output::F32(MatMut::new(&mut c, m, n, n)));
+            assert!(k > 0 || c.iter().all(|&c| c == 2.5));
+
+            let a = vec![1u8; m * k];
+            let rows = ARows::Dense(Dense { data: &a, rows: m, stride: k, k });
+            let packed = PackedI8::from_kn(kernels, &vec![1; k * n], k, n, n);
+            assert!(packed.col_sums().iter().all(|&s| s == k as i32));
+            let ep = EpilogueI32 {
+                bias: Some(&vec![3; n]),
+                scale: &vec![0.5; n],
+                residual: None,
+                activation: Activation::None,
+            };
+            gemm_u8i8(kernels, &rows, &packed, 0, &ep, Output::F32(MatMut::new(&mut c, m, n, n)));
+            assert!(k > 0 || c.iter().all(|&c| c == 1.5));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "out of range")]
+fn a_piece_past_the_input_is_refused() {
+    let kernels = Kernels::best();
+    let packed = PackedF32::from_kn(kernels, &[1.0; 4], 4, 1, 1);
+    let a = Indirect { base: &[0.0; 7], offsets: &[4], taps: 1, kc: 4, pad: &[] };
+    let mut c = [0.0];
+    let out = Output::F32(MatMut::new(&mut c, 1, 1, 1));
+    gemm_f32(kernels, &ARows::Indirect(a), &packed, 0, &EpilogueF32::default(), out);
+}
+
+#[test]
+#[should_panic(expected = "multiple")]
+fn a_column_inside_a_panel_is_refused() {
+    let kernels = Kernels::best();
+    let packed = PackedF32::from_kn(kernels, &[1.0; 40], 1, 40, 40);
+    let a = ARows::Dense(Dense { data: &[1.0], rows: 1, stride: 1, k: 1 });
+    let mut c = [0.0];
+    let out = Output::F32(MatMut::new(&mut c, 1, 1, 1));
+    gemm_f32(kernels, &a, &packed, 3, &EpilogueF32::default(), out);
+}
+
+#[test]
+fn operands_cross_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<(PackedF32, PackedI8, Kernels)>();
+    shared::<(Output<'_>, ARows<'_, f32>, ARows<'_, u8>)>();
+}

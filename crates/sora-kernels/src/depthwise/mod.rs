@@ -100,9 +100,13 @@ pub(crate) struct Starts<'a, A> {
 
 impl<A> Starts<'_, A> {
     /// Element `first` of piece `i`.
+    ///
+    /// # Safety
+    /// There must be a piece `i` of at least `first` elements.
     #[inline(always)]
-    fn start(&self, i: usize, first: usize) -> *const A {
-        self.pointers[i].wrapping_add(first)
+    unsafe fn start(&self, i: usize, first: usize) -> *const A {
+        // SAFETY: by the contract.
+        unsafe { self.pointers.get_unchecked(i).add(first) }
     }
 }
 
@@ -181,24 +185,45 @@ unsafe fn portable_u8i8<const P: usize>(x: Starts<'_, u8>, first: usize, w: &[i1
 
 /// What one group of pixels reads, `[taps][pixels]`.
 struct Pieces<'a, A> {
-    slices: Vec<&'a [A]>,
+    /// Starts of pieces of all channels of the input.
     pointers: Vec<*const A>,
     /// The last, incomplete block of channels of each piece, padded to a whole one.
     tail: Vec<A>,
     tail_pointers: Vec<*const A>,
+    input: Indirect<'a, A>,
 }
 
-impl<A: Copy + Default> Pieces<'_, A> {
+impl<'a, A: Copy + Default> Pieces<'a, A> {
+    fn new(input: &Indirect<'a, A>) -> Self {
+        Self {
+            pointers: Vec::with_capacity(PIXELS * input.taps),
+            tail: Vec::new(),
+            tail_pointers: Vec::new(),
+            input: *input,
+        }
+    }
+
+    /// Gathers pixels `first..first + count`.
+    fn gather(&mut self, first: usize, count: usize) {
+        let input = &self.input;
+        self.pointers.clear();
+        for tap in 0..input.taps {
+            self.pointers.extend((first..first + count).map(|row| input.piece(row, tap).as_ptr()));
+        }
+    }
+
     /// The block of `n` channels from `first` on, and where in it they start.
-    #[inline(always)]
-    fn block(&mut self, first: usize, channels: usize, n: usize) -> (Starts<'_, A>, usize) {
+    fn block(&mut self, first: usize, n: usize) -> (Starts<'_, A>, usize) {
+        let channels = self.input.kc;
         if first + n <= channels {
             return (Starts { pointers: &self.pointers, len: channels }, first);
         }
         self.tail.clear();
-        self.tail.resize(self.slices.len() * n, A::default());
-        for (to, from) in self.tail.chunks_exact_mut(n).zip(&self.slices) {
-            to[..channels - first].copy_from_slice(&from[first..channels]);
+        self.tail.resize(self.pointers.len() * n, A::default());
+        for (to, &start) in self.tail.chunks_exact_mut(n).zip(&self.pointers) {
+            // SAFETY: `gather` took the start of a slice of `channels` elements of the input.
+            let from = unsafe { core::slice::from_raw_parts(start, channels) };
+            to[..channels - first].copy_from_slice(&from[first..]);
         }
         self.tail_pointers.clear();
         self.tail_pointers.extend(self.tail.chunks_exact(n).map(<[A]>::as_ptr));
@@ -228,24 +253,13 @@ fn drive<A: Copy + Default, B: Copy, C: Copy, E: Finish<C>>(
     a.validate();
     ep.validate(m, channels);
     let mut scratch = Scratch::new(zero);
-    let capacity = PIXELS * w.taps;
-    let mut p = Pieces {
-        slices: Vec::with_capacity(capacity),
-        pointers: Vec::with_capacity(capacity),
-        tail: Vec::new(),
-        tail_pointers: Vec::new(),
-    };
+    let mut p = Pieces::new(a);
     for row in (0..m).step_by(PIXELS) {
         let rows = PIXELS.min(m - row);
-        p.slices.clear();
-        for tap in 0..w.taps {
-            p.slices.extend((row..row + rows).map(|row| a.piece(row, tap)));
-        }
-        p.pointers.clear();
-        p.pointers.extend(p.slices.iter().map(|x| x.as_ptr()));
+        p.gather(row, rows);
         for (g, weights) in w.data.chunks_exact(w.taps * w.nr).enumerate() {
             let col = g * w.nr;
-            let (x, first) = p.block(col, channels, w.nr);
+            let (x, first) = p.block(col, w.nr);
             let tile = w.tiles.by_pixels[rows - 1];
             assert!(x.pointers.len() == rows * w.taps && first + w.nr <= x.len && rows * w.nr <= MAX_TILE);
             // SAFETY: the weights were packed for a handle, so the tile's instruction set runs
