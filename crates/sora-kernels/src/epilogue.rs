@@ -295,11 +295,11 @@ fn add_residual<const N: usize>(
 }
 
 /// Applies `activation` to `y` and quantizes it into 0..=255 (or −128..=127 shifted by `low`).
-/// NaN becomes the low end.
+/// NaN becomes the low end of what the activation leaves.
 ///
-/// Clamping before rounding equals clamping after it, because rounding is
-/// monotone and the bounds are integers; it also keeps values in the range where
-/// rounding by addition is exact.
+/// Bounds commute with scaling by a positive number and with rounding, both being monotone, so
+/// those of the activation and of the integers become one pair; clamping first also keeps values
+/// in the range where rounding by addition is exact.
 #[inline(always)]
 pub(crate) fn activate_and_quantize(
     y: &mut [f32],
@@ -313,10 +313,10 @@ pub(crate) fn activate_and_quantize(
         (f32::NEG_INFINITY, f32::INFINITY)
     });
     let (inv_scale, zp) = (quant.inv_scale, quant.zero_point);
-    let bottom = (low - zp) as f32;
-    let top = (low + 255 - zp) as f32;
+    let bottom = math::at_least(min * inv_scale, (low - zp) as f32);
+    let top = math::at_most(max * inv_scale, (low + 255 - zp) as f32);
     for (out, &y) in out.iter_mut().zip(&*y) {
-        let v = math::clamp(y, min, max) * inv_scale;
+        let v = y * inv_scale;
         let v = if v > bottom { v } else { bottom };
         let v = if v < top { v } else { top };
         *out = math::round_to_i32(v).wrapping_add(zp) as u8;

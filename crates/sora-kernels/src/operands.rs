@@ -218,7 +218,7 @@ impl<'a, T> MatMut<'a, T> {
 /// How a real value becomes an integer: `clamp(round_ties_even(y * inv_scale) + zero_point)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quant {
-    /// Reciprocal of the scale.
+    /// Reciprocal of the scale; positive.
     pub inv_scale: f32,
     /// The integer that stands for zero.
     pub zero_point: i32,
