@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Add, Mul, Sub};
 use std::sync::Arc;
 
@@ -161,6 +162,18 @@ impl Dim {
     }
 }
 
+/// Bounds of a polynomial, far above what networks have: beyond them a product becomes a symbol of its own, so that
+/// no file can make shape arithmetic explode.
+const MOST_TERMS: usize = 256;
+const MOST_FACTORS: usize = 16;
+
+/// The same for equal values, so that equal products stay equal.
+fn fingerprint(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl From<i64> for Dim {
     fn from(value: i64) -> Self {
         Dim(Repr::Const(value))
@@ -200,6 +213,10 @@ impl Mul for Dim {
             return Dim::from(a.saturating_mul(*b));
         }
         let (left, right) = (self.terms(), other.terms());
+        let degree = |terms: &BTreeMap<Monomial, i64>| terms.keys().map(Vec::len).max().unwrap_or(0);
+        if left.len() * right.len() > MOST_TERMS || degree(&left) + degree(&right) > MOST_FACTORS {
+            return Dim::symbol(&format!("?{:016x}", fingerprint(&(&self, &other))));
+        }
         Dim::from_terms(left.iter().flat_map(|(m, a)| {
             right.iter().map(move |(n, b)| ([m.as_slice(), n].concat(), a.saturating_mul(*b)))
         }))
@@ -358,6 +375,16 @@ mod tests {
                 assert_eq!(eval(&(q * b.clone())), eval(&a) * eval(&b));
             }
         }
+    }
+
+    #[test]
+    fn repeated_squaring_stays_small() {
+        let mut dim = Dim::symbol("N") + Dim::from(1usize);
+        for _ in 0..60 {
+            dim = dim.clone() * dim + Dim::symbol("M");
+        }
+        assert!(dim.to_string().len() < 20_000);
+        assert_eq!(Dim::parse(&dim.to_string()), Some(dim));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use sora_tensor::{DType, Tensor};
 
-use super::{attrs, for_each_index, product};
+use super::{attrs, for_each_index, product, room};
 use crate::case::{Arg, Case, Gen};
 use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
@@ -92,7 +92,7 @@ impl OpDef for Conv {
         let (xs, ws) = (x.to_f64s(), w.to_f64s());
         let (per_group_in, per_group_out) = (w.shape()[1], w.shape()[0] / self.group);
         let kernel = &w.shape()[2..];
-        let mut out = Vec::with_capacity(shape.iter().product());
+        let mut out = room(&shape)?;
         for_each_index(&shape, |index| {
             let (n, m) = (index[0], index[1]);
             let mut sum = bias.as_ref().map_or(0.0, |b| b[m]);
