@@ -1,1 +1,37 @@
-//! Placeholder while the workspace is laid out.
+//! Sora makes trained neural networks small and fast.
+//!
+//! [`Model`] reads and writes networks; [`compress`](sora_compress::compress) makes them smaller and faster inside
+//! an accuracy budget; [`exec::Session`] runs them. The crates underneath are re-exported as modules.
+//!
+//! ```no_run
+//! use sora::{Model, compress, data, exec};
+//!
+//! let mut model = Model::load("model.onnx".as_ref())?;
+//! let samples = data::Dataset::open("pictures".as_ref(), &data::OpenOptions::default())?;
+//! let preprocess = model.preprocess_for(&samples, None)?;
+//! let options = compress::Options { max_drop: 0.01, ..Default::default() };
+//! let outcome = compress::compress(&model.graph, &samples, &preprocess, &options, &compress::Silent)?;
+//! model.graph = outcome.graph;
+//! model.save("model.sora".as_ref())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod format;
+mod metadata;
+mod model;
+pub mod report;
+mod write;
+
+pub use error::Failure;
+pub use metadata::{Measurement, Metadata, Recipe, RecipeLayer};
+pub use model::{Kind, Model};
+pub use sora_compress as compress;
+pub use sora_data as data;
+pub use sora_exec as exec;
+pub use sora_ir as ir;
+pub use sora_onnx as onnx;
+pub use sora_rewrite as rewrite;
+pub use sora_tensor as tensor;
+pub use write::{check_writable, write_atomically};

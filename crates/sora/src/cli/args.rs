@@ -1,0 +1,186 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Makes trained neural networks small and fast.
+#[derive(Debug, Parser)]
+#[command(name = "sora", version, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show a model's operators, shapes, parameters, multiply-adds and size.
+    Inspect(Inspect),
+    /// Run a model on tensors from NumPy files.
+    Run(Run),
+    /// Measure a model's accuracy on a data set.
+    Evaluate(Evaluate),
+    /// Make a model smaller and faster inside an accuracy budget.
+    Compress(Compress),
+    /// Measure a model's latency on this machine.
+    Bench(Bench),
+    /// Convert between model formats, by file ending: .onnx, .sora, .txt (text form).
+    Convert(Convert),
+}
+
+impl Command {
+    /// Whether the caller wants one JSON object on standard output.
+    pub(super) fn json(&self) -> bool {
+        match self {
+            Command::Inspect(args) => args.json,
+            Command::Run(_) | Command::Convert(_) => false,
+            Command::Evaluate(args) => args.json,
+            Command::Compress(args) => args.json,
+            Command::Bench(args) => args.json,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Inspect {
+    /// The model: .onnx, .sora or .txt
+    pub(super) model: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Also list what graph optimization does to the model
+    #[arg(long)]
+    pub(super) explain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// The model: .onnx, .sora or .txt
+    pub(super) model: PathBuf,
+    /// An input tensor as NAME=FILE.npy; repeat for each input
+    #[arg(long = "input", value_name = "NAME=FILE.npy", required = true)]
+    pub(super) inputs: Vec<String>,
+    /// Where the outputs go, by name
+    #[arg(long, value_name = "OUT.npz")]
+    pub(super) output: PathBuf,
+    #[command(flatten)]
+    pub(super) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Evaluate {
+    /// The model: .onnx, .sora or .txt
+    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Also write the model's outputs for all samples, in order
+    #[arg(long, value_name = "OUT.npz")]
+    pub(super) outputs: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) engine: Engine,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Compress {
+    /// The model: .onnx, .sora or .txt
+    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Accuracy that may be lost, as a share: 0.01 is one point of a hundred
+    #[arg(long, default_value_t = 0.01, value_parser = share)]
+    pub(super) max_drop: f64,
+    /// What to prefer where speed and size disagree
+    #[arg(long, value_enum, default_value_t = Prefer::Latency)]
+    pub(super) prefer: Prefer,
+    /// Where the result goes: .sora or .onnx (QDQ); repeat for both
+    #[arg(short, long = "output", value_name = "OUT", required = true)]
+    pub(super) output: Vec<PathBuf>,
+    /// Also write a report that opens in any browser
+    #[arg(long, value_name = "R.html")]
+    pub(super) report: Option<PathBuf>,
+    /// Seed of the split of the data into calibration, decision and report
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Also list what graph optimization did and what the search tried
+    #[arg(long)]
+    pub(super) explain: bool,
+    #[command(flatten)]
+    pub(super) engine: Engine,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Prefer {
+    /// No layer may become slower
+    Latency,
+    /// A layer may become slower where that makes the file smaller
+    Size,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    /// The model: .onnx, .sora or .txt
+    pub(super) model: PathBuf,
+    /// Extent of the symbolic first dimension of every input
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) batch: u32,
+    /// Shape of an input as NAME=1x3x224x224; repeat for each input whose shape the file leaves open
+    #[arg(long = "shape", value_name = "NAME=DxD")]
+    pub(super) shapes: Vec<String>,
+    /// Print the time of each step
+    #[arg(long)]
+    pub(super) profile: bool,
+    /// Seconds to measure for, after warming up
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    pub(super) seconds: f64,
+    #[command(flatten)]
+    pub(super) engine: Engine,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Convert {
+    /// The model to read
+    pub(super) input: PathBuf,
+    /// The file to write
+    pub(super) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Data {
+    /// Image folder (class = folder), .npz (x, y), .csv[.gz], or IDX folder
+    #[arg(long, value_name = "DATA")]
+    pub(super) data: PathBuf,
+    /// How a sample becomes an input: text such as resize=256,crop=224,layout=nchw,scale=1/255, or a .toml
+    /// file with the same keys. Default: what the model file says, else what its input shape implies
+    #[arg(long, value_name = "SPEC")]
+    pub(super) preprocess: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Engine {
+    /// Threads to run the network with
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) threads: u16,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 3600.0 => Ok(value),
+        _ => Err("expected a number of seconds above 0 and up to 3600".to_owned()),
+    }
+}

@@ -1,0 +1,208 @@
+//! `sora bench`.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sora::exec::{Profile, Session};
+use sora::ir::TensorType;
+use sora::tensor::{DType, Tensor};
+use sora::{Failure, Model};
+
+use super::args::Bench;
+use super::table::table;
+use super::{Printed, engine_failure, one_line, progress, warn};
+
+pub(super) fn bench(args: &Bench) -> Printed {
+    let start = Instant::now();
+    let model = Model::load(&args.model)?;
+    warn(&model.warnings);
+    let inputs = random_inputs(&model, args)?;
+    let failed = engine_failure(&args.model);
+    let session = Session::new(model.graph, args.engine.options()).map_err(&failed)?;
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    session.run(&given).map_err(&failed)?;
+    let load_ms = milliseconds(start.elapsed());
+
+    let (times, profiles) = measure(&session, &given, args)?;
+    let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+    let (median, p90, min) = (at(0.5), at(0.9), at(0.0));
+    let isa = session.isa().to_string();
+    let steps = merge(&profiles);
+    if args.json {
+        let mut object = json!({
+            "median_ms": median, "p90_ms": p90, "min_ms": min, "runs": times.len(), "load_ms": load_ms,
+            "peak_rss_mb": peak_rss_mb(), "threads": args.engine.threads, "isa": isa,
+        });
+        if args.profile {
+            object["profile"] = steps.iter().map(Step::json).collect();
+        }
+        return Ok(one_line(&object));
+    }
+    let mut text = format!(
+        "median {median:.4} ms, 90 % below {p90:.4} ms, least {min:.4} ms over {} runs\n\
+         load to first result {load_ms:.1} ms, {} thread(s), {isa}\n",
+        times.len(),
+        args.engine.threads,
+    );
+    if args.profile {
+        let total: f64 = steps.iter().map(|s| s.milliseconds).sum();
+        let rows: Vec<Vec<String>> = steps.iter().map(|step| step.row(total)).collect();
+        text += "\n";
+        text += &table(&["step", "kernel", "shape", "ms", "share", "GMAC/s"], &rows);
+    }
+    Ok(text)
+}
+
+/// Sorted times in milliseconds, and the profiles if asked for. Warms up for a tenth of the time.
+fn measure(
+    session: &Session,
+    given: &[(&str, &Tensor)],
+    args: &Bench,
+) -> Result<(Vec<f64>, Vec<Profile>), Failure> {
+    const MOST_RUNS: usize = 1_000_000;
+    let failed = engine_failure(&args.model);
+    let warm_until = Instant::now() + Duration::from_secs_f64(args.seconds / 10.0);
+    while Instant::now() < warm_until {
+        session.run(given).map_err(&failed)?;
+    }
+    let mut times = Vec::new();
+    let until = Instant::now() + Duration::from_secs_f64(args.seconds);
+    while times.is_empty() || (Instant::now() < until && times.len() < MOST_RUNS) {
+        let start = Instant::now();
+        session.run(given).map_err(&failed)?;
+        times.push(milliseconds(start.elapsed()));
+        if progress::interrupted() {
+            return Err(progress::interruption());
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let mut profiles = Vec::new();
+    let rounds = if args.profile { 50.min(times.len()) } else { 0 };
+    for _ in 0..rounds {
+        profiles.push(session.run_profiled(given).map_err(&failed)?.1);
+    }
+    Ok((times, profiles))
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+struct Step {
+    name: String,
+    kernel: String,
+    shape: String,
+    macs: u64,
+    milliseconds: f64,
+}
+
+impl Step {
+    fn json(&self) -> serde_json::Value {
+        json!({"step": self.name, "kernel": self.kernel, "shape": self.shape, "macs": self.macs, "ms": self.milliseconds})
+    }
+
+    fn row(&self, total: f64) -> Vec<String> {
+        let rate = match self.macs {
+            0 => String::new(),
+            macs => format!("{:.1}", macs as f64 / self.milliseconds.max(1e-9) / 1e6),
+        };
+        let share = format!("{:.1} %", 100.0 * self.milliseconds / total.max(1e-12));
+        let time = format!("{:.4}", self.milliseconds);
+        vec![self.name.clone(), self.kernel.clone(), self.shape.clone(), time, share, rate]
+    }
+}
+
+/// The median time of each step over all profiles.
+fn merge(profiles: &[Profile]) -> Vec<Step> {
+    let Some(first) = profiles.first() else { return Vec::new() };
+    let step = |(i, sora::exec::StepTime { step, .. }): (usize, &sora::exec::StepTime)| {
+        let mut times: Vec<u64> =
+            profiles.iter().filter_map(|p| p.steps.get(i)).map(|s| s.nanoseconds).collect();
+        times.sort_unstable();
+        let shape: Vec<String> = step.shape.iter().map(ToString::to_string).collect();
+        Step {
+            name: step.name.clone(),
+            kernel: step.kernel.clone(),
+            shape: shape.join("×"),
+            macs: step.macs,
+            milliseconds: times[times.len() / 2] as f64 / 1e6,
+        }
+    };
+    first.steps.iter().enumerate().map(step).collect()
+}
+
+/// Random values for every input: floats in -1..1, integers 0, which is a valid index everywhere.
+fn random_inputs(model: &Model, args: &Bench) -> Result<Vec<(String, Tensor)>, Failure> {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f64 / (1u64 << 23) as f64 - 1.0
+    };
+    let names: Vec<&String> = model.graph.inputs().iter().map(|&id| &model.graph.value(id).name).collect();
+    for shape in &args.shapes {
+        let name = shape.split('=').next().unwrap_or_default();
+        if names.iter().all(|n| *n != name) {
+            let hint = format!("The model's inputs are {names:?}.");
+            return Err(Failure::new("There is no such input.", format!("--shape {shape}"), hint));
+        }
+    }
+    let inputs = model.graph.inputs().iter().map(|&id| {
+        let value = model.graph.value(id);
+        let shape = input_shape(&value.name, &value.ty, args)?;
+        let failed = |e: sora::tensor::TensorError| {
+            Failure::new(e.to_string(), value.name.clone(), "Give a smaller --shape or --batch.")
+        };
+        let zeros = Tensor::zeros(value.ty.dtype, &shape).map_err(failed)?;
+        let tensor = match value.ty.dtype.is_float() || value.ty.dtype == DType::U8 {
+            true => {
+                let scale = if value.ty.dtype.is_float() { 1.0 } else { 127.0 };
+                let values: Vec<f64> = (0..zeros.len()).map(|_| uniform() * scale).collect();
+                Tensor::from_f64s(value.ty.dtype, &shape, &values).map_err(failed)?
+            }
+            false => zeros,
+        };
+        Ok((value.name.clone(), tensor))
+    });
+    inputs.collect()
+}
+
+fn input_shape(name: &str, ty: &TensorType, args: &Bench) -> Result<Vec<usize>, Failure> {
+    let given = args.shapes.iter().find_map(|s| s.split_once('=').filter(|(n, _)| *n == name));
+    if let Some((_, text)) = given {
+        let shape: Result<Vec<usize>, _> = text.split('x').map(str::parse).collect();
+        let shape = shape.map_err(|_| {
+            Failure::new(
+                "A shape is extents joined by x.",
+                format!("--shape {name}={text}"),
+                "Write 1x3x224x224.",
+            )
+        })?;
+        let fits = ty.accepts(&TensorType::new(ty.dtype, shape.iter().copied()));
+        return match fits {
+            true => Ok(shape),
+            false => Err(Failure::new(
+                format!("The model takes {ty} here."),
+                format!("--shape {name}={text}"),
+                "Give extents that agree with it.",
+            )),
+        };
+    }
+    let batch = args.batch as usize;
+    let extents = ty.shape.iter().enumerate().map(|(axis, dim)| match dim.known() {
+        Some(extent) => Ok(extent),
+        None if axis == 0 => Ok(batch),
+        None => Err(Failure::new(
+            format!("The model leaves extent {axis} of this input open: {ty}."),
+            name,
+            format!("Add --shape {name}=…, extents joined by x."),
+        )),
+    });
+    extents.collect()
+}
+
+/// The most memory the process has held, in megabytes; `None` where the system does not tell.
+fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<f64>().ok().map(|kb| kb * 1024.0 / 1e6)
+}

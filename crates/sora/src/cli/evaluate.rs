@@ -1,0 +1,65 @@
+//! `sora evaluate`.
+
+use serde_json::{Map, Value, json};
+use sora::data::{Dataset, OpenOptions, Preprocess};
+use sora::{Failure, Model, check_writable, compress, write_atomically};
+
+use super::args::{Data, Evaluate};
+use super::progress::Bars;
+use super::{Printed, npz_bytes, one_line, warn};
+
+pub(super) fn evaluate(args: &Evaluate) -> Printed {
+    if let Some(path) = &args.outputs {
+        check_writable(path)?;
+    }
+    let model = Model::load(&args.model)?;
+    warn(&model.warnings);
+    let (data, preprocess) = open(&model, &args.data)?;
+    let threads = usize::from(args.engine.threads);
+    let bars = Bars::new();
+    let result = compress::evaluate(&model.graph, &data, &preprocess, None, threads, &bars);
+    let result = result.map_err(|e| compression_failure(&e))?;
+    if let Some(path) = &args.outputs {
+        let outputs = compress::outputs(&model.graph, &data, &preprocess, threads, &bars);
+        write_atomically(path, &npz_bytes(path, &outputs.map_err(|e| compression_failure(&e))?)?)?;
+    }
+    drop(bars);
+    let [low, high] = result.ci95;
+    if args.json {
+        let (mut metrics, mut intervals) = (Map::new(), Map::new());
+        metrics.insert("accuracy".into(), json!(result.accuracy));
+        intervals.insert("accuracy".into(), json!([low, high]));
+        if let Some(top5) = result.top5 {
+            metrics.insert("top5".into(), json!(top5));
+        }
+        let object = json!({
+            "samples": result.samples, "metrics": Value::Object(metrics), "ci95": Value::Object(intervals),
+            "preprocess": preprocess,
+        });
+        return Ok(one_line(&object));
+    }
+    let top5 = result.top5.map(|v| format!(", top-5 {:.2} %", 100.0 * v)).unwrap_or_default();
+    Ok(format!(
+        "accuracy {:.2} % (95 % interval {:.2} to {:.2}){top5} on {} samples\npreprocessing {preprocess}",
+        100.0 * result.accuracy,
+        100.0 * low,
+        100.0 * high,
+        result.samples
+    ))
+}
+
+/// The data set, and how its samples become the model's input.
+pub(super) fn open(model: &Model, args: &Data) -> Result<(Dataset, Preprocess), Failure> {
+    let data = Dataset::open(&args.data, &OpenOptions::default())?;
+    let given = args.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
+    let preprocess = model.preprocess_for(&data, given)?;
+    Ok((data, preprocess))
+}
+
+/// A failure of the compression crate in its three parts.
+pub(super) fn compression_failure(error: &compress::CompressError) -> Failure {
+    match error {
+        compress::CompressError::Cancelled => super::progress::interruption(),
+        error => Failure::new(error.what(), error.where_(), error.hint()),
+    }
+}

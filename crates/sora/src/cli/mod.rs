@@ -1,0 +1,114 @@
+//! The command line: one file per command, and what they share.
+
+mod args;
+mod bench;
+mod compress;
+mod convert;
+mod evaluate;
+mod inspect;
+mod progress;
+mod run;
+mod table;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::{Value, json};
+use sora::Failure;
+use sora::tensor::Tensor;
+
+use args::{Cli, Command, Engine};
+
+/// Runs the command line: exit status 0 done, 1 failed, 2 wrong usage.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.command.json();
+    progress::watch_interrupts();
+    let result = match &cli.command {
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Run(args) => run::run(args),
+        Command::Evaluate(args) => evaluate::evaluate(args),
+        Command::Compress(args) => compress::compress(args),
+        Command::Bench(args) => bench::bench(args),
+        Command::Convert(args) => convert::convert(args),
+    };
+    match result {
+        Ok(output) => {
+            // A reader that has seen enough closes the pipe: that is no failure.
+            let _ = writeln!(std::io::stdout(), "{}", output.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(failure) if json => {
+            let _ = writeln!(std::io::stdout(), "{}", json!({ "error": failure }));
+            ExitCode::FAILURE
+        }
+        Err(failure) => {
+            eprintln!("error: {}\n  where: {}\n  to do: {}", failure.what, failure.place, failure.hint);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a command prints on success.
+type Printed = Result<String, Failure>;
+
+impl Engine {
+    fn options(&self) -> sora::exec::Options {
+        sora::exec::Options { threads: usize::from(self.threads), ..sora::exec::Options::default() }
+    }
+}
+
+/// A failure to run a model.
+fn engine_failure(model: &Path) -> impl Fn(sora::exec::ExecError) -> Failure + '_ {
+    move |error| {
+        let hint = match &error {
+            sora::exec::ExecError::Isa(_) => "Unset SORA_ISA or set it to one of those.",
+            _ => "Compare with what `sora inspect` shows of the model's inputs.",
+        };
+        Failure::new(format!("Cannot run the model: {error}"), model.display().to_string(), hint)
+    }
+}
+
+/// Named tensors as the bytes of an .npz file.
+fn npz_bytes(path: &Path, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, Failure> {
+    let arrays: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    sora::data::npz::write(&mut bytes, &arrays).map_err(|e| Failure::io("write the file", path, &e))?;
+    Ok(bytes.into_inner())
+}
+
+/// Prints what the import noticed to standard error.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("note: {warning}");
+    }
+}
+
+/// A JSON object on one line.
+fn one_line(value: &Value) -> String {
+    value.to_string()
+}
+
+/// Bytes as people read them.
+fn human_bytes(bytes: u64) -> String {
+    let units = ["B", "kB", "MB", "GB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// A count as people read it.
+fn human_count(count: u64) -> String {
+    match count {
+        0..=9_999 => count.to_string(),
+        10_000..=999_999 => format!("{:.1} k", count as f64 / 1e3),
+        1_000_000..=999_999_999 => format!("{:.1} M", count as f64 / 1e6),
+        _ => format!("{:.2} G", count as f64 / 1e9),
+    }
+}

@@ -1,0 +1,102 @@
+//! The `.sora` file: graph, weights and what a user must know about them, in one file that maps into memory.
+//! `docs/format.md` describes the bytes.
+
+mod read;
+mod write;
+
+pub use read::{read, read_bytes};
+pub use write::to_bytes;
+
+/// The first eight bytes: a name, and line ends that a transfer in text mode would damage.
+const MAGIC: [u8; 8] = *b"SORA\r\n\x1a\n";
+
+/// Version of the layout; a reader refuses any other.
+const VERSION: u32 = 1;
+
+/// Alignment in bytes of every section and of every tensor in the file.
+const ALIGNMENT: usize = 64;
+
+/// Bytes before the section table: magic, version, number of sections, length of the file.
+const HEADER: usize = 24;
+
+/// Bytes of one entry of the section table: tag, checksum, offset, length.
+const ENTRY: usize = 24;
+
+/// The sections, each present exactly once.
+mod tag {
+    /// The graph in its text form, UTF-8.
+    pub(super) const GRAPH: [u8; 4] = *b"GRPH";
+    /// One record per tensor of the table that the graph's `@n` refer to.
+    pub(super) const TENSORS: [u8; 4] = *b"TNSR";
+    /// The elements of those tensors.
+    pub(super) const DATA: [u8; 4] = *b"DATA";
+    /// [`crate::Metadata`] as JSON.
+    pub(super) const METADATA: [u8; 4] = *b"META";
+
+    pub(super) const ALL: [[u8; 4]; 4] = [GRAPH, TENSORS, DATA, METADATA];
+}
+
+#[cfg(test)]
+mod tests {
+    use sora_ir::ops::Conv;
+    use sora_ir::{Graph, TensorType, text};
+    use sora_tensor::{Buffer, DType, Tensor};
+
+    use super::*;
+    use crate::Metadata;
+
+    fn sample() -> (Graph, Metadata) {
+        let mut graph = Graph::new("sample");
+        let x = graph.input("x", TensorType::new(DType::F32, [1usize, 3, 8, 8]));
+        let values: Vec<f32> = (0..4 * 3 * 9).map(|i| i as f32).collect();
+        let w = graph.constant("w", Tensor::from_slice(&[4, 3, 3, 3], &values).unwrap());
+        let y = graph.op("conv", Conv::new(2), [x, w]).unwrap();
+        graph.output("y", y);
+        let metadata = Metadata { labels: Some(vec!["shirt".into(), "shoe".into()]), ..Metadata::default() };
+        (graph, metadata)
+    }
+
+    #[test]
+    fn files_read_back_equal() {
+        let (graph, metadata) = sample();
+        let bytes = to_bytes(&graph, &metadata).unwrap();
+        let (again, read_metadata) = read_bytes(Buffer::copy_of(&bytes)).unwrap();
+        assert_eq!(text::print(&again), text::print(&graph));
+        assert_eq!(read_metadata, metadata);
+    }
+
+    #[test]
+    fn every_truncation_and_every_flipped_byte_is_refused() {
+        let (graph, metadata) = sample();
+        let bytes = to_bytes(&graph, &metadata).unwrap();
+        for end in 0..bytes.len() {
+            assert!(read_bytes(Buffer::copy_of(&bytes[..end])).is_err(), "truncated to {end}");
+        }
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x41;
+            // Padding between sections is the only part without a checksum: it is required to be zero.
+            assert!(read_bytes(Buffer::copy_of(&damaged)).is_err(), "flipped byte {at}");
+        }
+    }
+
+    #[test]
+    fn hostile_headers_with_right_checksums_are_refused() {
+        let (graph, metadata) = sample();
+        let bytes = to_bytes(&graph, &metadata).unwrap();
+        let mut rng = fastrand::Rng::with_seed(3);
+        let table_end = HEADER + ENTRY * tag::ALL.len();
+        for _ in 0..20_000 {
+            let mut hostile = bytes.clone();
+            for _ in 0..rng.usize(1..4) {
+                let at = rng.usize(8..table_end);
+                hostile[at] = if rng.bool() { rng.u8(..) } else { 0xff };
+            }
+            let checksum = crc32fast::hash(&hostile[..table_end]);
+            hostile[table_end..table_end + 4].copy_from_slice(&checksum.to_le_bytes());
+            if let Ok((again, _)) = read_bytes(Buffer::copy_of(&hostile)) {
+                assert_eq!(text::print(&again), text::print(&graph));
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Bytes → graph and metadata. The file is taken as hostile: every length and offset is checked, every section
+//! has a checksum, and what parses is verified like any other graph.
+#![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use sora_ir::{Graph, text};
+use sora_tensor::{Buffer, DType, Tensor, element_count};
+
+use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, tag};
+use crate::{Failure, Metadata};
+
+/// Reads a `.sora` file; its weights stay mapped from the file.
+///
+/// # Errors
+/// [`Failure`] naming the file and what is wrong with it.
+pub fn read(path: &Path) -> Result<(Graph, Metadata), Failure> {
+    let buffer = File::open(path).and_then(|file| Buffer::map(&file));
+    let buffer = buffer.map_err(|error| Failure::io("read the model", path, &error))?;
+    read_bytes(buffer).map_err(|mut failure| {
+        failure.place = format!("{}: {}", path.display(), failure.place);
+        failure
+    })
+}
+
+/// Reads the bytes of a `.sora` file.
+///
+/// # Errors
+/// [`Failure`] naming the part of the file and what is wrong with it.
+pub fn read_bytes(file: Buffer) -> Result<(Graph, Metadata), Failure> {
+    if cfg!(target_endian = "big") {
+        return Err(Failure::new(
+            "`.sora` files are little-endian.",
+            "header",
+            "Use a little-endian machine.",
+        ));
+    }
+    let sections = Sections::read(&file)?;
+    let graph_text = std::str::from_utf8(sections.get(&file, tag::GRAPH)?)
+        .map_err(|e| damaged("GRPH", format!("the graph is not UTF-8: {e}")))?;
+    let tensors = tensors(&file, &sections)?;
+    let graph = text::parse_with_table(graph_text, &tensors).map_err(|e| damaged("GRPH", e.to_string()))?;
+    let metadata = serde_json::from_slice(sections.get(&file, tag::METADATA)?)
+        .map_err(|e| damaged("META", format!("the metadata is not as documented: {e}")))?;
+    Ok((graph, metadata))
+}
+
+fn damaged(place: &str, why: String) -> Failure {
+    Failure::new(
+        format!("The model file is damaged: {why}."),
+        place,
+        "Copy the file again from where it was made, or run `sora compress` again.",
+    )
+}
+
+struct Sections(Vec<([u8; 4], Range<usize>)>);
+
+impl Sections {
+    fn read(file: &Buffer) -> Result<Self, Failure> {
+        let mut header = Cursor { rest: file, place: "header" };
+        if header.take(MAGIC.len())? != MAGIC {
+            let what = "This is not a .sora file.";
+            return Err(Failure::new(
+                what,
+                "header",
+                "Give a file written by `sora compress` or `sora convert`.",
+            ));
+        }
+        let version = header.u32()?;
+        if version != VERSION {
+            let what = format!("The file has format version {version}; this Sora reads version {VERSION}.");
+            return Err(Failure::new(
+                what,
+                "header",
+                "Use the Sora that wrote it, or convert the model again.",
+            ));
+        }
+        let (count, length) = (header.size32()?, header.size64()?);
+        if length != file.len() {
+            return Err(damaged("header", format!("it has {} bytes and should have {length}", file.len())));
+        }
+        if count != tag::ALL.len() {
+            return Err(damaged(
+                "header",
+                format!("it has {count} sections and should have {}", tag::ALL.len()),
+            ));
+        }
+        let table_end = HEADER + ENTRY * count;
+        let checksum = crc32fast::hash(file.get(..table_end).unwrap_or_default());
+        let mut entries = Vec::new();
+        for _ in 0..count {
+            let tag: [u8; 4] = header.array()?;
+            let (checksum, offset, length) = (header.u32()?, header.size64()?, header.size64()?);
+            entries.push((tag, checksum, offset, length));
+        }
+        if header.u32()? != checksum {
+            return Err(damaged("header", "its checksum does not match".to_owned()));
+        }
+        let mut sections = Vec::new();
+        let mut end_of_last = table_end + 4;
+        for (tag, checksum, offset, length) in entries {
+            let name = String::from_utf8_lossy(&tag).into_owned();
+            let range = offset..offset.checked_add(length).unwrap_or(usize::MAX);
+            let bytes = file
+                .get(range.clone())
+                .ok_or_else(|| damaged(&name, "it lies outside the file".to_owned()))?;
+            if offset % ALIGNMENT != 0 || offset != end_of_last.next_multiple_of(ALIGNMENT) {
+                return Err(damaged(&name, format!("it starts at {offset}, not behind the one before")));
+            }
+            if file.get(end_of_last..offset).is_none_or(|gap| gap.iter().any(|&b| b != 0)) {
+                return Err(damaged(&name, "the padding before it is not zero".to_owned()));
+            }
+            if crc32fast::hash(bytes) != checksum {
+                return Err(damaged(&name, "its checksum does not match".to_owned()));
+            }
+            end_of_last = range.end;
+            sections.push((tag, range));
+        }
+        match end_of_last == file.len() {
+            true => Ok(Sections(sections)),
+            false => Err(damaged("end", "there is more behind the last section".to_owned())),
+        }
+    }
+
+    fn range(&self, tag: [u8; 4]) -> Result<Range<usize>, Failure> {
+        let found = self.0.iter().find(|(t, _)| *t == tag).map(|(_, range)| range.clone());
+        found
+            .ok_or_else(|| damaged("header", format!("section {} is missing", String::from_utf8_lossy(&tag))))
+    }
+
+    fn get<'a>(&self, file: &'a Buffer, tag: [u8; 4]) -> Result<&'a [u8], Failure> {
+        Ok(file.get(self.range(tag)?).unwrap_or_default())
+    }
+}
+
+fn tensors(file: &Buffer, sections: &Sections) -> Result<Vec<Tensor>, Failure> {
+    let data = sections.range(tag::DATA)?;
+    let mut records = Cursor { rest: sections.get(file, tag::TENSORS)?, place: "TNSR" };
+    let count = records.size32()?;
+    let mut tensors = Vec::new();
+    for _ in 0..count {
+        let name_length = records.u8()?;
+        let name = records.take(usize::from(name_length))?;
+        let dtype: DType = String::from_utf8_lossy(name)
+            .parse()
+            .map_err(|e: sora_tensor::ParseDTypeError| damaged("TNSR", e.to_string()))?;
+        let rank = records.u8()?;
+        let shape: Vec<usize> = (0..rank).map(|_| records.size64()).collect::<Result<_, _>>()?;
+        let offset = records.size64()?;
+        let bytes = element_count(&shape).and_then(|n| n.checked_mul(dtype.size()));
+        let start = data.start.checked_add(offset);
+        let range = start.zip(bytes).and_then(|(start, n)| Some(start..start.checked_add(n)?));
+        let range = range.filter(|r| r.end <= data.end && offset % ALIGNMENT == 0);
+        let elements = range.and_then(|range| file.slice(range));
+        let elements = elements.ok_or_else(|| {
+            damaged("TNSR", format!("a tensor of shape {shape:?} lies outside the data section"))
+        })?;
+        tensors.push(Tensor::new(dtype, &shape, elements).map_err(|e| damaged("TNSR", e.to_string()))?);
+    }
+    match records.rest.is_empty() {
+        true => Ok(tensors),
+        false => Err(damaged("TNSR", "there is more behind the last record".to_owned())),
+    }
+}
+
+struct Cursor<'a> {
+    rest: &'a [u8],
+    place: &'static str,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Failure> {
+        match self.rest.split_at_checked(n) {
+            Some((bytes, rest)) => {
+                self.rest = rest;
+                Ok(bytes)
+            }
+            None => Err(damaged(self.place, "it ends too early".to_owned())),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
+        let bytes = self.take(N)?;
+        bytes.try_into().map_err(|_| damaged(self.place, "it ends too early".to_owned()))
+    }
+
+    fn u8(&mut self) -> Result<u8, Failure> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32, Failure> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn size32(&mut self) -> Result<usize, Failure> {
+        let value = self.u32()?;
+        usize::try_from(value).map_err(|_| damaged(self.place, format!("{value} is too large")))
+    }
+
+    fn size64(&mut self) -> Result<usize, Failure> {
+        let value = u64::from_le_bytes(self.array()?);
+        usize::try_from(value).map_err(|_| damaged(self.place, format!("{value} is too large")))
+    }
+}

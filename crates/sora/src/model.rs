@@ -1,0 +1,194 @@
+//! A network with what travels beside it, from and to files.
+
+use std::path::Path;
+
+use sora_data::{Dataset, Preprocess};
+use sora_ir::{Graph, text};
+
+use crate::{Failure, Metadata, format, write_atomically};
+
+/// The file formats, by ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `.onnx`
+    Onnx,
+    /// `.sora`
+    Sora,
+    /// `.txt`: the text form of [`sora_ir::text`].
+    Text,
+}
+
+impl Kind {
+    /// The format that the ending of `path` names.
+    ///
+    /// # Errors
+    /// [`Failure`] listing the endings.
+    pub fn of(path: &Path) -> Result<Kind, Failure> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("onnx") => Ok(Kind::Onnx),
+            Some("sora") => Ok(Kind::Sora),
+            Some("txt") => Ok(Kind::Text),
+            _ => Err(Failure::new(
+                "The ending of the file names no model format.",
+                path.display().to_string(),
+                "Use .onnx, .sora or .txt.",
+            )),
+        }
+    }
+}
+
+/// A graph with its metadata and the size of its file.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The network.
+    pub graph: Graph,
+    /// What travels beside it.
+    pub metadata: Metadata,
+    /// Size in bytes of the file or files it came from.
+    pub bytes: u64,
+    /// What a user should know about the import.
+    pub warnings: Vec<String>,
+}
+
+/// The ONNX metadata property that holds [`Metadata`] as JSON.
+const PROPERTY: &str = "sora.metadata";
+
+impl Model {
+    /// Reads a model in the format that its ending names.
+    ///
+    /// # Errors
+    /// [`Failure`] that names the file, all unsupported nodes, or what is damaged; also for weights that are
+    /// not finite.
+    pub fn load(path: &Path) -> Result<Model, Failure> {
+        let kind = Kind::of(path)?;
+        let bytes = std::fs::metadata(path).map_err(|e| Failure::io("read the model", path, &e))?.len();
+        let model = match kind {
+            Kind::Onnx => Self::load_onnx(path, bytes)?,
+            Kind::Sora => {
+                let (graph, metadata) = format::read(path)?;
+                Model { graph, metadata, bytes, warnings: Vec::new() }
+            }
+            Kind::Text => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|e| Failure::io("read the model", path, &e))?;
+                let graph = text::parse(&text).map_err(|e| {
+                    let place = format!("{}, line {}", path.display(), e.line);
+                    Failure::new(format!("The text is no graph: {}.", e.what), place, "Correct the line.")
+                })?;
+                Model { graph, metadata: Metadata::default(), bytes, warnings: Vec::new() }
+            }
+        };
+        model.refuse_non_finite_weights(path)?;
+        Ok(model)
+    }
+
+    fn load_onnx(path: &Path, bytes: u64) -> Result<Model, Failure> {
+        let imported = sora_onnx::load(path).map_err(|error| onnx_failure(path, &error))?;
+        let property = imported.metadata.iter().find(|(key, _)| key == PROPERTY);
+        let mut warnings = imported.warnings;
+        let metadata = match property.map(|(_, json)| serde_json::from_str(json)) {
+            Some(Ok(metadata)) => metadata,
+            Some(Err(error)) => {
+                warnings
+                    .push(format!("the file's property {PROPERTY} cannot be read and is ignored: {error}"));
+                Metadata::default()
+            }
+            None => Metadata::default(),
+        };
+        // External data lies in files of its own; the weights then outweigh the model's file.
+        let consts = imported.graph.values().filter_map(|(id, _)| imported.graph.const_value(id));
+        let weights: u64 = consts.map(|tensor| tensor.bytes().len() as u64).sum();
+        let bytes = if weights > bytes { bytes + weights } else { bytes };
+        Ok(Model { graph: imported.graph, metadata, bytes, warnings })
+    }
+
+    /// A file with NaN or infinite weights has no meaning that compression could keep.
+    fn refuse_non_finite_weights(&self, path: &Path) -> Result<(), Failure> {
+        // Masks hold infinities on purpose; a NaN, or an infinity in a layer's weights, is damage.
+        for (_, node) in self.graph.nodes() {
+            let linear = matches!(node.op.quant(), sora_ir::QuantRule::Linear { .. });
+            for &input in node.inputs.iter().flatten() {
+                let Some(tensor) = self.graph.const_value(input).filter(|t| t.dtype().is_float()) else {
+                    continue;
+                };
+                let bad = |v: &f64| v.is_nan() || (linear && v.is_infinite());
+                let values = tensor.to_f64s();
+                if let Some(at) = values.iter().position(bad) {
+                    let name = &self.graph.value(input).name;
+                    return Err(Failure::new(
+                        format!("The weights `{name}` hold {} at element {at}.", values[at]),
+                        format!("{}: node `{}` ({})", path.display(), node.name, node.op.label()),
+                        "The training diverged or the file is damaged: export the model again from a good checkpoint.",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The model as bytes of a file of this kind.
+    ///
+    /// # Errors
+    /// [`Failure`] naming a node that the format cannot express.
+    pub fn to_bytes(&self, kind: Kind) -> Result<Vec<u8>, Failure> {
+        match kind {
+            Kind::Sora => format::to_bytes(&self.graph, &self.metadata),
+            Kind::Text => Ok(text::print(&self.graph).into_bytes()),
+            Kind::Onnx => {
+                let json = serde_json::to_string(&self.metadata).map_err(|e| {
+                    Failure::new(format!("Cannot write the metadata: {e}."), PROPERTY, "Report this.")
+                })?;
+                let options = sora_onnx::ExportOptions {
+                    metadata: vec![(PROPERTY.to_owned(), json)],
+                    ..sora_onnx::ExportOptions::default()
+                };
+                sora_onnx::to_bytes(&self.graph, &options).map_err(|e| {
+                    Failure::new(
+                        format!("Cannot write the model as ONNX: {e}."),
+                        &self.graph.name,
+                        "Write .sora instead.",
+                    )
+                })
+            }
+        }
+    }
+
+    /// Writes the model in the format that the ending of `path` names, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Failure`] naming the file, or the node that the format cannot express.
+    pub fn save(&self, path: &Path) -> Result<u64, Failure> {
+        let bytes = self.to_bytes(Kind::of(path)?)?;
+        write_atomically(path, &bytes)?;
+        Ok(bytes.len() as u64)
+    }
+
+    /// How `data` becomes this model's input: `given` where the user said so, else what the model's file says,
+    /// with the rest implied by the model's input shape.
+    ///
+    /// # Errors
+    /// [`Failure`] naming both the model's input and the data's samples when they cannot fit.
+    pub fn preprocess_for(&self, data: &Dataset, given: Option<Preprocess>) -> Result<Preprocess, Failure> {
+        let base = given.or_else(|| self.metadata.preprocess.clone()).unwrap_or_default();
+        let inputs = self.graph.inputs();
+        let [input] = inputs else { return Ok(base) };
+        let shape: Vec<Option<usize>> = self.graph.ty(*input).shape.iter().map(|d| d.known()).collect();
+        Ok(base.infer(&shape, &data.sample_kind())?)
+    }
+}
+
+fn onnx_failure(path: &Path, error: &sora_onnx::OnnxError) -> Failure {
+    let hint = match error {
+        sora_onnx::OnnxError::Nodes(_) => {
+            "Each line says what would help; `sora inspect` lists them as well."
+        }
+        _ => "Export the model again, or see whether the file arrived whole.",
+    };
+    Failure::new(format!("Cannot read the ONNX model: {error}"), path.display().to_string(), hint)
+}
+
+impl From<sora_data::DataError> for Failure {
+    fn from(error: sora_data::DataError) -> Self {
+        Failure::new(error.what, error.where_, error.hint)
+    }
+}

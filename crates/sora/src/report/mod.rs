@@ -1,0 +1,88 @@
+//! The report of a compression: one HTML file that needs nothing else.
+
+mod html;
+
+pub use html::html;
+
+use serde::Serialize;
+
+/// Everything that the report shows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// File name of the original model.
+    pub model: String,
+    /// File names of the results.
+    pub outputs: Vec<String>,
+    /// Where the samples came from.
+    pub data: String,
+    /// How a sample becomes an input.
+    pub preprocess: String,
+    /// The accuracy budget, 0 to 1.
+    pub max_drop: f64,
+    /// Whether the result is inside the budget.
+    pub met: bool,
+    /// Why not, or what else a reader must know.
+    pub note: Option<String>,
+    /// What `before` and `after` measure: accuracy, or agreement with the original where there are no labels.
+    pub metric: String,
+    /// The original.
+    pub before: Side,
+    /// The result.
+    pub after: Side,
+    /// Accuracy lost on the samples that no decision saw, 0 to 1; negative when it rose.
+    pub drop: f64,
+    /// 95 % confidence interval of `drop`.
+    pub drop_ci95: [f64; 2],
+    /// Samples for calibration, for decisions, and for the report.
+    pub split: [usize; 3],
+    /// Instruction set that the times were taken with.
+    pub isa: String,
+    /// Threads that the times were taken with.
+    pub threads: usize,
+    /// The layers in order of execution.
+    pub layers: Vec<Layer>,
+    /// What the search did, in words.
+    pub steps: Vec<String>,
+    /// What graph optimization did: rule and how often.
+    pub rewrites: Vec<(String, usize)>,
+    /// The program that made the report, with its version.
+    pub producer: String,
+}
+
+/// One of the two models compared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Side {
+    /// Accuracy on the samples that no decision saw, 0 to 1.
+    pub accuracy: f64,
+    /// 95 % Wilson confidence interval of the accuracy.
+    pub ci95: [f64; 2],
+    /// Share of samples whose label is among the five best, where there are more than five classes.
+    pub top5: Option<f64>,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Median latency of one sample in milliseconds.
+    pub median_ms: f64,
+}
+
+/// One layer before and after.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Layer {
+    /// Name in the user's file.
+    pub name: String,
+    /// Operator.
+    pub op: String,
+    /// `int8` or `f32`.
+    pub precision: String,
+    /// Signal-to-quantization-noise ratio of the layer's output in decibels; `None` where it is exact.
+    pub sqnr_db: Option<f64>,
+    /// Time in milliseconds in the original, as run by Sora.
+    pub before_ms: Option<f64>,
+    /// Time in milliseconds in the result.
+    pub after_ms: Option<f64>,
+    /// Bytes of weights in the original.
+    pub before_bytes: u64,
+    /// Bytes of weights in the result.
+    pub after_bytes: u64,
+    /// Why this precision, in words.
+    pub reason: String,
+}
