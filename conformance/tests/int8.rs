@@ -1,0 +1,133 @@
+//! Quantized graphs: within one step of the float reference of the same graph, and the same integers on every
+//! ISA and number of threads.
+
+use sora_conformance::{all_cases, engines, reference, run};
+use sora_ir::case::{Arg, Case};
+use sora_ir::ops::{DequantizeLinear, QuantizeLinear};
+use sora_ir::{Graph, QuantRule, TensorType, ValueId};
+use sora_tensor::{DType, Tensor};
+
+/// Scale and zero point that cover `values` and zero in `u8`.
+fn affine(values: &[f64]) -> (f32, u8) {
+    let low = values.iter().fold(0.0f64, |m, &v| m.min(v));
+    let high = values.iter().fold(0.0f64, |m, &v| m.max(v));
+    let scale = ((high - low) / 255.0).max(1e-6);
+    (scale as f32, (-low / scale).round().clamp(0.0, 255.0) as u8)
+}
+
+fn quantize(graph: &mut Graph, x: ValueId, (scale, zero): (f32, u8), name: &str) -> ValueId {
+    let scale = graph.constant(&format!("{name}.scale"), Tensor::scalar(scale));
+    let zero = graph.constant(&format!("{name}.zero"), Tensor::scalar(zero));
+    let op = QuantizeLinear { axis: 0, to: DType::U8 };
+    let q = graph.op(&format!("{name}.q"), op, [x, scale, zero]).unwrap();
+    graph.op(&format!("{name}.dq"), DequantizeLinear { axis: 0 }, [q, scale, zero]).unwrap()
+}
+
+/// Weights in `i8`, one scale for each slice along `axis`, dequantized.
+fn quantize_weights(graph: &mut Graph, tensor: &Tensor, axis: usize, name: &str) -> (ValueId, Vec<f32>) {
+    let (shape, values) = (tensor.shape(), tensor.to_f64s());
+    let inner: usize = shape[axis + 1..].iter().product();
+    let channel = |i: usize| i / inner % shape[axis];
+    let mut largest = vec![1e-6f64; shape[axis]];
+    values.iter().enumerate().for_each(|(i, v)| largest[channel(i)] = largest[channel(i)].max(v.abs()));
+    let scales: Vec<f32> = largest.iter().map(|m| (m / 127.0) as f32).collect();
+    let integers: Vec<i8> = values
+        .iter()
+        .enumerate()
+        .map(|(i, v)| (v / f64::from(scales[channel(i)])).round().clamp(-127.0, 127.0) as i8)
+        .collect();
+    let q = graph.constant(&format!("{name}.w"), Tensor::from_slice(shape, &integers).unwrap());
+    let s = graph.constant(&format!("{name}.ws"), Tensor::vector(&scales));
+    let z = graph.constant(&format!("{name}.wz"), Tensor::vector(&vec![0i8; scales.len()]));
+    let op = DequantizeLinear { axis: axis as i64 };
+    (graph.op(&format!("{name}.wdq"), op, [q, s, z]).unwrap(), scales)
+}
+
+/// The case with its data in canonical quantized form, and the scale of its output; `None` where the
+/// quantizer would not touch it.
+fn quantized(case: &Case) -> Option<(Graph, Vec<(String, Tensor)>, f32)> {
+    let rule = case.op.quant();
+    let f32s =
+        case.inputs.iter().filter_map(Arg::tensor).all(|t| t.dtype() == DType::F32 || !t.dtype().is_float());
+    let data_is_float = case.inputs.first()?.tensor()?.dtype() == DType::F32;
+    if rule == QuantRule::Float || !f32s || !data_is_float {
+        return None;
+    }
+    let (plain, given) = case.graph().ok()?;
+    let expected = reference(&plain, &given);
+    let mut graph = Graph::new("int8");
+    let mut inputs = Vec::new();
+    let mut scales = Vec::new();
+    for (i, arg) in case.inputs.iter().enumerate() {
+        let name = format!("x{i}");
+        let weight = matches!(rule, QuantRule::Linear { .. }) && i > 0;
+        inputs.push(match arg {
+            Arg::Absent => None,
+            Arg::Const(t) if weight && i == 1 && t.dtype() == DType::F32 => {
+                let QuantRule::Linear { weight_axis } = rule else { return None };
+                let axis = usize::try_from(weight_axis).unwrap_or(t.rank().checked_sub(1)?);
+                let (id, channel_scales) = quantize_weights(&mut graph, t, axis, &name);
+                scales = channel_scales;
+                Some(id)
+            }
+            Arg::Const(t) if weight && i == 2 && !scales.is_empty() => {
+                // The bias at the scale of the accumulator, as the canonical form has it.
+                let x_scale = affine(&case.inputs[0].tensor()?.to_f64s()).0;
+                let bias_scales: Vec<f32> = scales.iter().map(|s| s * x_scale).collect();
+                let bias: Vec<i32> = t
+                    .to_f64s()
+                    .iter()
+                    .zip(&bias_scales)
+                    .map(|(b, s)| (b / f64::from(*s)).round() as i32)
+                    .collect();
+                let b = graph.constant("bias", Tensor::vector(&bias));
+                let s = graph.constant("bias.s", Tensor::vector(&bias_scales));
+                Some(graph.op("bias.dq", DequantizeLinear { axis: 0 }, [b, s]).unwrap())
+            }
+            Arg::Const(t) => Some(graph.constant(&name, t.clone())),
+            Arg::Var(t) if t.dtype() == DType::F32 => {
+                let x = graph.input(&name, TensorType::of(t));
+                Some(quantize(&mut graph, x, affine(&t.to_f64s()), &name))
+            }
+            Arg::Var(t) => Some(graph.input(&name, TensorType::of(t))),
+        });
+    }
+    let outputs = graph.add("node", case.op.clone(), inputs).ok()?;
+    let params = match rule {
+        QuantRule::Passthrough => affine(&case.inputs[0].tensor()?.to_f64s()),
+        _ => affine(&expected[0].to_f64s()),
+    };
+    for (i, &output) in outputs.iter().enumerate() {
+        let y = quantize(&mut graph, output, params, &format!("y{i}"));
+        graph.output(&format!("y{i}"), y);
+    }
+    Some((graph, given, params.0))
+}
+
+#[test]
+fn integers_are_within_one_step_and_equal_on_every_engine() {
+    let mut count = 0;
+    for (seed, case) in all_cases() {
+        let Some((graph, given, step)) = quantized(&case) else { continue };
+        let expected = reference(&graph, &given);
+        let mut first: Option<Vec<Tensor>> = None;
+        for options in engines() {
+            let found = run(&graph, &given, &options);
+            for (found, expected) in found.iter().zip(&expected) {
+                let bound = f64::from(step) * 1.01;
+                for (f, e) in found.to_f64s().iter().zip(expected.to_f64s()) {
+                    let near = (f - e).abs() <= bound;
+                    assert!(near, "seed {seed}, {options:?}, {:?}: {f} for {e}, step {step}", case.op);
+                }
+            }
+            match &first {
+                None => first = Some(found),
+                Some(first) => {
+                    assert!(*first == found, "seed {seed}, {options:?}, {:?}: other integers", case.op)
+                }
+            }
+        }
+        count += 1;
+    }
+    assert!(count > 200, "only {count} cases were quantized");
+}

@@ -1,0 +1,114 @@
+//! Comparison with onnxruntime, in a Python environment with pinned packages that this task makes itself.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::shell::{Outcome, cargo, program, root};
+
+const EXAMPLE: &str = "examples/fashion-mnist";
+
+/// Checks the import and the engine on a set of models, and the example before and after compression.
+pub(crate) fn compare() -> Outcome {
+    let python = environment()?;
+    let cases = folder("onnxruntime-cases")?;
+    program(&python, &[".ci/python/make_cases.py", &text(&cases)]).output()?;
+    cargo(&["test", "--locked", "-p", "sora-onnx", "--features", "ort-cases"])
+        .env("SORA_ORT_CASES", &cases)
+        .run()?;
+    cargo(&["test", "--locked", "-p", "sora-conformance", "--features", "ort-cases"])
+        .env("SORA_ORT_CASES", &cases)
+        .run()?;
+    example(&python)
+}
+
+/// The f32 import agrees with onnxruntime, and so does the exported QDQ model; the budget and the size hold.
+fn example(python: &Path) -> Outcome {
+    cargo(&["build", "--release", "--locked", "-p", "sora"]).run()?;
+    let sora = root().join("target/release/sora");
+    let out = folder("onnxruntime-example")?;
+    let file = |name: &str| text(&out.join(name));
+    let (model, data) = (format!("{EXAMPLE}/model.onnx"), format!("{EXAMPLE}/test"));
+    let compare = |arguments: &[&str]| {
+        let script = [".ci/python/compare.py"].into_iter().chain(arguments.iter().copied());
+        program(python, &script.collect::<Vec<_>>()).run()
+    };
+
+    program(&sora, &["evaluate", &model, "--data", &data, "--outputs", &file("f32.npz")]).run()?;
+    compare(&["logits", &model, "--data", &data, "--out", &file("f32-onnxruntime.npz")])?;
+    compare(&["agree", &file("f32.npz"), &file("f32-onnxruntime.npz"), "--rel", "1e-4"])?;
+
+    let (compressed, qdq) = (file("fashion.sora"), file("fashion.onnx"));
+    let budget =
+        ["compress", &model, "--data", &data, "--max-drop", "0.005", "-o", &compressed, "-o", &qdq, "--json"];
+    let result: Value =
+        serde_json::from_str(&program(&sora, &budget).output()?).map_err(|e| e.to_string())?;
+    check(&result)?;
+    for (model, outputs) in [(&compressed, "int8.npz"), (&qdq, "int8-from-onnx.npz")] {
+        program(&sora, &["evaluate", model, "--data", &data, "--outputs", &file(outputs)]).run()?;
+    }
+    compare(&["agree", &file("int8.npz"), &file("int8-from-onnx.npz"), "--min-agreement", "1"])?;
+    compare(&["logits", &qdq, "--data", &data, "--out", &file("int8-onnxruntime.npz")])?;
+    compare(&["agree", &file("int8.npz"), &file("int8-onnxruntime.npz"), "--min-agreement", "0.995"])
+}
+
+fn check(result: &Value) -> Outcome {
+    let number = |path: &str| {
+        result.pointer(path).and_then(Value::as_f64).ok_or(format!("{path} is missing: {result}"))
+    };
+    let drop = number("/before/accuracy")? - number("/after/accuracy")?;
+    let size = number("/after/bytes")? / number("/before/bytes")?;
+    let latency = number("/after/median_ms")? / number("/before/median_ms")?;
+    eprintln!("drop {:.2} points, size {size:.3}, latency {latency:.3} of the original", 100.0 * drop);
+    // Time is recorded, not judged: the machine may be busy.
+    match result["met"] == true && drop <= 0.005 && size <= 0.27 {
+        true => Ok(()),
+        false => Err(format!("the example is outside its bounds: {result}")),
+    }
+}
+
+/// The Python of an environment with exactly the packages of `.ci/python/requirements.txt`.
+fn environment() -> Outcome<PathBuf> {
+    let home = root().join("target/onnxruntime-env");
+    let python = home.join("bin/python");
+    let wanted = read(&root().join(".ci/python/requirements.txt"))?;
+    let stamp = home.join("installed.txt");
+    if python.exists() && std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    let _ = std::fs::remove_dir_all(&home);
+    let make = || program("python3", &["-m", "venv", &text(&home)]).run();
+    if make().is_err() {
+        program("apt-get", &["update"]).run()?;
+        program("apt-get", &["install", "--yes", "python3", "python3-venv"]).run()?;
+        make()?;
+    }
+    let install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        ".ci/python/requirements.txt",
+    ];
+    program(&python, &install).run()?;
+    std::fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))?;
+    Ok(python)
+}
+
+/// An empty folder below `target/`.
+fn folder(name: &str) -> Outcome<PathBuf> {
+    let path = root().join("target").join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(path)
+}
+
+fn read(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
