@@ -357,6 +357,24 @@ fn hostile_attributes_are_refused() {
     }
 }
 
+#[test]
+fn chains_that_double_do_not_explode() {
+    for op in ["Mul", "Add", "Concat"] {
+        let axis = onnx::Attribute { name: "axis".into(), i: Some(0), ..Default::default() };
+        let mut nodes = vec![node("Shape", &["x"], &["s0"])];
+        for i in 0..60 {
+            let (from, to) = (format!("s{i}"), format!("s{}", i + 1));
+            nodes.push(onnx::Node { attribute: vec![axis.clone()], ..node(op, &[&from, &from], &[&to]) });
+        }
+        nodes.push(node("Reshape", &["x", "s60"], &["y"]));
+        let mut model = model(nodes, &["y"]);
+        let shape = onnx::Shape { dim: vec![onnx::DimProto { value: None }; 3] };
+        let tensor = onnx::TensorType { elem: 1, shape: Some(shape) };
+        model.graph.as_mut().unwrap().input[0].ty = Some(onnx::Type { tensor: Some(tensor) });
+        drop(from_bytes(model.encode_to_vec(), None));
+    }
+}
+
 /// A small network with most kinds of fields.
 fn sample() -> Vec<u8> {
     let mut graph = Graph::new("net");

@@ -5,7 +5,7 @@ use sora_ir::ops::{
     QuantizeLinear, Reduce, ReduceKind, Rnn, RnnActivation, Split, Unary, UnaryKind,
 };
 use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
-use sora_tensor::{DType, Tensor};
+use sora_tensor::{DType, Tensor, element_count};
 
 use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
 use crate::error::OnnxError;
@@ -145,7 +145,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             w.write("Pad", vec![text("mode", mode)]);
         }
         Op::QuantizeLinear(op) => quantize(w, op)?,
-        Op::Range(_) => w.write("Range", Vec::new()),
+        Op::Range(_) => range(w),
         Op::Reduce(op) => reduce(w, op),
         Op::Reshape(op) => {
             w.write("Reshape", if op.allow_zero { vec![flag("allowzero", true)] } else { vec![] })
@@ -265,8 +265,24 @@ fn binary(w: &mut NodeWriter, kind: BinaryKind) {
     }
 }
 
+/// The pooling operator that is this reduction over all spatial axes: runtimes have faster and quantized forms of it.
+fn global_pool(w: &NodeWriter, op: &Reduce) -> Option<&'static str> {
+    let name = match op.kind {
+        ReduceKind::Mean => "GlobalAveragePool",
+        ReduceKind::Max => "GlobalMaxPool",
+        _ => return None,
+    };
+    let x = w.ty(0)?;
+    let spatial = op.axes.iter().copied().eq(2..signed(x.rank()));
+    (op.keep_dims && spatial && x.rank() > 2 && x.dtype.is_float()).then_some(name)
+}
+
 /// The axes are an input since opset 13 for ReduceSum and since 18 for the others.
 fn reduce(w: &mut NodeWriter, op: &Reduce) {
+    if let Some(name) = global_pool(w, op) {
+        w.write(name, Vec::new());
+        return;
+    }
     let keep = flag("keepdims", op.keep_dims);
     let name = op.kind.name();
     if op.axes.is_empty() {
@@ -279,6 +295,19 @@ fn reduce(w: &mut NodeWriter, op: &Reduce) {
     }
 }
 
+/// ONNX takes scalars only, the graph also lists of one element.
+fn range(w: &mut NodeWriter) {
+    let scalar = |w: &mut NodeWriter, index: usize| {
+        let value = w.input(index);
+        match w.ty(index).map_or(0, TensorType::rank) {
+            0 => value,
+            _ => w.step("Squeeze", vec![value], Vec::new()),
+        }
+    };
+    let inputs = (0..3).map(|index| scalar(w, index)).collect();
+    w.write_with("Range", inputs, Vec::new());
+}
+
 fn split(w: &mut NodeWriter, op: &Split) {
     let axis = int("axis", op.axis);
     match parts(op, w.ty(0)) {
@@ -289,6 +318,9 @@ fn split(w: &mut NodeWriter, op: &Split) {
         None => w.write("Split", vec![axis, int("num_outputs", signed(op.outputs))]),
     }
 }
+
+/// A scale of ones is stored up to this size, and computed while the model runs above it.
+const MOST_ONES: usize = 1 << 20;
 
 /// ONNX requires a scale of the normalized axes' shape; one that broadcasts is applied separately.
 fn layer_norm(w: &mut NodeWriter, op: &LayerNorm) -> Result<(), OnnxError> {
@@ -310,7 +342,7 @@ fn layer_norm(w: &mut NodeWriter, op: &LayerNorm) -> Result<(), OnnxError> {
                 Tensor::from_f64s(x.dtype, &shape, &vec![1.0; count]).map_err(|e| w.refuse(e.to_string()))?;
             w.constant("scale", ones)
         }
-        None => {
+        _ => {
             let x = w.input(0);
             let shape = w.step("Shape", vec![x], vec![int("start", signed(axis))]);
             let one = w.constant("one", one);

@@ -143,7 +143,7 @@ impl NodeCx<'_> {
 
     /// The tensor of a value that does not depend on the model's inputs.
     pub(super) fn constant(&self, value: ValueId) -> Option<Tensor> {
-        fold(self.graph, value, 64)
+        fold(self.graph, value, &mut 64)
     }
 
     /// The elements of an integer value that does not depend on the model's inputs.
@@ -169,24 +169,23 @@ impl NodeCx<'_> {
     }
 }
 
-/// Evaluates the nodes that a small value depends on, if all of that is constant.
-fn fold(graph: &Graph, value: ValueId, depth: usize) -> Option<Tensor> {
+/// Evaluates the nodes that a small value depends on, if all of that is constant. `budget` bounds the number of
+/// evaluations, since a hostile graph may reach one node by exponentially many ways.
+fn fold(graph: &Graph, value: ValueId, budget: &mut usize) -> Option<Tensor> {
     const LARGEST: usize = 4096;
     if let Some(tensor) = graph.const_value(value) {
         return Some(tensor.clone());
     }
     let small = graph.ty(value).known_len().is_some_and(|len| len <= LARGEST);
-    let depth = depth.checked_sub(1).filter(|_| small)?;
+    *budget = budget.checked_sub(1).filter(|_| small)?;
     let (_, node, slot) = graph.producer(value)?;
-    let inputs: Option<Vec<Option<Tensor>>> = node
-        .inputs
-        .iter()
-        .map(|input| match input {
-            Some(id) => fold(graph, *id, depth).map(Some),
-            None => Some(None),
-        })
-        .collect();
-    let inputs = inputs?;
+    let mut inputs = Vec::new();
+    for input in &node.inputs {
+        inputs.push(match input {
+            Some(id) => Some(fold(graph, *id, budget)?),
+            None => None,
+        });
+    }
     let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
     let outputs = node.op.eval(&sora_ir::EvalCx { inputs: &inputs }).ok()?;
     outputs.into_iter().nth(slot)

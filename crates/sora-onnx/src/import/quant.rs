@@ -172,14 +172,14 @@ fn qlinear_mat_mul(cx: &mut NodeCx) -> Built {
 
 /// The value of an integer operand as a float: its scale is 1, with as many elements as the zero-point.
 fn whole(cx: &mut NodeCx, x: ValueId, zero_point: Option<ValueId>, axis: i64) -> Result<ValueId, Refusal> {
+    const MOST: usize = 1 << 24;
     let shape = match zero_point.map(|zero| cx.ty(zero)) {
-        None => Vec::new(),
-        Some(ty) => {
-            ty.known_shape().ok_or_else(|| Refusal::new(format!("its zero-point {ty} has no fixed shape")))?
-        }
+        None => Some(Vec::new()),
+        Some(ty) => ty.known_shape().filter(|_| ty.known_len().is_some_and(|len| len <= MOST)),
     };
-    let count = shape.iter().product();
-    let ones = Tensor::from_slice(&shape, &vec![1f32; count]).map_err(|e| Refusal::new(e.to_string()))?;
+    let shape = shape.ok_or_else(|| Refusal::new("its zero-point has no fixed shape"))?;
+    let ones = vec![1f32; shape.iter().product()];
+    let ones = Tensor::from_slice(&shape, &ones).map_err(|e| Refusal::new(e.to_string()))?;
     let scale = cx.make("one", ones);
     real(cx, x, Scale { scale, zero_point }, axis)
 }
