@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sora_ir::{Graph, IrError, NodeId, TensorType, ValueId};
+use sora_ir::{Def, Graph, IrError, NodeId, TensorType, ValueId};
 
 use crate::patch::{Step, Term};
 use crate::view::Uses;
@@ -59,7 +59,10 @@ impl<'a> Editor<'a> {
         }
         let replacements: Vec<_> =
             patch.replacements.iter().map(|&(old, new)| (old, resolve(new, &terms))).collect();
-        let fits = |&(old, new): &(ValueId, ValueId)| refines(self.graph.ty(new), self.graph.ty(old));
+        let fits = |&(old, new): &(ValueId, ValueId)| {
+            let (old, new) = (self.graph.value(old), self.graph.value(new));
+            refines(&new.ty, &old.ty) && (old.content.is_none() || new.content.is_some())
+        };
         if !replacements.iter().all(fits) {
             self.undo(&added);
             return Ok(None);
@@ -68,7 +71,9 @@ impl<'a> Editor<'a> {
         let mut sharper = false;
         let (mut removed, mut renamed) = (Vec::new(), Vec::new());
         for (&(old, new), (_, term)) in replacements.iter().zip(&patch.replacements) {
-            sharper |= self.graph.ty(new) != self.graph.ty(old);
+            // Types of readers may depend on the type, the elements and on whether they are constant.
+            let (from, to) = (self.graph.value(old), self.graph.value(new));
+            sharper |= to.ty != from.ty || to.content != from.content || matches!(to.def, Def::Const(_));
             self.graph.replace_uses(old, new);
             let readers = std::mem::take(&mut self.uses.readers[old.index()]);
             self.uses.readers[new.index()].extend(readers);
