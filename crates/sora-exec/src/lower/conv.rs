@@ -237,7 +237,7 @@ impl Lowering<'_> {
             let info = self.info("pad", &[], None, dtype);
             self.build.step(
                 crate::StepInfo { name: "padding".to_owned(), shape: whole, ..info },
-                Frame { shape, before, behind, value: zero.to_vec() },
+                Frame::new(&shape, &before, &behind, zero.to_vec()),
                 &[x],
                 &[buf],
             );

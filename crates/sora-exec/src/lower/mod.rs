@@ -16,6 +16,7 @@ mod movement;
 mod norm;
 mod pool;
 mod quant;
+mod recurrent;
 mod weights;
 
 use std::collections::{HashMap, HashSet};
@@ -183,6 +184,7 @@ impl Lowering<'_> {
             Op::Expand(_) => self.expand(id, node),
             Op::Gather(op) => self.gather(op, id, node),
             Op::Pad(op) => self.pad(op, id, node),
+            Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),
             _ => None,
         };
         if done.is_some() { Ok(()) } else { self.reference(id, node) }

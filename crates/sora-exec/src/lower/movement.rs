@@ -201,8 +201,7 @@ impl Lowering<'_> {
         let order = axes(rank, layout);
         let reordered = |values: &[usize]| order.iter().map(|&a| values[a]).collect::<Vec<_>>();
         let shape = self.shape(x);
-        let work =
-            Frame { shape: reordered(&shape), before: reordered(&before), behind: reordered(&behind), value };
+        let work = Frame::new(&reordered(&shape), &reordered(&before), &reordered(&behind), value);
         let dtype = self.stored(y, seen.encoding);
         let buf = self.fresh(y, dtype);
         let info = self.info("pad", &[id], Some(y), dtype);

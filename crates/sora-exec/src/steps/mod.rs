@@ -6,6 +6,7 @@ pub(crate) mod matmul;
 pub(crate) mod movement;
 pub(crate) mod pool;
 pub(crate) mod quantize;
+pub(crate) mod recurrent;
 pub(crate) mod reference;
 pub(crate) mod rows;
 pub(crate) mod window;

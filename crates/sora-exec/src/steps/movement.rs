@@ -233,13 +233,34 @@ impl Work for Join {
 
 /// Writes the input into the middle of an output filled with one value.
 pub(crate) struct Frame {
-    /// Shape of the input.
-    pub(crate) shape: Vec<usize>,
-    /// Elements before and behind each axis.
-    pub(crate) before: Vec<usize>,
-    pub(crate) behind: Vec<usize>,
+    /// Where the input's elements go.
+    inside: View,
     /// Bytes of the value.
-    pub(crate) value: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Frame {
+    /// Frames a tensor of `shape` with so many elements before and behind each axis.
+    pub(crate) fn new(shape: &[usize], before: &[usize], behind: &[usize], value: Vec<u8>) -> Self {
+        let (mut extents, mut edges) = (Vec::<usize>::new(), Vec::<[usize; 2]>::new());
+        for ((&extent, &before), &behind) in shape.iter().zip(before).zip(behind) {
+            match (extents.last_mut(), edges.last_mut()) {
+                // An axis without frame continues the rows of the axis before it.
+                (Some(outer), Some(edge)) if before + behind == 0 => {
+                    *outer *= extent;
+                    *edge = edge.map(|e| e * extent);
+                }
+                _ => {
+                    extents.push(extent);
+                    edges.push([before, behind]);
+                }
+            }
+        }
+        let whole: Vec<usize> = extents.iter().zip(&edges).map(|(n, [b, e])| b + n + e).collect();
+        let target = View::of(&whole);
+        let start = edges.iter().zip(&target.strides).map(|([before, _], &s)| before * s as usize).sum();
+        Frame { inside: View { start, shape: extents, strides: target.strides }, value }
+    }
 }
 
 impl Work for Frame {
@@ -253,11 +274,7 @@ impl Frame {
     fn frame<T: Pod>(&self, x: &[T], out: &mut [T]) {
         let value: T = bytemuck::pod_read_unaligned(&self.value);
         out.fill(value);
-        let whole: Vec<usize> =
-            (0..self.shape.len()).map(|i| self.before[i] + self.shape[i] + self.behind[i]).collect();
-        let target = View::of(&whole);
-        let start = self.before.iter().zip(&target.strides).map(|(&b, &s)| b * s as usize).sum();
-        let inside = View { start, shape: self.shape.clone(), strides: target.strides };
+        let inside = &self.inside;
         let len = inside.shape.last().copied().unwrap_or(1);
         let mut rows = x.chunks_exact(len.max(1));
         inside.runs(inside.shape.len().min(1), 0, |at| {
