@@ -110,7 +110,7 @@ fn from_content(graph: &Graph, value: ValueId) -> Option<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use sora_ir::ops::{Binary, BinaryKind, Expand, QuantizeLinear, Reshape, Shape};
+    use sora_ir::ops::{Binary, BinaryKind, Cast, Expand, QuantizeLinear, Reshape, Shape, Tile};
     use sora_ir::{TensorType, verify};
     use sora_tensor::DType;
 
@@ -180,5 +180,19 @@ mod tests {
         let (_, node) = g.nodes().next().unwrap();
         assert_eq!(node.name, "d");
         assert_eq!(g.const_value(node.inputs[0].unwrap()).unwrap().to_i64s(), [1, -2]);
+    }
+
+    #[test]
+    fn readers_of_folded_elements_get_definite_types() {
+        let mut g = Graph::new("g");
+        let x = g.input("x", TensorType::new(DType::F32, [2usize]));
+        // Floats are not followed through shape arithmetic, so that Tile's result is unknown until they fold.
+        let three = g.constant("three", Tensor::vector(&[3f32]));
+        let repeats = g.op("repeats", Cast { to: DType::I64 }, [three]).unwrap();
+        let y = g.op("tiled", Tile {}, [x, repeats]).unwrap();
+        g.output("y", y);
+        assert!(g.ty(y).known_shape().is_none());
+        assert_eq!(fold_all(&mut g, 64), 1);
+        assert_eq!(g.ty(g.outputs()[0].value).known_shape(), Some(vec![6]));
     }
 }
