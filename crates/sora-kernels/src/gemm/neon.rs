@@ -194,3 +194,16 @@ unsafe fn dot_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, ti
         store(&acc, tile);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Kernels;
+
+    /// Tests skip the levels that are not detected; a run that names one must not pass without it.
+    #[test]
+    fn the_level_that_the_environment_names_is_detected() {
+        if let Err(error) = Kernels::selected() {
+            panic!("{error}");
+        }
+    }
+}
