@@ -236,14 +236,13 @@ impl Program {
                 times[i] = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             }
         }
+        let copied = |dtype, shape: &[usize], bytes: &[u8]| Tensor::new(dtype, shape, Buffer::copy_of(bytes));
         let output = |(operand, port): (&Operand, &Port)| {
             let shape = port.ty.known_shape().unwrap_or_default();
             let tensor = match operand {
-                Operand::Arena(range) => {
-                    Tensor::new(port.ty.dtype, &shape, Buffer::copy_of(&arena.bytes()[range.clone()]))
-                }
+                Operand::Arena(range) => copied(port.ty.dtype, &shape, &arena.bytes()[range.clone()]),
                 Operand::Input(n) => inputs[*n].reshape(&shape),
-                Operand::Constant(n) => lowered.constants[*n].reshape(&shape),
+                Operand::Constant(n) => copied(port.ty.dtype, &shape, lowered.constants[*n].bytes()),
                 Operand::InPlace => Tensor::zeros(port.ty.dtype, &shape),
             };
             tensor.map_err(|e| ExecError::Step { step: port.name.clone(), why: e.to_string() })

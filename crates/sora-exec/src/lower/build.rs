@@ -1,12 +1,14 @@
 //! Collects steps over named buffers, then places the buffers in one arena.
 
 use smallvec::SmallVec;
-use sora_tensor::Tensor;
+use sora_kernels::Kernels;
+use sora_tensor::{Buffer, DType, Tensor};
 
 use crate::StepInfo;
 use crate::plan::{Lifetime, place};
 use crate::program::{Lowered, Operand, Step};
-use crate::steps::Work;
+use crate::steps::{Cx, Io, Work};
+use crate::threads::Threads;
 
 /// A tensor in memory, as steps see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +28,12 @@ struct Draft {
     in_place: bool,
 }
 
+/// Bytes up to which a step on constants is run once, when the program is compiled.
+const FOLD_LIMIT: usize = 64 << 20;
+
 /// A program under construction.
-#[derive(Default)]
 pub(crate) struct Builder {
+    kernels: Kernels,
     places: Vec<(Place, usize)>,
     constants: Vec<Tensor>,
     drafts: Vec<Draft>,
@@ -36,6 +41,12 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
+    /// A program without steps.
+    pub(crate) fn new(kernels: Kernels) -> Self {
+        let (places, constants, drafts, infos) = Default::default();
+        Builder { kernels, places, constants, drafts, infos }
+    }
+
     fn place(&mut self, place: Place, bytes: usize) -> Buf {
         self.places.push((place, bytes));
         Buf(self.places.len() - 1)
@@ -60,6 +71,9 @@ impl Builder {
 
     /// Appends a step.
     pub(crate) fn step(&mut self, info: StepInfo, work: impl Work + 'static, reads: &[Buf], writes: &[Buf]) {
+        if self.fold(&work, reads, writes).is_some() {
+            return;
+        }
         let info = StepInfo { weight_bytes: work.weight_bytes(), ..info };
         self.infos.push(info);
         let (reads, writes) = (reads.to_vec(), writes.to_vec());
@@ -74,15 +88,42 @@ impl Builder {
         reads: &[Buf],
         writes: &[Buf],
     ) {
+        let before = self.drafts.len();
         self.step(info, work, reads, writes);
-        if let Some(draft) = self.drafts.last_mut() {
+        if let Some(draft) = self.drafts.get_mut(before) {
             draft.in_place = true;
         }
     }
 
+    /// Runs a step whose inputs are all constants now, which makes constants of its outputs.
+    fn fold(&mut self, work: &impl Work, reads: &[Buf], writes: &[Buf]) -> Option<()> {
+        let size: usize = writes.iter().map(|buf| self.places[buf.0].1).sum();
+        let constant = |buf: &Buf| matches!(self.places[buf.0].0, Place::Constant(_));
+        if reads.is_empty() || size > FOLD_LIMIT || !reads.iter().all(constant) {
+            return None;
+        }
+        let mut buffers: Vec<Buffer> =
+            writes.iter().map(|buf| Buffer::try_zeroed(self.places[buf.0].1)).collect::<Option<_>>()?;
+        let bytes = |buf: &Buf| match self.places[buf.0].0 {
+            Place::Constant(n) => self.constants[n].bytes(),
+            _ => &[],
+        };
+        let ins = reads.iter().map(bytes).collect();
+        let threads = Threads::new(1).ok()?;
+        let outs = buffers.iter_mut().map(Buffer::bytes_mut).collect();
+        work.run(&Cx { kernels: self.kernels, threads: &threads }, Io { ins, outs }).ok()?;
+        for (buf, buffer) in writes.iter().zip(buffers) {
+            let len = buffer.len();
+            self.constants.push(Tensor::new(DType::U8, &[len], buffer).ok()?);
+            self.places[buf.0].0 = Place::Constant(self.constants.len() - 1);
+        }
+        Some(())
+    }
+
     /// Plans the arena.
     pub(crate) fn finish(self, outputs: &[Buf]) -> Lowered {
-        let Builder { places, constants, drafts, infos } = self;
+        let Builder { mut places, mut constants, drafts, infos, .. } = self;
+        keep_used(&mut places, &mut constants, &drafts, outputs);
         let mut first = vec![0; places.len()];
         let mut last = vec![0; places.len()];
         for (i, draft) in drafts.iter().enumerate() {
@@ -142,4 +183,24 @@ impl Builder {
             arena_bytes,
         }
     }
+}
+
+/// Drops the constants that neither a step reads nor the caller gets.
+fn keep_used(places: &mut [(Place, usize)], constants: &mut Vec<Tensor>, drafts: &[Draft], outputs: &[Buf]) {
+    let mut kept = Vec::new();
+    let mut position = vec![None; constants.len()];
+    for buf in drafts.iter().flat_map(|d| &d.reads).chain(outputs) {
+        let Place::Constant(n) = places[buf.0].0 else { continue };
+        position[n].get_or_insert_with(|| {
+            kept.push(constants[n].clone());
+            kept.len() - 1
+        });
+    }
+    for (place, _) in places.iter_mut() {
+        if let Place::Constant(n) = place {
+            // Nobody asks where an unused constant lies.
+            *n = position[*n].unwrap_or(0);
+        }
+    }
+    *constants = kept;
 }

@@ -1,7 +1,7 @@
 //! Functions of one or two operands, element by element, in whatever layout the operands exist.
 
 use sora_ir::ops::{ActivationKind, BinaryKind, UnaryKind};
-use sora_ir::{Node, Op, ValueId};
+use sora_ir::{Node, NodeId, Op, ValueId};
 use sora_kernels::elementwise::{Binary as BinaryOp, Unary as UnaryOp};
 use sora_tensor::DType;
 
@@ -9,6 +9,7 @@ use super::Lowering;
 use super::build::Buf;
 use super::chain::{Chain, activation};
 use super::layout::{Encoding, Form, Layout};
+use crate::steps::convert::{Cast, Choose};
 use crate::steps::elementwise::{Binary, BinaryBytes, Broadcast, Pattern, Unary};
 use crate::steps::movement::{CopyView, View};
 
@@ -118,6 +119,36 @@ impl Lowering<'_> {
             None => (self.stretched(b, Encoding::Exact, y, Layout::Plain)?, Broadcast::same(self.len(y))),
         };
         self.emit_binary(op, broadcast, [left, right], Layout::Plain, chain)
+    }
+
+    /// `Where`: a choice between two operands, each stretched to the result's shape.
+    pub(crate) fn choose(&mut self, id: NodeId, node: &Node) -> Option<()> {
+        let y = *node.outputs.first()?;
+        let mut bufs = Vec::new();
+        for input in node.inputs.get(..3)? {
+            let v = (*input)?;
+            bufs.push(match self.shape(v) == self.shape(y) {
+                true => self.plain(v)?,
+                false => self.stretched(v, Encoding::Exact, y, Layout::Plain)?,
+            });
+        }
+        let dtype = self.dtype(y);
+        let buf = self.fresh(y, dtype);
+        let info = self.info("where", &[id], Some(y), dtype);
+        self.build.step(info, Choose { size: dtype.size() }, &bufs, &[buf]);
+        self.define_exact(y, buf, Layout::Plain);
+        Some(())
+    }
+
+    pub(crate) fn cast(&mut self, id: NodeId, node: &Node) -> Option<()> {
+        let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
+        let (from, to) = (self.dtype(x), self.dtype(y));
+        let layout = self.some_layout(x);
+        let (source, buf) = (self.exact(x, layout)?, self.fresh(y, to));
+        let info = self.info(&format!("cast.{to}"), &[id], Some(y), to);
+        self.build.step(info, Cast { from, to }, &[source], &[buf]);
+        self.define_exact(y, buf, layout);
+        Some(())
     }
 
     /// The layout to combine two operands in, the first of the result's shape, and how the second repeats in

@@ -66,7 +66,7 @@ pub(crate) fn lower(graph: &Graph, kernels: Kernels) -> Result<Lowered, ExecErro
     let mut is_output = vec![false; count];
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
     let forms = vec![Vec::new(); count];
-    let build = Builder::default();
+    let build = Builder::new(kernels);
     let mut lowering = Lowering { graph, kernels, build, forms, uses: graph.uses(), is_output };
 
     for (n, &id) in graph.inputs().iter().enumerate() {
@@ -182,6 +182,10 @@ impl Lowering<'_> {
             Op::Split(op) => self.split(op, id, node),
             Op::Concat(op) => self.concat(op, id, node),
             Op::Expand(_) => self.expand(id, node),
+            Op::Tile(_) => self.tile(id, node),
+            Op::Where(_) => self.choose(id, node),
+            Op::Cast(_) => self.cast(id, node),
+            Op::ArgReduce(op) => self.arg_reduce(op, id, node),
             Op::Gather(op) => self.gather(op, id, node),
             Op::Pad(op) => self.pad(op, id, node),
             Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),

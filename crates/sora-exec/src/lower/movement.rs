@@ -128,6 +128,21 @@ impl Lowering<'_> {
         self.copy("expand", id, &seen, view, Layout::Plain, y)
     }
 
+    pub(crate) fn tile(&mut self, id: NodeId, node: &Node) -> Option<()> {
+        let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
+        let encoding = self.any_encoding(x);
+        let buf = self.encoded(x, Layout::Plain, encoding)?;
+        let whole = View::of(&self.shape(x));
+        // Each axis becomes two: the repetition, which does not move, and the axis itself.
+        let mut view = View { start: 0, shape: Vec::new(), strides: Vec::new() };
+        for ((&extent, &result), &stride) in whole.shape.iter().zip(&self.shape(y)).zip(&whole.strides) {
+            view.shape.extend([result / extent, extent]);
+            view.strides.extend([0, stride]);
+        }
+        let seen = Seen { buf, encoding, layout: Layout::Plain, view: whole };
+        self.copy("tile", id, &seen, view, Layout::Plain, y)
+    }
+
     pub(crate) fn concat(&mut self, op: &Concat, id: NodeId, node: &Node) -> Option<()> {
         let mut inputs: Vec<ValueId> = node.inputs.iter().copied().collect::<Option<_>>()?;
         inputs.retain(|&v| self.len(v) > 0);

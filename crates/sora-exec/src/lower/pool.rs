@@ -1,16 +1,18 @@
 //! Pooling and reductions.
 
-use sora_ir::ops::{AveragePool, MaxPool, Reduce, ReduceKind};
+use sora_ir::ops::{ArgReduce, AveragePool, MaxPool, Reduce, ReduceKind};
 use sora_ir::{Node, NodeId, ValueId, resolve_axis};
+use sora_kernels::elementwise::Unary;
 use sora_kernels::{Activation, rows};
 use sora_tensor::DType;
 
 use super::Lowering;
 use super::chain::Chain;
 use super::layout::{Encoding, Form, Layout};
+use crate::steps::elementwise;
 use crate::steps::movement::{CopyView, View};
 use crate::steps::pool::{Average, GlobalAverage, Max, MaxElement};
-use crate::steps::rows::ReduceRows;
+use crate::steps::rows::{ReduceRows, Search};
 use crate::steps::window::{Geometry, Windows};
 
 impl Lowering<'_> {
@@ -92,13 +94,17 @@ impl Lowering<'_> {
         if chain.nodes.len() > 1 {
             return None;
         }
-        let function = match op.kind {
-            ReduceKind::Sum => rows::Reduce::Sum,
-            ReduceKind::Mean => rows::Reduce::Mean,
-            ReduceKind::Max => rows::Reduce::Max,
-            ReduceKind::Min => rows::Reduce::Min,
-            ReduceKind::SumSquare => rows::Reduce::SumSquare,
-            _ => return None,
+        // Some reductions are another one between two functions of each element.
+        let (before, function, after) = match op.kind {
+            ReduceKind::Sum => (None, rows::Reduce::Sum, None),
+            ReduceKind::Mean => (None, rows::Reduce::Mean, None),
+            ReduceKind::Max => (None, rows::Reduce::Max, None),
+            ReduceKind::Min => (None, rows::Reduce::Min, None),
+            ReduceKind::SumSquare => (None, rows::Reduce::SumSquare, None),
+            ReduceKind::L1 => (Some(Unary::Abs), rows::Reduce::Sum, None),
+            ReduceKind::L2 => (None, rows::Reduce::SumSquare, Some(Unary::Sqrt)),
+            ReduceKind::LogSum => (None, rows::Reduce::Sum, Some(Unary::Log)),
+            ReduceKind::LogSumExp | ReduceKind::Prod => return None,
         };
         let kept: Vec<usize> = (0..shape.len()).filter(|axis| !axes.contains(axis)).collect();
         let cols = axes.iter().map(|&axis| shape[axis]).product();
@@ -113,9 +119,41 @@ impl Lowering<'_> {
             self.build.step(info, CopyView { view, size: 4 }, &[from], &[moved]);
             from = moved;
         }
-        let buf = self.fresh(y, DType::F32);
+        if let Some(op) = before {
+            let mapped = self.fresh(x, DType::F32);
+            let info = self.conversion(x, "unary.f32", DType::F32);
+            self.build.step_in_place(info, elementwise::Unary { op }, &[from], &[mapped]);
+            from = mapped;
+        }
+        let mut buf = self.fresh(y, DType::F32);
         let info = self.info("reduce.f32", &chain.nodes, Some(y), DType::F32);
         self.build.step(info, ReduceRows { op: function, cols }, &[from], &[buf]);
+        if let Some(op) = after {
+            let mapped = self.fresh(y, DType::F32);
+            let info = self.info("unary.f32", &chain.nodes, Some(y), DType::F32);
+            self.build.step_in_place(info, elementwise::Unary { op }, &[buf], &[mapped]);
+            buf = mapped;
+        }
+        self.define_exact(y, buf, Layout::Plain);
+        Some(())
+    }
+
+    pub(crate) fn arg_reduce(&mut self, op: &ArgReduce, id: NodeId, node: &Node) -> Option<()> {
+        let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
+        let shape = self.shape(x);
+        let axis = resolve_axis(op.axis, shape.len()).ok()?;
+        if self.dtype(x) != DType::F32 {
+            return None;
+        }
+        let (from, buf) = (self.plain(x)?, self.fresh(y, DType::I64));
+        let work = Search {
+            extent: shape[axis],
+            inner: shape[axis + 1..].iter().product(),
+            largest: op.largest,
+            last: op.select_last,
+        };
+        let info = self.info("search.f32", &[id], Some(y), DType::I64);
+        self.build.step(info, work, &[from], &[buf]);
         self.define_exact(y, buf, Layout::Plain);
         Some(())
     }

@@ -30,6 +30,8 @@ macro_rules! with_size {
     };
 }
 
+pub(crate) use with_size;
+
 /// Transposes each of `images` matrices of `rows × cols` elements of `size` bytes.
 pub(crate) struct TransposeImages {
     pub(crate) images: usize,

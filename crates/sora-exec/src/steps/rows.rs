@@ -52,3 +52,36 @@ impl Work for ReduceRows {
         Ok(())
     }
 }
+
+/// The position of the extreme element along an axis: of `[outer][extent][inner]`, `[outer][inner]`.
+pub(crate) struct Search {
+    pub(crate) extent: usize,
+    pub(crate) inner: usize,
+    pub(crate) largest: bool,
+    /// Whether the last of equal elements wins.
+    pub(crate) last: bool,
+}
+
+impl Work for Search {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (x, out) = (io.input::<f32>(0), io.output::<i64>());
+        let (extent, inner) = (self.extent, self.inner);
+        cx.threads.chunks(x.len() * MOVE_COST, inner, out, |start, out| {
+            let x = &x[start * extent..][..out.len() * extent];
+            for (block, out) in x.chunks_exact(extent * inner).zip(out.chunks_exact_mut(inner)) {
+                // Row by row: the best so far of every column at once.
+                let mut best = block[..inner].to_vec();
+                out.fill(0);
+                for (i, row) in block.chunks_exact(inner).enumerate().skip(1) {
+                    for ((best, slot), &value) in best.iter_mut().zip(&mut *out).zip(row) {
+                        let wins = if self.largest { value > *best } else { value < *best };
+                        if wins || self.last && value == *best {
+                            (*best, *slot) = (value, i as i64);
+                        }
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+}
