@@ -1,7 +1,7 @@
 //! Export and import again: every operator's cases give the same results, names stay, files appear whole.
 
 use sora_ir::case::Gen;
-use sora_ir::ops::{Binary, BinaryKind, Conv, Unary, UnaryKind};
+use sora_ir::ops::{Binary, BinaryKind, Conv, DequantizeLinear, Unary, UnaryKind};
 use sora_ir::{Dim, Graph, Op, TensorType, evaluate, verify};
 use sora_onnx::{ExportOptions, from_bytes, load, save, to_bytes};
 use sora_tensor::{DType, Tensor};
@@ -112,7 +112,7 @@ fn external_data_is_written_mapped_and_confined() {
 
     // Without a folder, cut short, or moved to where a link leads out of the folder, it is refused.
     let refused = |result: Result<sora_onnx::Imported, sora_onnx::OnnxError>, part: &str| {
-        let message = result.err().expect("it must be refused").to_string();
+        let message = result.expect_err("it must be refused").to_string();
         assert!(message.contains(part), "{message}");
     };
     refused(from_bytes(std::fs::read(&path).unwrap(), None), "no folder");
@@ -144,6 +144,29 @@ fn an_opset_that_is_too_old_for_a_node_is_refused_by_name() {
         let options = ExportOptions { opset: Some(opset), ..ExportOptions::default() };
         assert_eq!(from_bytes(to_bytes(&network(), &options).unwrap(), None).unwrap().opset, opset);
     }
+}
+
+/// Runtimes fuse a quantized layer whose weights have an explicit zero point of their own type, and whose 32-bit
+/// bias has none or zeros.
+#[test]
+fn quantized_weights_get_explicit_zero_points() {
+    let mut graph = Graph::new("quantized");
+    let x = graph.input("x", TensorType::new(DType::F32, [1usize, 2, 5, 5]));
+    let weights =
+        graph.constant("weights", Tensor::from_slice(&[3, 2, 1, 1], &[1i8, -2, 3, -4, 5, -6]).unwrap());
+    let bias = graph.constant("bias", Tensor::vector(&[100i32, -200, 300]));
+    let scales = graph.constant("scales", Tensor::vector(&[0.1f32, 0.2, 0.3]));
+    let w = graph.op("w", DequantizeLinear { axis: 0 }, [weights, scales]).unwrap();
+    let b = graph.op("b", DequantizeLinear { axis: 0 }, [bias, scales]).unwrap();
+    let y = graph.op("conv", Conv::new(2), [x, w, b]).unwrap();
+    graph.output("y", y);
+    let again = from_bytes(to_bytes(&graph, &ExportOptions::default()).unwrap(), None).unwrap().graph;
+    let types = |name: &str| -> Vec<String> {
+        let (_, node) = again.nodes().find(|(_, node)| node.name == name).unwrap();
+        node.inputs.iter().flatten().map(|&id| again.ty(id).to_string()).collect()
+    };
+    assert_eq!(types("w"), ["i8[3,2,1,1]", "f32[3]", "i8[3]"]);
+    assert_eq!(types("b"), ["i32[3]", "f32[3]"]);
 }
 
 #[test]

@@ -335,9 +335,9 @@ fn layer_norm(w: &mut NodeWriter, op: &LayerNorm) -> Result<(), OnnxError> {
     }
     let one = Tensor::scalar(1f32).cast(x.dtype);
     let known: Option<Vec<usize>> = normalized.iter().map(Dim::known).collect();
-    let ones = match known {
-        Some(shape) => {
-            let count: usize = shape.iter().product();
+    let count = known.as_deref().and_then(element_count).filter(|&count| count <= MOST_ONES);
+    let ones = match (known, count) {
+        (Some(shape), Some(count)) => {
             let ones =
                 Tensor::from_f64s(x.dtype, &shape, &vec![1.0; count]).map_err(|e| w.refuse(e.to_string()))?;
             w.constant("scale", ones)

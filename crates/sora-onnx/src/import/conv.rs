@@ -135,7 +135,7 @@ fn conv_transpose(cx: &mut NodeCx) -> Built {
     let rank = spatial(cx, x)?.len();
     let strides = cx.sizes("strides", vec![1; rank])?;
     let dilations = cx.sizes("dilations", vec![1; rank])?;
-    let output_padding = cx.sizes("output_padding", vec![0; rank])?;
+    let mut output_padding = cx.sizes("output_padding", vec![0; rank])?;
     if [&kernel, &strides, &dilations].iter().any(|list| list.len() != rank || list.contains(&0))
         || output_padding.len() != rank
     {
@@ -166,7 +166,11 @@ fn conv_transpose(cx: &mut NodeCx) -> Built {
                     }
                     Some(None) => return Err(Refusal::new(format!("output_shape must have {rank} entries"))),
                 };
-                let total = size(total, "the total padding")?;
+                // A wanted extent beyond the last window's end is filled after it.
+                if let (1.., Some(padding)) = (-total, output_padding.get_mut(axis)) {
+                    *padding += size(-total, "the output's padding")?;
+                }
+                let total = size(total.max(0), "the total padding")?;
                 let half = if auto_pad == "SAME_UPPER" { total / 2 } else { total.div_ceil(2) };
                 before.push(half);
                 after.push(total - half);

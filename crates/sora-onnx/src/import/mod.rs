@@ -214,10 +214,8 @@ impl Importer {
 
     /// Before version 4 of the format, initializers had to be inputs as well: they stay constants.
     fn inputs(&mut self, proto: &GraphProto) {
-        for info in &proto.input {
-            if proto.initializer.iter().any(|init| init.name == info.name) {
-                continue;
-            }
+        let constants: HashSet<&str> = proto.initializer.iter().map(|init| init.name.as_str()).collect();
+        for info in proto.input.iter().filter(|info| !constants.contains(info.name.as_str())) {
             self.names.reserve(&info.name);
             let slot = match self.input_type(info) {
                 Ok(ty) => Slot::Value(self.graph.input(&info.name, ty)),
@@ -287,9 +285,10 @@ impl Importer {
             let name = if seen.insert(plain.clone()) { plain } else { node_names.fresh(&plain) };
             self.node(node, &name, &used, external);
         }
+        let cyclic: HashSet<usize> = order.cyclic.into_iter().collect();
         for index in order.stuck {
             let Some(node) = nodes.get(index) else { continue };
-            let refusal = match order.cyclic.contains(&index) {
+            let refusal = match cyclic.contains(&index) {
                 true => Some(Refusal::new("it depends on its own output")),
                 false => rows::find(&node.domain, &node.op_type).err(),
             };
@@ -339,7 +338,7 @@ impl Importer {
                     outputs: node.output.iter().map(|o| used.contains(o.as_str())).collect(),
                 };
                 match row(&mut cx) {
-                    Ok(values) => Some(values),
+                    Ok(values) => Some(values.into_iter().map(|value| cx.settled(value)).collect::<Vec<_>>()),
                     Err(refusal) => {
                         self.issues.push(refusal.at(name, &op));
                         None

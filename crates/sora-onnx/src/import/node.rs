@@ -146,6 +146,19 @@ impl NodeCx<'_> {
         fold(self.graph, value, &mut 64)
     }
 
+    /// A few integers that depend on constants only as a constant, any other value as it is: shapes that follow
+    /// from such integers must be known when the next node is read.
+    pub(super) fn settled(&mut self, value: ValueId) -> ValueId {
+        const FEW: usize = 64;
+        let computed = self.graph.producer(value).is_some() && self.graph.value(value).content.is_none();
+        let few = self.dtype(value).is_int() && self.ty(value).known_len().is_some_and(|len| len <= FEW);
+        let constant = if computed && few { self.constant(value) } else { None };
+        match constant {
+            Some(tensor) => self.make("value", tensor),
+            None => value,
+        }
+    }
+
     /// The elements of an integer value that does not depend on the model's inputs.
     pub(super) fn known_ints(&self, value: ValueId) -> Option<Vec<i64>> {
         let content = self.graph.value(value).content.as_ref();

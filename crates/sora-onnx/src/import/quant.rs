@@ -2,7 +2,7 @@
 
 use sora_ir::ops::{
     Activation, ActivationKind, Binary, BinaryKind, Cast, Concat, DequantizeLinear, MatMul, QuantizeLinear,
-    Reduce, ReduceKind, Softmax, Unary, UnaryKind, Where,
+    Reduce, ReduceKind, Softmax, Squeeze, Unary, UnaryKind, Where,
 };
 use sora_ir::{Op, Real, ValueId};
 use sora_tensor::{DType, Tensor};
@@ -91,14 +91,14 @@ fn trimmed(inputs: &[Option<ValueId>]) -> Vec<Option<ValueId>> {
     inputs.iter().take(present).copied().collect()
 }
 
-/// A constant of one element as a scalar: per tensor, whatever the axis is.
+/// A list of one element as a scalar: per tensor, whatever the axis is.
 fn one_scale(cx: &mut NodeCx, value: ValueId) -> Result<ValueId, Refusal> {
-    match cx.graph.const_value(value) {
-        Some(tensor) if tensor.rank() == 1 && tensor.len() == 1 => {
-            let scalar = tensor.reshape(&[]).map_err(|e| Refusal::new(e.to_string()))?;
-            Ok(cx.make("scalar", scalar))
-        }
-        _ => Ok(value),
+    if cx.ty(value).known_shape().as_deref() != Some(&[1]) {
+        return Ok(value);
+    }
+    match cx.graph.const_value(value).map(|tensor| tensor.reshape(&[])) {
+        Some(Ok(scalar)) => Ok(cx.make("scalar", scalar)),
+        _ => cx.step("scalar", Squeeze { axes: vec![0] }, [value]),
     }
 }
 
@@ -173,6 +173,7 @@ fn qlinear_mat_mul(cx: &mut NodeCx) -> Built {
 /// The value of an integer operand as a float: its scale is 1, with as many elements as the zero-point.
 fn whole(cx: &mut NodeCx, x: ValueId, zero_point: Option<ValueId>, axis: i64) -> Result<ValueId, Refusal> {
     const MOST: usize = 1 << 24;
+    let zero_point = zero_point.map(|zero| one_scale(cx, zero)).transpose()?;
     let shape = match zero_point.map(|zero| cx.ty(zero)) {
         None => Some(Vec::new()),
         Some(ty) => ty.known_shape().filter(|_| ty.known_len().is_some_and(|len| len <= MOST)),

@@ -5,6 +5,7 @@ use sora_ir::ops::{
     Shape, Slice, Split, Squeeze, Tile, Transpose, Trilu, Unsqueeze,
 };
 use sora_ir::{Dim, ValueId};
+use sora_tensor::Tensor;
 
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, onnx};
@@ -29,10 +30,7 @@ pub(super) const ROWS: &[Row] = &[
         let end = cx.attribute("end").map(|a| a.i.unwrap_or(0));
         cx.add(Shape { start: cx.int("start", 0), end }, [cx.input(0)?])
     }),
-    onnx("Size", |cx| {
-        let shape = cx.step("shape", Shape { start: 0, end: None }, [cx.input(0)?])?;
-        cx.add(Reduce { kind: ReduceKind::Prod, axes: Vec::new(), keep_dims: false }, [shape])
-    }),
+    onnx("Size", element_count),
     onnx("Slice", slice),
     onnx("SpaceToDepth", space_to_depth),
     onnx("Split", split),
@@ -52,6 +50,15 @@ pub(super) const ROWS: &[Row] = &[
         cx.add(Unsqueeze { axes }, [cx.input(0)?])
     }),
 ];
+
+fn element_count(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    if let Some(known) = cx.ty(x).known_len() {
+        return Ok(vec![cx.make("size", Tensor::scalar(signed(known)))]);
+    }
+    let shape = cx.step("shape", Shape { start: 0, end: None }, [x])?;
+    cx.add(Reduce { kind: ReduceKind::Prod, axes: Vec::new(), keep_dims: false }, [shape])
+}
 
 /// Everything but the data was an attribute before opset 11.
 fn pad(cx: &mut NodeCx) -> Built {
