@@ -121,3 +121,83 @@ fn input_channel(op: &Op, shape: &[usize], axis: usize) -> Option<Box<dyn Fn(usi
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use sora_data::{Dataset, Preprocess};
+    use sora_exec::Options;
+    use sora_ir::ops::Conv;
+    use sora_ir::{evaluate, verify};
+    use sora_tensor::DType;
+
+    use super::*;
+    use crate::calibrate::calibrate;
+    use crate::feed::Feed;
+    use crate::method::{METHODS, requests};
+    use crate::placement::{Placement, Plan, Ranges};
+    use crate::testing::{Net, Silent};
+
+    /// Sums by output channel (axis 1) of the difference of two tensors.
+    fn shifts(a: &Tensor, b: &Tensor) -> Vec<f64> {
+        let inner: usize = a.shape()[2..].iter().product();
+        let mut sums = vec![0.0; a.shape()[1]];
+        for (i, (a, b)) in a.to_f64s().iter().zip(b.to_f64s()).enumerate() {
+            let channel = i / inner % sums.len();
+            sums[channel] += b - a;
+        }
+        sums
+    }
+
+    fn power(values: &[f64]) -> f64 {
+        values.iter().map(|v| v * v).sum()
+    }
+
+    /// Convolutions in groups and without a bias, and a product with one: correction brings the mean of what they
+    /// compute near that of the original.
+    #[test]
+    fn mean_outputs_return() {
+        let (mut net, x) = Net::new(31, &[4, 9, 9]);
+        let w = net.random.tensor(&[6, 2, 3, 3], 1.0);
+        let w = net.graph.constant("w", w);
+        let a = net.op("a", Conv { group: 2, ..Conv::new(2) }, &[x, w]);
+        let flat = net.flatten("flat", a, 294);
+        let y = net.dense("y", flat, 5);
+        let mut values = net.random.tensor(&[40, 4, 9, 9], 0.3);
+        // Channels of very different means, so that errors of weights do not average out.
+        for (i, v) in values.as_mut_slice::<f32>().unwrap().iter_mut().enumerate() {
+            *v += 2.0 * (1 + i / 81 % 4) as f32;
+        }
+        let network = Network::new(net.done(y)).unwrap();
+        let data = Dataset::from_arrays(vec![(None, values.clone())], None).unwrap();
+        let feed = Feed::new(&network.graph, &data, &Preprocess::default()).unwrap();
+        let samples: Vec<usize> = (0..40).collect();
+        let wanted = requests(&network);
+        let exec = Options::default();
+        let observations = calibrate(&network, &feed, &samples, &wanted, 16, &exec, &Silent).unwrap();
+        let ranges = Ranges::new(observations.histograms.clone());
+        let placement = Placement::new(&network, &Plan::default(), &ranges);
+        let cx = Cx { network: &network, placement: &placement, observations: &observations };
+        let plain = (METHODS[0].apply)(&cx, network.graph.clone()).unwrap();
+        let corrected = (METHODS[1].apply)(&cx, plain.clone()).unwrap();
+        verify(&plain).unwrap();
+        verify(&corrected).unwrap();
+
+        let watch = |graph: &Graph| {
+            let mut graph = graph.clone();
+            let value = graph.find("a").unwrap();
+            assert_eq!(graph.ty(value).dtype, DType::F32);
+            graph.output("watched", value);
+            let outputs = evaluate(&graph, &[("x", &values)]).unwrap();
+            let by_name: HashMap<String, Tensor> =
+                graph.outputs().iter().map(|o| o.name.clone()).zip(outputs).collect();
+            by_name
+        };
+        let (exact, before, after) = (watch(&network.graph), watch(&plain), watch(&corrected));
+        for name in ["watched", "y"] {
+            let (before, after) = (shifts(&exact[name], &before[name]), shifts(&exact[name], &after[name]));
+            assert!(power(&after) < 0.1 * power(&before), "{name}: {before:?} → {after:?}");
+        }
+    }
+}

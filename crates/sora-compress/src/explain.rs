@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
-use sora_ir::ValueId;
+use sora_ir::{NodeId, Op, ValueId};
 
 use crate::layers::{Network, Role};
 use crate::placement::{Placement, Plan};
@@ -35,6 +35,8 @@ pub enum Reason {
     NoInt8Form,
     /// Its neighbours are not quantized, so converting would cost more than it saves.
     NotBetweenQuantized,
+    /// The model came with this layer quantized.
+    AlreadyQuantized,
     /// The operand that would be quantized per channel is computed when the network runs.
     WeightsComputed,
     /// One operand is a constant, for which there is no 8-bit form.
@@ -68,6 +70,7 @@ impl Reason {
             Reason::NotBetweenQuantized => {
                 "its neighbours are not quantized, so converting would cost more than it saves".to_owned()
             }
+            Reason::AlreadyQuantized => "the model came with this layer quantized".to_owned(),
             Reason::WeightsComputed => {
                 "both operands are computed at run time, there are no weights to quantize".to_owned()
             }
@@ -136,7 +139,15 @@ pub(crate) fn layers(
     times: &[LayerTimes],
 ) -> Vec<LayerReport> {
     let graph = &network.graph;
-    let visible = |index: &usize| !network.layers[*index].reads.is_empty();
+    // Conversions that came with the model are part of what they convert.
+    let converts = |&id: &NodeId| {
+        let op = graph.node(id).map(|n| &n.op);
+        matches!(op, Some(Op::QuantizeLinear(_) | Op::DequantizeLinear(_)))
+    };
+    let visible = |&index: &usize| {
+        let layer = &network.layers[index];
+        !layer.reads.is_empty() && !layer.nodes.iter().all(converts)
+    };
     let report = |index: usize| {
         let layer = &network.layers[index];
         let int8 = placement.int8[index];
@@ -147,6 +158,7 @@ pub(crate) fn layers(
             _ if int8 => Reason::BetweenQuantized,
             _ => Reason::NotBetweenQuantized,
         };
+        let came = layer.role == Role::Float(Reason::AlreadyQuantized);
         let (before, after) = bytes(network, index, int8);
         let time = times.get(index).copied().unwrap_or_default();
         let output = layer.outputs.first().copied();
@@ -155,7 +167,7 @@ pub(crate) fn layers(
             name: layer.name.clone(),
             op: layer.op.clone(),
             nodes: layer.nodes.iter().filter_map(|&id| Some(graph.node(id)?.name.clone())).collect(),
-            precision: if int8 { Precision::Int8 } else { Precision::F32 },
+            precision: if int8 || came { Precision::Int8 } else { Precision::F32 },
             sqnr_db: output.and_then(|v| sqnr.get(&v)).copied().filter(|db| db.is_finite()),
             reason: reason.words(),
             reason_code: reason,

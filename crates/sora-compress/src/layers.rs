@@ -218,7 +218,10 @@ impl Grower<'_> {
         let input = |slot: usize| node.inputs.get(slot).copied().flatten();
         let (Some(x), Some(weight)) = (input(0), input(1)) else { return Role::Float(Reason::NotF32) };
         let Some(tensor) = self.graph.const_value(weight) else {
-            return Role::Float(Reason::WeightsComputed);
+            let dequantized =
+                |(_, node, _): (NodeId, &Node, usize)| matches!(node.op, Op::DequantizeLinear(_));
+            let quantized = self.graph.producer(weight).is_some_and(dequantized);
+            return Role::Float(if quantized { Reason::AlreadyQuantized } else { Reason::WeightsComputed });
         };
         if tensor.dtype() != DType::F32 {
             return Role::Float(Reason::NotF32);

@@ -270,18 +270,23 @@ fn owners(network: &Network, placement: &Placement) -> HashMap<String, usize> {
     owners
 }
 
-/// Time of each layer in one profile, in ms; `None` where no step was booked.
+/// Time of each layer in one profile, in ms; `None` where no step was booked. A conversion, which computes no
+/// node, belongs to what follows it.
 fn book(network: &Network, owners: &HashMap<String, usize>, profile: &Profile) -> Vec<Option<f64>> {
     let mut times: Vec<Option<f64>> = vec![None; network.layers.len()];
-    let mut last = None;
+    let (mut pending, mut last) = (0.0, None);
     for step in &profile.steps {
-        let nodes = step.step.nodes.iter().chain(std::iter::once(&step.step.name));
-        let found: Vec<usize> = nodes.filter_map(|n| owners.get(n).copied()).collect();
+        pending += step.nanoseconds as f64 / 1e6;
+        let found: Vec<usize> = step.step.nodes.iter().filter_map(|n| owners.get(n).copied()).collect();
         // A step that spans layers is that of its weights.
         let linear = found.iter().copied().find(|&i| network.layers[i].linear().is_some());
-        let Some(owner) = linear.or(found.first().copied()).or(last) else { continue };
-        last = Some(owner);
-        *times[owner].get_or_insert(0.0) += step.nanoseconds as f64 / 1e6;
+        if let Some(owner) = linear.or(found.first().copied()) {
+            *times[owner].get_or_insert(0.0) += std::mem::take(&mut pending);
+            last = Some(owner);
+        }
+    }
+    if let Some(last) = last.filter(|_| pending > 0.0) {
+        *times[last].get_or_insert(0.0) += pending;
     }
     times
 }

@@ -10,7 +10,7 @@ use sora_ir::{Graph, QuantRule, ValueId};
 use crate::calibrate::calibrate;
 use crate::explain::{self, LayerReport, LayerTimes, Reason};
 use crate::feed::Feed;
-use crate::layers::Network;
+use crate::layers::{Network, Role};
 use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
@@ -277,7 +277,12 @@ fn note(
     let budget = 100.0 * options.max_drop;
     let everything = Placement::without_ranges(network, &Plan::default());
     if everything.is_empty() {
-        return Some("no layer of this network can be quantized, so it stays in f32, optimized".to_owned());
+        let came = network.layers.iter().any(|l| l.role == Role::Float(Reason::AlreadyQuantized));
+        let note = match came {
+            true => "this network is quantized already; it was only optimized",
+            false => "no layer of this network can be quantized, so it stays in f32, optimized",
+        };
+        return Some(note.to_owned());
     }
     if !within {
         let names = if given_up.is_empty() { "none".to_owned() } else { given_up.join(", ") };

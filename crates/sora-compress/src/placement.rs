@@ -114,12 +114,23 @@ impl Placement {
         placement
     }
 
-    /// The layer that quantizing a value is a cost of: the one that computes the value in 8 bits, else its first
-    /// 8-bit reader.
+    /// The layer that quantizing a value is a cost of: the one that computes the value in 8 bits, else the first
+    /// that computes on it in 8 bits, perhaps after others have moved it.
     pub fn owner(&self, network: &Network, value: ValueId) -> Option<usize> {
-        let producer = network.producer(value).filter(|&i| self.int8[i]);
-        let reads = |i: &usize| reads_int8(network, &self.int8, *i, value);
-        producer.or_else(|| (0..network.layers.len()).find(reads))
+        if let Some(producer) = network.producer(value).filter(|&i| self.int8[i]) {
+            return Some(producer);
+        }
+        let (mut value, mut owner) = (value, None);
+        // Readers follow what they read, so this ends.
+        while let Some(reader) = (0..network.layers.len()).find(|&i| self.reads_int8(network, i, value)) {
+            owner = Some(reader);
+            let layer = &network.layers[reader];
+            match (&layer.role, layer.outputs.first()) {
+                (Role::Passthrough | Role::Unify, Some(&moved)) => value = moved,
+                _ => break,
+            }
+        }
+        owner
     }
 
     /// Whether anything is quantized.
@@ -243,6 +254,7 @@ mod tests {
         // The pool's range is that of what it reads.
         let of = |name: &str| network.graph.find(name).unwrap();
         assert_eq!(all.sources[&of("flat")], BTreeSet::from([of("relu")]));
+        assert_eq!(all.owner(&network, of("relu")), Some(0));
         let half = Placement::without_ranges(&network, &plan(&network, &["y"]));
         assert_eq!(int8(&network, &half), ["a"]);
         assert_eq!(quantized(&network, &half), ["x"]);
@@ -250,6 +262,8 @@ mod tests {
         assert_eq!(int8(&network, &half), ["a", "flat", "y"]);
         assert_eq!(quantized(&network, &half), ["x", "pool", "flat"]);
         assert_eq!(half.sources[&of("flat")], BTreeSet::from([of("pool")]));
+        // Nobody but the dense layer needs the pool's result in 8 bits; that it is flattened first costs nothing.
+        assert_eq!(half.owner(&network, of("pool")), Some(3));
     }
 
     #[test]

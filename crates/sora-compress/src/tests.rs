@@ -189,6 +189,27 @@ fn no_layer_ships_that_measures_slower() {
 }
 
 #[test]
+fn a_quantized_network_is_left_alone() {
+    let data = dataset(300, 1.0, true);
+    let once = run(&cnn(), &data, 0.1, Prefer::Size);
+    let twice = run(&once.graph, &data, 0.1, Prefer::Size);
+    let note = twice.note.as_deref().unwrap_or_default();
+    assert!(twice.met && note.contains("already"), "{note} {:?} {:?}", twice.steps, twice.layers);
+    assert_eq!(precision(&twice, "b"), Precision::Int8);
+    assert!(twice.after.weight_bytes <= once.after.weight_bytes);
+}
+
+#[test]
+fn steps_are_fused_across_the_residual() {
+    let outcome = run(&cnn(), &dataset(120, 1.0, true), 0.5, Prefer::Size);
+    let session = sora_exec::Session::new(outcome.graph, sora_exec::Options::default()).unwrap();
+    let program = session.program(&[("x", vec![1, 3, 8, 8])]).unwrap();
+    let fused = program.steps().iter().find(|s| s.nodes.iter().any(|n| n == "c")).unwrap();
+    assert_eq!(fused.nodes, ["c", "sum", "c.relu", "c.relu_quantize"]);
+    assert!(program.steps().iter().all(|s| !s.kernel.starts_with("reference")), "{:?}", program.steps());
+}
+
+#[test]
 fn unlabelled_data_measures_agreement() {
     let outcome = run(&cnn(), &dataset(300, 1.0, false), 0.1, Prefer::Size);
     assert_eq!((outcome.metric, outcome.before.accuracy), ("agreement", 1.0));
