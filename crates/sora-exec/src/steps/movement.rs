@@ -149,9 +149,9 @@ impl View {
             let Some(axis) = (0..outer.len()).rev().find(|&axis| index[axis] + 1 < outer[axis]) else {
                 return;
             };
-            for later in axis + 1..outer.len() {
-                at -= index[later] as isize * self.strides[later];
-                index[later] = 0;
+            for (i, stride) in index[axis + 1..].iter_mut().zip(&self.strides[axis + 1..]) {
+                at -= *i as isize * stride;
+                *i = 0;
             }
             index[axis] += 1;
             at += self.strides[axis];
