@@ -93,7 +93,7 @@ impl Maker {
         }
     }
 
-    /// Convolution, perhaps bias, perhaps residual, perhaps activation, perhaps quantization.
+    /// Convolution, perhaps bias, perhaps a shortcut, perhaps activation, perhaps quantization.
     fn convolution(&mut self, x: ValueId, quantized: bool) -> ValueId {
         let shape = self.shape(x);
         let rank = shape.len() - 2;
@@ -120,8 +120,18 @@ impl Maker {
             let bias = self.constant(bias);
             y = self.op(Binary { kind: BinaryKind::Add }, &[bias, y]);
         }
-        if out == channels && self.rng.bool() {
-            y = self.op(Binary { kind: BinaryKind::Add }, &[y, x]);
+        let shortcut = match self.rng.u8(0..4) {
+            0 | 1 if out == channels => Some(x),
+            2 => {
+                // A projection: both operands of the sum are products that could take it in.
+                let weights = self.weights(&[vec![out, channels], vec![1; rank]].concat(), 0, quantized);
+                Some(self.op(Conv::new(rank), &[x, weights]))
+            }
+            _ => None,
+        };
+        if let Some(shortcut) = shortcut {
+            let operands = if self.rng.bool() { [y, shortcut] } else { [shortcut, y] };
+            y = self.op(Binary { kind: BinaryKind::Add }, &operands);
         }
         y = self.activation(y);
         if quantized && self.rng.u8(0..5) > 0 { self.fake_quantize(y, -4.0, 4.0) } else { y }

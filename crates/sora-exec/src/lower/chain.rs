@@ -65,7 +65,7 @@ impl Lowering<'_> {
         let own_bias = matches!(node.op, Op::Conv(_) | Op::ConvTranspose(_))
             && node.inputs.get(2).is_some_and(Option::is_some);
         let mut unquantized = chain.clone();
-        while let Some(id) = self.only_use(chain.result) {
+        while let Some(id) = self.only_use(chain.result).filter(|id| !self.claimed.contains(id)) {
             let Some(next) = self.graph.node(id) else { break };
             let active = chain.activation != Activation::None;
             let other = next.inputs.iter().copied().flatten().find(|&i| i != chain.result);

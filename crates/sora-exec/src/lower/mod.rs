@@ -43,6 +43,8 @@ pub(crate) struct Lowering<'g> {
     uses: Vec<Vec<NodeId>>,
     /// By value: whether it is a result.
     is_output: Vec<bool>,
+    /// Nodes that a chain computes: no second one may claim them.
+    claimed: HashSet<NodeId>,
 }
 
 /// Optimizes a graph of concrete shapes before lowering.
@@ -67,22 +69,22 @@ pub(crate) fn lower(graph: &Graph, kernels: Kernels) -> Result<Lowered, ExecErro
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
     let forms = vec![Vec::new(); count];
     let build = Builder::new(kernels);
-    let mut lowering = Lowering { graph, kernels, build, forms, uses: graph.uses(), is_output };
+    let (uses, claimed) = (graph.uses(), HashSet::new());
+    let mut lowering = Lowering { graph, kernels, build, forms, uses, is_output, claimed };
 
     for (n, &id) in graph.inputs().iter().enumerate() {
         let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());
         lowering.define_exact(id, buf, Layout::Plain);
     }
     let mut pending: HashMap<NodeId, Chain> = HashMap::new();
-    let mut absorbed: HashSet<NodeId> = HashSet::new();
     for id in graph.order()? {
         let Some(node) = graph.node(id) else { continue };
         if let Some(chain) = pending.remove(&id) {
             lowering.emit_chain(&chain)?;
-        } else if !absorbed.contains(&id) {
+        } else if !lowering.claimed.contains(&id) {
             match lowering.start(id, node) {
                 Some(chain) if chain.nodes.len() > 1 => {
-                    absorbed.extend(&chain.nodes);
+                    lowering.claimed.extend(&chain.nodes);
                     if let Some(&tail) = chain.nodes.last() {
                         pending.insert(tail, chain);
                     }
