@@ -1,4 +1,4 @@
-//! Imported models against stored outputs of onnxruntime.
+//! Imported models against stored outputs of onnxruntime, run by the reference and by every engine.
 //!
 //! `SORA_ORT_CASES` names a folder of pairs `NAME.onnx` and `NAME.npz`, the latter with the inputs under their
 //! names and the outputs under `out:` and their names; `.ci/python/make_cases.py` writes it. Each model is
@@ -6,7 +6,8 @@
 
 use std::path::PathBuf;
 
-use sora_ir::{Graph, evaluate};
+use sora_conformance::{engines, reference, run};
+use sora_ir::Graph;
 use sora_onnx::ExportOptions;
 use sora_tensor::Tensor;
 
@@ -32,13 +33,12 @@ fn error(expected: &Tensor, found: &Tensor) -> f64 {
     }
 }
 
-fn compare(graph: &Graph, arrays: &[(String, Tensor)]) -> Result<f64, String> {
-    let inputs: Vec<(&str, &Tensor)> = arrays.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let outputs = evaluate(graph, &inputs).map_err(|e| e.to_string())?;
+/// The worst error of `found`, the graph's outputs in order.
+fn compare(graph: &Graph, found: &[Tensor], stored: &[(String, Tensor)]) -> Result<f64, String> {
     let mut worst: f64 = 0.0;
-    for (output, found) in graph.outputs().iter().zip(&outputs) {
+    for (output, found) in graph.outputs().iter().zip(found) {
         let name = format!("out:{}", output.name);
-        let (_, expected) = arrays.iter().find(|(n, _)| *n == name).ok_or(format!("{name} is not stored"))?;
+        let (_, expected) = stored.iter().find(|(n, _)| *n == name).ok_or(format!("{name} is not stored"))?;
         if expected.dtype() != found.dtype() || expected.shape() != found.shape() {
             return Err(format!("{name}: expected {:?}, found {:?}", expected.shape(), found.shape()));
         }
@@ -59,27 +59,23 @@ fn imported_models_agree_with_onnxruntime() {
     for path in cases() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let stored = sora_data::npz::read(&path.with_extension("npz"), 1 << 30).unwrap();
-        let imported = match sora_onnx::load(&path) {
-            Ok(imported) => imported,
-            Err(e) => {
-                failures.push(format!("{name}: {e}"));
-                continue;
+        let first = sora_onnx::load(&path).unwrap_or_else(|e| panic!("{name}: {e}")).graph;
+        let exported = sora_onnx::to_bytes(&first, &ExportOptions::default());
+        let second = exported.and_then(|bytes| sora_onnx::from_bytes(bytes, None));
+        let second = second.unwrap_or_else(|e| panic!("{name}, second import: {e}")).graph;
+        let inputs: Vec<(String, Tensor)> =
+            stored.iter().filter(|(n, _)| !n.starts_with("out:")).cloned().collect();
+        for (graph, import) in [(&first, "first import"), (&second, "second import")] {
+            sora_ir::verify(graph).unwrap_or_else(|e| panic!("{name}, {import}: {e}"));
+            let mut check = |found: &[Tensor], by: &str| match compare(graph, found, &stored) {
+                Ok(error) if error <= tolerance(&name) => println!("{name}, {import}, {by}: {error:.1e}"),
+                Ok(error) => failures.push(format!("{name}, {import}, {by}: differs by {error:.1e}")),
+                Err(e) => failures.push(format!("{name}, {import}, {by}: {e}")),
+            };
+            check(&reference(graph, &inputs), "reference");
+            for options in engines() {
+                check(&run(graph, &inputs, &options), &format!("{options:?}"));
             }
-        };
-        if let Err(e) = sora_ir::verify(&imported.graph) {
-            failures.push(format!("{name}: {e}"));
-        }
-        match compare(&imported.graph, &stored) {
-            Ok(error) if error <= tolerance(&name) => println!("{name}: {error:.1e}"),
-            Ok(error) => failures.push(format!("{name}: differs by {error:.1e}")),
-            Err(e) => failures.push(format!("{name}: {e}")),
-        }
-        let exported = sora_onnx::to_bytes(&imported.graph, &ExportOptions::default());
-        let again = exported.and_then(|bytes| sora_onnx::from_bytes(bytes, None));
-        match again.map_err(|e| e.to_string()).and_then(|again| compare(&again.graph, &stored)) {
-            Ok(error) if error <= tolerance(&name) => {}
-            Ok(error) => failures.push(format!("{name}: differs by {error:.1e} after a second import")),
-            Err(e) => failures.push(format!("{name}: second import: {e}")),
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
