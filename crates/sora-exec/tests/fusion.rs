@@ -4,7 +4,7 @@ use fastrand::Rng;
 use sora_exec::{Options, Program, Session};
 use sora_ir::ops::{
     Activation, ActivationKind, AveragePool, Binary, BinaryKind, Concat, Conv, DequantizeLinear, Flatten,
-    MatMul, MaxPool, QuantizeLinear, Reduce, ReduceKind, Transpose, Unary, UnaryKind,
+    MatMul, MaxPool, QuantizeLinear, Reduce, ReduceKind, Reshape, Softmax, Transpose, Unary, UnaryKind,
 };
 use sora_ir::{Graph, Op, TensorType, ValueId, evaluate};
 use sora_kernels::Isa;
@@ -287,6 +287,42 @@ fn quantized_networks_follow_the_reference() {
     let worst = off.iter().copied().fold(0.0, f64::max);
     let differing = off.iter().filter(|&&d| d > 0.5).count();
     assert!(worst <= 4.0 && differing * 100 < off.len(), "{worst} steps; {differing} of {}", off.len());
+}
+
+/// Attention reads its operands through the transposes that split heads.
+#[test]
+fn attention_agrees_with_the_reference_and_copies_nothing_but_its_result() {
+    for seed in 0..20 {
+        let mut maker = Maker::new(seed);
+        let [batch, tokens, heads, width] = [2, 7, 3, 5].map(|n: usize| maker.rng.usize(1..=n) + 1);
+        let input = maker.reals(&[batch, tokens, heads * width], 1.0);
+        let x = maker.graph.input("x", TensorType::of(&input));
+        let split =
+            maker.constant(Tensor::vector(&[batch as i64, tokens as i64, heads as i64, width as i64]));
+        let mut head = |perm: Vec<usize>| {
+            let weights = maker.weights(&[heads * width, heads * width], 1, false);
+            let y = maker.op(MatMul {}, &[x, weights]);
+            let y = maker.op(Reshape { allow_zero: false }, &[y, split]);
+            maker.op(Transpose { perm }, &[y])
+        };
+        let [q, k, v] = [head(vec![0, 2, 1, 3]), head(vec![0, 2, 3, 1]), head(vec![0, 2, 1, 3])];
+        let scores = maker.op(MatMul {}, &[q, k]);
+        let scores = maker.op(Softmax { axis: -1, log: false }, &[scores]);
+        let y = maker.op(MatMul {}, &[scores, v]);
+        let y = maker.op(Transpose { perm: vec![0, 2, 1, 3] }, &[y]);
+        maker.graph.output("y", y);
+        let expected = evaluate(&maker.graph, &[("x", &input)]).unwrap()[0].to_f64s();
+        for threads in [1, 2] {
+            let session =
+                Session::new(maker.graph.clone(), Options { threads, ..Options::default() }).unwrap();
+            let (outputs, profile) = session.run_profiled(&[("x", &input)]).unwrap();
+            for (a, b) in outputs[0].1.to_f64s().iter().zip(&expected) {
+                assert!((a - b).abs() < 1e-5, "seed {seed}: {a} for {b}");
+            }
+            let copies = profile.steps.iter().filter(|s| s.step.kernel == "transpose").count();
+            assert_eq!(copies, 1, "{profile}");
+        }
+    }
 }
 
 #[test]

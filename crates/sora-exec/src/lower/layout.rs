@@ -5,7 +5,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
 use super::build::Buf;
-use crate::steps::movement::TransposeImages;
+use crate::steps::movement::{CopyView, TransposeImages, View};
 use crate::steps::quantize::{Dequantize, Flip};
 
 /// The order of a value's elements in memory.
@@ -129,16 +129,31 @@ impl Lowering<'_> {
         self.build.arena(bytes)
     }
 
-    /// The forms that exist; a constant comes into being here.
+    /// The forms that exist; a constant or a view comes into being here.
     pub(crate) fn forms(&mut self, v: ValueId) -> Vec<Form> {
-        if self.forms[v.index()].is_empty()
-            && !matches!(self.graph.value(v).def, Def::Input)
-            && let Some(tensor) = self.constant(v)
-        {
-            let buf = self.build.constant(tensor);
-            self.define_exact(v, buf, Layout::Plain);
+        if self.forms[v.index()].is_empty() {
+            if let Some((source, view)) = self.views.remove(&v) {
+                self.materialize(v, source, &view);
+            } else if let (false, Some(tensor)) = (self.is_input(v), self.constant(v)) {
+                let buf = self.build.constant(tensor);
+                self.define_exact(v, buf, Layout::Plain);
+            }
         }
         self.forms[v.index()].clone()
+    }
+
+    fn is_input(&self, v: ValueId) -> bool {
+        matches!(self.graph.value(v).def, Def::Input)
+    }
+
+    fn materialize(&mut self, v: ValueId, source: ValueId, view: &View) -> Option<()> {
+        let (from, dtype) = (self.plain(source)?, self.dtype(v));
+        let to = self.fresh(v, dtype);
+        let work = CopyView { view: view.collapsed(), size: dtype.size() };
+        let info = self.conversion(v, "transpose", dtype);
+        self.build.step(info, work, &[from], &[to]);
+        self.define_exact(v, to, Layout::Plain);
+        Some(())
     }
 
     /// The affine encoding of the value, if it exists in one.

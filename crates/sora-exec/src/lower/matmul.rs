@@ -8,7 +8,7 @@ use super::Lowering;
 use super::chain::Chain;
 use super::layout::{Encoding, Layout};
 use crate::steps::gemm::{Bytes, Product, Real, Rows, Weights};
-use crate::steps::matmul::BatchProduct;
+use crate::steps::matmul::{BatchProduct, Order};
 use crate::steps::movement::View;
 
 impl Lowering<'_> {
@@ -118,26 +118,48 @@ impl Lowering<'_> {
         if !plain {
             return None;
         }
+        let (source_a, mut left) = self.viewed(a);
+        let (source_b, mut right) = self.viewed(b);
         // One-dimensional operands are a row and a column; the result has the same elements.
-        let (mut a_shape, mut b_shape) = (self.shape(a), self.shape(b));
-        if a_shape.len() == 1 {
-            a_shape.insert(0, 1);
+        if left.shape.len() == 1 {
+            left.shape.insert(0, 1);
+            left.strides.insert(0, 0);
         }
-        if b_shape.len() == 1 {
-            b_shape.push(1);
+        if right.shape.len() == 1 {
+            right.shape.push(1);
+            right.strides.push(1);
         }
-        let (a_batch, &[m, k]) = a_shape.split_last_chunk::<2>()?;
-        let (b_batch, &[_, n]) = b_shape.split_last_chunk::<2>()?;
+        let (a_batch, &[m, k]) = left.shape.split_last_chunk::<2>()?;
+        let (b_batch, &[_, n]) = right.shape.split_last_chunk::<2>()?;
         let rank = a_batch.len().max(b_batch.len());
         let extent = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
         let batch: Vec<usize> = (0..rank).map(|i| extent(a_batch, i).max(extent(b_batch, i))).collect();
-        let starts = |shape: &[usize]| View::of(shape).broadcast(&batch).offsets();
-        let (a_starts, b_starts) = (starts(a_batch), starts(b_batch));
-        let products = a_starts.into_iter().zip(b_starts).map(|(i, j)| (i * m * k, j * k * n)).collect();
-        let (a, b) = (self.plain(a)?, self.plain(b)?);
+        let starts = |view: &View| {
+            let rank = view.shape.len() - 2;
+            let (shape, strides) = (view.shape[..rank].to_vec(), view.strides[..rank].to_vec());
+            View { start: view.start, shape, strides }.broadcast(&batch).offsets()
+        };
+        let products = starts(&left).into_iter().zip(starts(&right)).collect();
+        let [.., a_step, _] = left.strides[..] else { return None };
+        let (order, b_step) = match right.strides[..] {
+            [.., step, 1] => (Order::Rows, step),
+            [.., _, step] => (Order::Columns, step),
+            _ => return None,
+        };
+        let step = |step: isize| usize::try_from(step).ok();
+        let work = BatchProduct::new([m, k, n], step(a_step)?, (order, step(b_step)?), products);
+        let (a, b) = (self.plain(source_a)?, self.plain(source_b)?);
         let (out, _, dtype) = self.store(chain, Layout::Plain);
         let info = self.info("matmul.f32", &chain.nodes, Some(chain.result), dtype);
-        self.build.step(info, BatchProduct::new(m, k, n, products), &[a, b], &[out]);
+        self.build.step(info, work, &[a, b], &[out]);
         Some(())
+    }
+
+    /// The value to read and the view of it that is `v`.
+    fn viewed(&self, v: ValueId) -> (ValueId, View) {
+        match self.views.get(&v) {
+            Some((source, view)) => (*source, view.clone()),
+            None => (v, View::of(&self.shape(v))),
+        }
     }
 }

@@ -26,6 +26,7 @@ use sora_kernels::Kernels;
 use sora_tensor::DType;
 
 use crate::program::Lowered;
+use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
 use crate::{ExecError, StepInfo};
 use build::Builder;
@@ -39,6 +40,8 @@ pub(crate) struct Lowering<'g> {
     build: Builder,
     /// By value: the forms it exists in so far.
     forms: Vec<Vec<Form>>,
+    /// Transposes that exist only as a view of another value, until someone asks for their elements.
+    views: HashMap<ValueId, (ValueId, View)>,
     /// By value: the nodes that read it.
     uses: Vec<Vec<NodeId>>,
     /// By value: whether it is a result.
@@ -69,8 +72,8 @@ pub(crate) fn lower(graph: &Graph, kernels: Kernels) -> Result<Lowered, ExecErro
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
     let forms = vec![Vec::new(); count];
     let build = Builder::new(kernels);
-    let (uses, claimed) = (graph.uses(), HashSet::new());
-    let mut lowering = Lowering { graph, kernels, build, forms, uses, is_output, claimed };
+    let (uses, claimed, views) = (graph.uses(), HashSet::new(), HashMap::new());
+    let mut lowering = Lowering { graph, kernels, build, forms, views, uses, is_output, claimed };
 
     for (n, &id) in graph.inputs().iter().enumerate() {
         let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());

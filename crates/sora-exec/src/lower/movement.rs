@@ -1,7 +1,7 @@
 //! Operators that move elements: reshapes cost nothing, the rest copies bytes in whatever encoding they have.
 
 use sora_ir::ops::{Concat, Gather, Pad, PadMode, Split, Transpose};
-use sora_ir::{Node, NodeId, ValueId, resolve_axis};
+use sora_ir::{Node, NodeId, Op, ValueId, resolve_axis};
 use sora_tensor::DType;
 
 use super::Lowering;
@@ -57,11 +57,33 @@ impl Lowering<'_> {
         if aliased {
             return Some(());
         }
+        let view = View::of(&self.shape(x)).permuted(&perm);
+        if self.is_operand(y, &view) && self.affine(x).is_none() {
+            self.views.insert(y, (x, view));
+            return Some(());
+        }
         let encoding = self.any_encoding(x);
-        let from = self.encoded(x, Layout::Plain, encoding)?;
-        let seen = Seen { buf: from, encoding, layout: Layout::Plain, view: View::of(&self.shape(x)) };
-        let view = seen.view.permuted(&perm);
+        let buf = self.encoded(x, Layout::Plain, encoding)?;
+        let seen = Seen { buf, encoding, layout: Layout::Plain, view: View::of(&self.shape(x)) };
         self.copy("transpose", id, &seen, view, Layout::Plain, y)
+    }
+
+    /// Whether only products of two run-time operands read the value, and can read it through the view.
+    fn is_operand(&self, v: ValueId, view: &View) -> bool {
+        let readers = self.uses[v.index()].iter().filter_map(|&id| self.graph.node(id));
+        let product = |node: &Node| {
+            let inputs: Vec<ValueId> = node.inputs.iter().copied().flatten().collect();
+            let variable = inputs.iter().all(|&i| self.constant(i).is_none());
+            // The left operand needs contiguous rows, the right one contiguous rows or columns.
+            let left = inputs.first() == Some(&v);
+            let contiguous = match view.strides[..] {
+                [.., _, 1] => true,
+                [.., 1, _] => !left,
+                _ => false,
+            };
+            matches!(node.op, Op::MatMul(_)) && variable && contiguous
+        };
+        self.dtype(v) == DType::F32 && !self.is_output[v.index()] && readers.clone().all(product)
     }
 
     fn permutation(&self, op: &Transpose, rank: usize) -> Option<Vec<usize>> {

@@ -6,11 +6,22 @@ use sora_kernels::{ARows, Dense, EpilogueF32, Kernels, MatMut, Output, PackedF32
 
 use super::{Cx, Io, Work};
 
+/// What is contiguous in the right operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Rows,
+    Columns,
+}
+
 /// `[m, k] · [k, n]` for each pair of matrices of a batch.
 pub(crate) struct BatchProduct {
     m: usize,
     k: usize,
     n: usize,
+    /// Distance between rows of the left operand.
+    a_step: usize,
+    /// Order of the right operand, and distance between its rows or columns.
+    b_order: (Order, usize),
     /// By product: where its operands start.
     products: Vec<(usize, usize)>,
     /// Memory for the packed right operand, one per thread that needed one at the same time.
@@ -18,8 +29,13 @@ pub(crate) struct BatchProduct {
 }
 
 impl BatchProduct {
-    pub(crate) fn new(m: usize, k: usize, n: usize, products: Vec<(usize, usize)>) -> Self {
-        BatchProduct { m, k, n, products, packed: Mutex::default() }
+    pub(crate) fn new(
+        [m, k, n]: [usize; 3],
+        a_step: usize,
+        b_order: (Order, usize),
+        products: Vec<(usize, usize)>,
+    ) -> Self {
+        BatchProduct { m, k, n, a_step, b_order, products, packed: Mutex::default() }
     }
 
     fn range(&self, kernels: Kernels, a: &[f32], b: &[f32], first: usize, out: &mut [f32]) {
@@ -32,10 +48,13 @@ impl BatchProduct {
         };
         for (&(at, bt), out) in self.products[first..].iter().zip(out.chunks_exact_mut(m * n)) {
             if packed_from != Some(bt) {
-                packed.repack_kn(&b[bt..][..k * n], k, n, n);
+                match self.b_order {
+                    (Order::Rows, step) => packed.repack_kn(&b[bt..], k, n, step),
+                    (Order::Columns, step) => packed.repack_nk(&b[bt..], k, n, step),
+                }
                 packed_from = Some(bt);
             }
-            let rows = ARows::Dense(Dense { data: &a[at..][..m * k], rows: m, stride: k, k });
+            let rows = ARows::Dense(Dense { data: &a[at..], rows: m, stride: self.a_step, k });
             let out = Output::F32(MatMut::new(out, m, n, n));
             gemm_f32(kernels, &rows, &packed, 0, &EpilogueF32::default(), out);
         }
