@@ -53,9 +53,24 @@ pub enum Reason {
         /// Time in 8 bits over time in single precision.
         ratio: f64,
     },
+    /// With it in 8 bits the network as a whole was slower.
+    NetworkNotFaster {
+        /// Time of the network over its time in single precision.
+        ratio: f64,
+    },
 }
 
 impl Reason {
+    /// Time in 8 bits over time in single precision, where that is the reason; else 1.
+    pub(crate) fn ratio(&self) -> f64 {
+        match *self {
+            Reason::NotFaster { ratio }
+            | Reason::NetworkNotFaster { ratio }
+            | Reason::SmallerThoughSlower { ratio } => ratio,
+            _ => 1.0,
+        }
+    }
+
     /// The reason as a sentence.
     pub fn words(&self) -> String {
         match self {
@@ -78,9 +93,15 @@ impl Reason {
                 "one of its operands is a constant, which has no 8-bit form here".to_owned()
             }
             Reason::NotF32 => "does not work on f32 values".to_owned(),
+            Reason::CostsAccuracy { regained } if *regained <= 0.0 => {
+                "kept in f32: given back on the way to the accuracy budget".to_owned()
+            }
             Reason::CostsAccuracy { regained } => format!(
                 "kept in f32: giving its precision back won {:.2} points of the metric",
                 100.0 * regained
+            ),
+            Reason::NetworkNotFaster { ratio } => format!(
+                "kept in f32: with it in int8 the network as a whole takes {ratio:.2} times as long, for the conversions"
             ),
             Reason::NotFaster { ratio } => {
                 format!("kept in f32: int8 kernel not faster at this shape (takes {ratio:.2} times as long)")

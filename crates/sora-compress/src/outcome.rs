@@ -14,7 +14,7 @@ use crate::layers::{Network, Role};
 use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
-use crate::search::{Candidate, Search, SearchStep};
+use crate::search::{Candidate, Search, SearchStep, quoted};
 use crate::{CompressError, Options, Progress};
 
 /// What a network achieves and costs.
@@ -285,7 +285,7 @@ fn note(
         return Some(note.to_owned());
     }
     if !within {
-        let names = if given_up.is_empty() { "none".to_owned() } else { given_up.join(", ") };
+        let names = if given_up.is_empty() { "none".to_owned() } else { quoted(given_up) };
         return Some(format!(
             "the budget of {budget:.2} points cannot be met: on the decision samples the nearest result that is still \
              quantized loses {:.2} points. Giving precision back to these layers did not suffice: {names}",

@@ -9,7 +9,7 @@ use sora_ir::Graph;
 
 use crate::explain::Reason;
 use crate::feed::{Fed, Feed};
-use crate::layers::{Network, Role};
+use crate::layers::Network;
 use crate::measure::{self, LayerProfile, Noise};
 use crate::method::{self, Cx, Observations};
 use crate::placement::{Placement, Plan, Ranges};
@@ -128,7 +128,7 @@ impl Search<'_> {
                 "the drop of {:.2} points exceeds the budget of {:.2}: gave {} back to f32, {:.2} points remain",
                 100.0 * current.drop,
                 100.0 * self.options.max_drop,
-                names.join(", "),
+                quoted(&names),
                 100.0 * next.drop
             );
             steps.push(SearchStep { stage: "accuracy", what, layers: names, drop: next.drop });
@@ -205,70 +205,75 @@ impl Search<'_> {
             let session = Session::new(current.graph.clone(), self.exec.clone())?;
             let profile = self.profile(&current, &session)?;
             let mut slower = self.slower(&current, &profile);
+            let mut what = "measured slower in int8 than in f32";
             if self.options.prefer == Prefer::Size {
-                slower.retain(|&(layer, ratio)| {
-                    let stays = self.network.layers[layer].linear().is_some();
-                    if stays {
-                        current.plan.kept.remove(&layer);
-                        current.placement.smaller.insert(layer, ratio);
-                    }
-                    !stays
-                });
+                let (stay, go) =
+                    slower.into_iter().partition(|(l, _)| self.network.layers[*l].linear().is_some());
+                slower = go;
+                let stay: Vec<(usize, Reason)> = stay;
+                current.placement.smaller =
+                    stay.iter().map(|(layer, reason)| (*layer, reason.ratio())).collect();
             } else if slower.is_empty() {
-                slower.extend(self.slowest_if_all_is_slower(&current, &profile, &session)?);
+                slower = self.least_gaining_if_all_is_slower(&current, &profile, &session)?;
+                what = "no layer alone was slower in int8, but the network was";
             }
             if slower.is_empty() {
                 break;
             }
             let mut plan = current.plan.clone();
-            for &(layer, ratio) in &slower {
-                plan.kept.insert(layer, Reason::NotFaster { ratio });
-            }
-            let smaller = std::mem::take(&mut current.placement.smaller);
-            current = self.candidate(plan)?;
-            current.placement.smaller = smaller;
             let layers: Vec<usize> = slower.iter().map(|s| s.0).collect();
+            plan.kept.extend(slower);
+            current = self.candidate(plan)?;
             let names = self.names(&layers);
-            let what = format!("measured slower in int8 than in f32: gave {} back", names.join(", "));
+            let what = format!("{what}: gave {} back", quoted(&names));
             steps.push(SearchStep { stage: "latency", what, layers: names, drop: current.drop });
         }
         Ok(current)
     }
 
-    /// The 8-bit layers that take longer than before beyond noise, with the ratio of times.
-    fn slower(&self, candidate: &Candidate, profile: &LayerProfile) -> Vec<(usize, f64)> {
-        let ratio = |index: usize| {
-            let times = profile.times[index];
-            let (before, after) = (times.before?, times.after?);
-            let excess = profile.excess[index];
-            let slower = excess > SLOWER.0 * before && excess > SLOWER.1;
-            slower.then_some((index, after / before.max(1e-6)))
+    /// The 8-bit layers that take longer than before beyond noise. A floating-point layer that got slower because
+    /// it now rounds what it stores is counted against the layer that wants it rounded.
+    fn slower(&self, candidate: &Candidate, profile: &LayerProfile) -> Vec<(usize, Reason)> {
+        let Candidate { placement, .. } = candidate;
+        let mut excess = profile.excess.clone();
+        for &value in placement.choices.keys() {
+            let producer = self.network.producer(value).filter(|&i| !placement.int8[i]);
+            if let (Some(producer), Some(owner)) = (producer, placement.owner(self.network, value)) {
+                excess[owner] += profile.excess[producer].max(0.0);
+            }
+        }
+        let reason = |index: usize| {
+            let before = profile.times[index].before?;
+            let slower = excess[index] > SLOWER.0 * before && excess[index] > SLOWER.1;
+            let ratio = 1.0 + excess[index] / before.max(1e-6);
+            slower.then_some((index, Reason::NotFaster { ratio }))
         };
-        let switchable = |i: &usize| {
-            candidate.placement.int8[*i] && !matches!(self.network.layers[*i].role, Role::Float(_))
-        };
-        (0..self.network.layers.len()).filter(switchable).filter_map(ratio).collect()
+        let int8 = (0..self.network.layers.len()).filter(|&i| placement.int8[i]);
+        int8.filter_map(reason).collect()
     }
 
-    /// When no layer alone is slower but the network is: the layer with weights that gains least.
-    fn slowest_if_all_is_slower(
+    /// When no layer alone is slower but the network is: the third of its 8-bit layers with weights that gain
+    /// least.
+    fn least_gaining_if_all_is_slower(
         &self,
         candidate: &Candidate,
         profile: &LayerProfile,
         session: &Session,
-    ) -> Result<Option<(usize, f64)>, CompressError> {
+    ) -> Result<Vec<(usize, Reason)>, CompressError> {
         let [before, after] = measure::latencies([self.reference, session], self.sample, self.progress)?;
-        if after.median_ms <= before.median_ms * (1.0 + SLOWER.0) {
-            return Ok(None);
+        let whole = after.median_ms / before.median_ms.max(1e-6);
+        if whole <= 1.0 + SLOWER.0 {
+            return Ok(Vec::new());
         }
-        let ratio = |i: usize| {
+        let gain = |i: usize| {
             let times = profile.times[i];
-            Some((i, times.after? / times.before?.max(1e-6)))
+            times.before.unwrap_or(0.0) - times.after.unwrap_or(0.0)
         };
         let layers = (0..self.network.layers.len()).filter(|&i| candidate.placement.int8[i]);
-        let linear = layers.filter(|&i| self.network.layers[i].linear().is_some());
-        let worst = linear.clone().filter_map(ratio).max_by(|a, b| a.1.total_cmp(&b.1));
-        Ok(worst.or_else(|| linear.map(|i| (i, after.median_ms / before.median_ms)).next()))
+        let mut linear: Vec<usize> = layers.filter(|&i| self.network.layers[i].linear().is_some()).collect();
+        linear.sort_by(|&a, &b| gain(a).total_cmp(&gain(b)));
+        linear.truncate(linear.len().div_ceil(3));
+        Ok(linear.into_iter().map(|i| (i, Reason::NetworkNotFaster { ratio: whole })).collect())
     }
 
     pub(crate) fn profile(
@@ -287,6 +292,11 @@ impl Search<'_> {
 
     pub(crate) fn names(&self, layers: &[usize]) -> Vec<String> {
         let unique: BTreeSet<usize> = layers.iter().copied().collect();
-        unique.into_iter().map(|i| format!("`{}`", self.network.layers[i].name)).collect()
+        unique.into_iter().map(|i| self.network.layers[i].name.clone()).collect()
     }
+}
+
+/// Names in a sentence.
+pub(crate) fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
