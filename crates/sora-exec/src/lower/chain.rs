@@ -25,6 +25,20 @@ pub(crate) struct Chain {
     pub(crate) result: ValueId,
 }
 
+impl Chain {
+    /// A node with nothing behind it; `None` if it has no output.
+    pub(crate) fn alone(id: NodeId, node: &Node) -> Option<Self> {
+        Some(Chain {
+            nodes: vec![id],
+            bias: None,
+            residual: None,
+            activation: Activation::None,
+            quantize: None,
+            result: *node.outputs.first()?,
+        })
+    }
+}
+
 /// How a `QuantizeLinear` stores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Quantized {
@@ -50,14 +64,7 @@ impl Lowering<'_> {
     /// The longest chain behind node `head`, whose first output has no reader outside the chain.
     pub(crate) fn chain(&self, head: NodeId, fusion: Fusion) -> Option<Chain> {
         let node = self.graph.node(head)?;
-        let mut chain = Chain {
-            nodes: vec![head],
-            bias: None,
-            residual: None,
-            activation: Activation::None,
-            quantize: None,
-            result: *node.outputs.first()?,
-        };
+        let mut chain = Chain::alone(head, node)?;
         if self.dtype(chain.result) != DType::F32 {
             return Some(chain);
         }

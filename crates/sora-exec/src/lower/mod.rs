@@ -122,8 +122,24 @@ impl Lowering<'_> {
 
     /// Emits a chain as one step, or its nodes one by one where no kernel does the whole.
     fn emit_chain(&mut self, chain: &Chain) -> Result<(), ExecError> {
-        let head = chain.nodes.first().and_then(|&id| self.graph.node(id));
-        let done = head.and_then(|head| match &head.op {
+        if self.fused(chain).is_some() {
+            return Ok(());
+        }
+        for &id in &chain.nodes {
+            let Some(node) = self.graph.node(id) else { continue };
+            match (Chain::alone(id, node), chain.nodes.len()) {
+                (_, 1) => self.reference(id, node)?,
+                (Some(alone), _) if self.start(id, node).is_some() => self.emit_chain(&alone)?,
+                _ => self.emit(id, node)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Emits a chain as one step, if a kernel does the whole.
+    fn fused(&mut self, chain: &Chain) -> Option<()> {
+        let head = self.graph.node(*chain.nodes.first()?)?;
+        match &head.op {
             Op::Conv(op) => self.conv(op, head, chain),
             Op::ConvTranspose(op) => self.conv_transpose(op, head, chain),
             Op::MatMul(_) => self.matmul(head, chain),
@@ -132,43 +148,6 @@ impl Lowering<'_> {
             Op::Reduce(op) => self.reduce(op, head, chain),
             Op::Unary(_) | Op::Activation(_) => self.unary(head, chain),
             _ => None,
-        });
-        if done.is_some() {
-            return Ok(());
-        }
-        for &id in &chain.nodes {
-            if let Some(node) = self.graph.node(id) {
-                self.emit_alone(id, node)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Emits a node of a chain that could not be fused.
-    fn emit_alone(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
-        let result = node.outputs.first().copied();
-        match result {
-            Some(result) if self.start(id, node).is_some() => {
-                let chain = Chain {
-                    nodes: vec![id],
-                    bias: None,
-                    residual: None,
-                    activation: sora_kernels::Activation::None,
-                    quantize: None,
-                    result,
-                };
-                let done = match &node.op {
-                    Op::Conv(op) => self.conv(op, node, &chain),
-                    Op::ConvTranspose(op) => self.conv_transpose(op, node, &chain),
-                    Op::MatMul(_) => self.matmul(node, &chain),
-                    Op::Binary(op) => self.binary(op.kind, node, &chain),
-                    Op::AveragePool(op) => self.average_pool(op, node, &chain),
-                    Op::Reduce(op) => self.reduce(op, node, &chain),
-                    _ => self.unary(node, &chain),
-                };
-                if done.is_some() { Ok(()) } else { self.reference(id, node) }
-            }
-            _ => self.emit(id, node),
         }
     }
 

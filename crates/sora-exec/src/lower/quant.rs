@@ -63,14 +63,7 @@ impl Lowering<'_> {
     /// bytes; else the node alone.
     pub(crate) fn table_chain(&self, head: NodeId) -> Option<Chain> {
         let node = self.graph.node(head)?;
-        let mut chain = Chain {
-            nodes: vec![head],
-            bias: None,
-            residual: None,
-            activation: sora_kernels::Activation::None,
-            quantize: None,
-            result: *node.outputs.first()?,
-        };
+        let mut chain = Chain::alone(head, node)?;
         let alone = chain.clone();
         if self.affine((*node.inputs.first()?)?).is_none() {
             return Some(alone);
