@@ -35,6 +35,7 @@ mod softmax;
 mod split;
 mod squeeze;
 mod tile;
+mod top_k;
 mod transpose;
 mod trilu;
 mod unsqueeze;
@@ -73,6 +74,7 @@ pub use softmax::Softmax;
 pub use split::Split;
 pub use squeeze::Squeeze;
 pub use tile::Tile;
+pub use top_k::TopK;
 pub use transpose::Transpose;
 pub use trilu::Trilu;
 pub use unsqueeze::Unsqueeze;
@@ -194,6 +196,7 @@ ops! {
     Split,
     Squeeze,
     Tile,
+    TopK,
     Transpose,
     Trilu,
     Unary,

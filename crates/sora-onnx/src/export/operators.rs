@@ -163,6 +163,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Squeeze(op) if op.axes.is_empty() => w.write("Squeeze", Vec::new()),
         Op::Squeeze(op) => with_axes(w, "Squeeze", &op.axes),
         Op::Tile(_) => w.write("Tile", Vec::new()),
+        Op::TopK(op) => w.write("TopK", vec![int("axis", op.axis), flag("largest", op.largest)]),
         Op::Transpose(op) => w.write("Transpose", vec![sizes("perm", &op.perm)]),
         Op::Trilu(op) => w.write("Trilu", vec![flag("upper", op.upper)]),
         Op::Unary(op) => unary(w, op.kind),

@@ -2,7 +2,7 @@
 
 use sora_ir::ValueId;
 use sora_ir::ops::{
-    ArgReduce, Binary, BinaryKind, CumSum, Flatten, MatMul, Reduce, ReduceKind, Softmax, Transpose,
+    ArgReduce, Binary, BinaryKind, CumSum, Flatten, MatMul, Reduce, ReduceKind, Softmax, TopK, Transpose,
 };
 
 use super::node::{Built, NodeCx};
@@ -26,6 +26,7 @@ pub(super) const ROWS: &[Row] = &[
     onnx("ArgMax", |cx| arg_reduce(cx, true)),
     onnx("ArgMin", |cx| arg_reduce(cx, false)),
     onnx("CumSum", cum_sum),
+    onnx("TopK", top_k),
     onnx("Softmax", |cx| softmax(cx, false)),
     onnx("LogSoftmax", |cx| softmax(cx, true)),
 ];
@@ -99,6 +100,12 @@ fn arg_reduce(cx: &mut NodeCx, largest: bool) -> Built {
 fn cum_sum(cx: &mut NodeCx) -> Built {
     let op = CumSum { exclusive: cx.flag("exclusive", false), reverse: cx.flag("reverse", false) };
     cx.add(op, [cx.input(0)?, cx.input(1)?])
+}
+
+/// Before opset 10 the number was an attribute. The sorted form is one of those that the unsorted one allows.
+fn top_k(cx: &mut NodeCx) -> Built {
+    let k = if cx.opset < 10 { cx.make_ints("k", &[cx.int("k", 1)]) } else { cx.input(1)? };
+    cx.add(TopK { axis: cx.int("axis", -1), largest: cx.flag("largest", true) }, [cx.input(0)?, k])
 }
 
 /// Before opset 13 the input was read as a matrix, split at the axis.

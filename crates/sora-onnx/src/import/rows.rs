@@ -46,7 +46,7 @@ const HINTS: &[(&[&str], &str)] = &[
          branches on constants",
     ),
     (
-        &["NonMaxSuppression", "TopK", "NonZero", "RoiAlign", "Unique"],
+        &["NonMaxSuppression", "NonZero", "RoiAlign", "Unique"],
         "cut the post-processing off the model and run it in your program",
     ),
     (
