@@ -17,11 +17,13 @@ struct Maker {
     count: usize,
     /// The scale of the last quantization.
     step: f32,
+    /// Factor on the extents of the input.
+    zoom: usize,
 }
 
 impl Maker {
     fn new(seed: u64) -> Self {
-        Maker { rng: Rng::with_seed(seed), graph: Graph::new("chain"), count: 0, step: 0.0 }
+        Maker { rng: Rng::with_seed(seed), graph: Graph::new("chain"), count: 0, step: 0.0, zoom: 1 }
     }
 
     fn name(&mut self, kind: &str) -> String {
@@ -191,7 +193,7 @@ impl Maker {
     /// A network of random layers with a classifier behind it.
     fn network(mut self, quantized: bool, layers: usize) -> (Graph, Tensor, f32) {
         let rank = self.rng.usize(1..=3);
-        let spatial: Vec<usize> = (0..rank).map(|_| self.rng.usize(3..8)).collect();
+        let spatial: Vec<usize> = (0..rank).map(|_| self.zoom * self.rng.usize(3..8)).collect();
         let shape = [vec![self.rng.usize(1..3), self.rng.usize(1..20)], spatial].concat();
         let input = self.reals(&shape, 2.0);
         let x = self.graph.input("x", TensorType::of(&input));
@@ -321,6 +323,24 @@ fn attention_agrees_with_the_reference_and_copies_nothing_but_its_result() {
             }
             let copies = profile.steps.iter().filter(|s| s.step.kernel == "transpose").count();
             assert_eq!(copies, 1, "{profile}");
+        }
+    }
+}
+
+/// Networks large enough that steps are split: the same bits with any number of threads.
+#[test]
+fn splitting_work_changes_nothing() {
+    for seed in 0..12 {
+        for quantized in [false, true] {
+            let mut maker = Maker::new(seed);
+            maker.zoom = 5;
+            let (graph, input, _) = maker.network(quantized, 4);
+            let run = |threads| {
+                let session = Session::new(graph.clone(), Options { threads, ..Options::default() }).unwrap();
+                session.run(&[("x", &input)]).unwrap().remove(0).1
+            };
+            let expected = run(1);
+            assert!(run(2) == expected && run(3) == expected, "seed {seed}, quantized {quantized}");
         }
     }
 }
