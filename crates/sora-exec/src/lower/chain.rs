@@ -87,7 +87,7 @@ impl Lowering<'_> {
                     if plain && self.is_bias(other, chain.result, axis) {
                         chain.bias = Some(other);
                     } else if chain.residual.is_none()
-                        && self.constant(other).is_none()
+                        && !self.is_constant(other)
                         && self.graph.ty(other) == self.graph.ty(chain.result)
                     {
                         chain.residual = Some(other);
@@ -117,7 +117,7 @@ impl Lowering<'_> {
     /// Whether a constant adds one number per channel, or one in all, to a value.
     fn is_bias(&self, bias: ValueId, to: ValueId, axis: usize) -> bool {
         let (bias_shape, shape) = (self.shape(bias), self.shape(to));
-        if bias_shape.len() > shape.len() || self.constant(bias).is_none() {
+        if bias_shape.len() > shape.len() || !self.is_constant(bias) {
             return false;
         }
         let skip = shape.len() - bias_shape.len();

@@ -50,7 +50,7 @@ impl Lowering<'_> {
         let shape = self.shape(y);
         let (full, other, op) = match (self.shape(a) == shape, self.shape(b) == shape) {
             // A constant adapts to the layout of the other operand.
-            (true, true) if self.constant(a).is_some() => (b, a, reversed),
+            (true, true) if self.is_constant(a) => (b, a, reversed),
             (true, _) => (a, b, op),
             (false, true) => (b, a, reversed),
             (false, false) => return self.binary_stretched(a, b, y, op, chain),

@@ -1,6 +1,6 @@
 //! The forms in which a graph value exists in memory, and the conversions between them.
 
-use sora_ir::{Def, EvalCx, Op, ValueId};
+use sora_ir::{Def, EvalCx, Node, Op, ValueId};
 use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
@@ -73,18 +73,26 @@ impl Lowering<'_> {
         }
     }
 
+    /// Whether [`Lowering::constant`] would give the value, without the cost of dequantizing it.
+    pub(crate) fn is_constant(&self, v: ValueId) -> bool {
+        self.graph.const_value(v).is_some() || self.dequantized(v).is_some()
+    }
+
     /// The value as a constant: given, or dequantized from one.
     pub(crate) fn constant(&self, v: ValueId) -> Option<Tensor> {
         if let Some(tensor) = self.graph.const_value(v) {
             return Some(tensor.clone());
         }
+        let (node, inputs) = self.dequantized(v)?;
+        node.op.eval(&EvalCx { inputs: &inputs }).ok()?.pop()
+    }
+
+    /// The `DequantizeLinear` of constants that computes the value, with its inputs.
+    fn dequantized(&self, v: ValueId) -> Option<(&Node, Vec<Option<&Tensor>>)> {
         let (_, node, _) = self.graph.producer(v)?;
-        if !matches!(node.op, Op::DequantizeLinear(_)) {
-            return None;
-        }
-        let inputs: Option<Vec<_>> =
-            node.inputs.iter().flatten().map(|&i| self.graph.const_value(i).map(Some)).collect();
-        node.op.eval(&EvalCx { inputs: &inputs? }).ok()?.pop()
+        let Op::DequantizeLinear(_) = node.op else { return None };
+        let inputs = node.inputs.iter().flatten().map(|&i| self.graph.const_value(i).map(Some));
+        Some((node, inputs.collect::<Option<_>>()?))
     }
 
     /// The value as `f32` numbers, if it is a constant of that dtype.

@@ -21,7 +21,7 @@ impl Lowering<'_> {
         let flat = matrix.len() >= 2 && matrix[..matrix.len() - 2].iter().all(|&d| d == 1);
         // A matrix of higher rank would raise the rank of the result.
         let plain_rank = matrix.len() <= self.shape(a).len().max(2);
-        match self.constant(b).is_some() && flat && plain_rank {
+        match self.is_constant(b) && flat && plain_rank {
             true => self.weighted(a, b, chain),
             false => self.batched(a, b, chain),
         }

@@ -73,7 +73,7 @@ impl Lowering<'_> {
         let readers = self.uses[v.index()].iter().filter_map(|&id| self.graph.node(id));
         let product = |node: &Node| {
             let inputs: Vec<ValueId> = node.inputs.iter().copied().flatten().collect();
-            let variable = inputs.iter().all(|&i| self.constant(i).is_none());
+            let variable = !inputs.iter().any(|&i| self.is_constant(i));
             // The left operand needs contiguous rows, the right one contiguous rows or columns.
             let left = inputs.first() == Some(&v);
             let contiguous = match view.strides[..] {

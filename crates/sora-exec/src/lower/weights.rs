@@ -41,6 +41,9 @@ impl Lowering<'_> {
             Some(zero_points) => self.graph.const_value(zero_points)?.to_i64s(),
             None => vec![0],
         };
+        if let (Ok(values), true) = (q.as_slice::<i8>(), zero_points.iter().all(|&z| z == 0)) {
+            return Some(ByteWeights { values: values.to_vec(), scale });
+        }
         let inner: usize = q.shape()[axis + 1..].iter().product();
         let channel = |i: usize| i / inner % q.shape()[axis];
         let centred = q.to_i64s().into_iter().enumerate().map(|(i, q)| {
