@@ -58,11 +58,10 @@ impl OpDef for TopK {
             true => floats[a].partial_cmp(&floats[b]).unwrap_or(floats[a].is_nan().cmp(&floats[b].is_nan())),
             false => ints[a].cmp(&ints[b]),
         };
-        let len = shape.iter().product();
+        let len: usize = shape.iter().product();
         let mut sources = vec![0; len];
         let mut positions = vec![0i64; len];
-        let lanes = if count == 0 { 0 } else { len / count };
-        for lane in 0..lanes {
+        for lane in 0..len.checked_div(count).unwrap_or(0) {
             let at = |i: usize| (lane / inner * extent + i) * inner + lane % inner;
             let mut order: Vec<usize> = (0..extent).collect();
             order.sort_by(|&a, &b| match self.largest {
