@@ -43,9 +43,16 @@ fn quantize_weights(graph: &mut Graph, tensor: &Tensor, axis: usize, name: &str)
     (graph.op(&format!("{name}.wdq"), op, [q, s, z]).unwrap(), scales)
 }
 
-/// The case with its data in canonical quantized form, and the scale of its output; `None` where the
-/// quantizer would not touch it.
-fn quantized(case: &Case) -> Option<(Graph, Vec<(String, Tensor)>, f32)> {
+/// A case in canonical quantized form.
+struct Quantized {
+    graph: Graph,
+    given: Vec<(String, Tensor)>,
+    /// The scale of the output.
+    step: f32,
+}
+
+/// The case in canonical quantized form; `None` where the quantizer would not touch it.
+fn quantized(case: &Case) -> Option<Quantized> {
     let rule = case.op.quant();
     let f32s =
         case.inputs.iter().filter_map(Arg::tensor).all(|t| t.dtype() == DType::F32 || !t.dtype().is_float());
@@ -101,14 +108,14 @@ fn quantized(case: &Case) -> Option<(Graph, Vec<(String, Tensor)>, f32)> {
         let y = quantize(&mut graph, output, params, &format!("y{i}"));
         graph.output(&format!("y{i}"), y);
     }
-    Some((graph, given, params.0))
+    Some(Quantized { graph, given, step: params.0 })
 }
 
 #[test]
 fn integers_are_within_one_step_and_equal_on_every_engine() {
     let mut count = 0;
     for (seed, case) in all_cases() {
-        let Some((graph, given, step)) = quantized(&case) else { continue };
+        let Some(Quantized { graph, given, step }) = quantized(&case) else { continue };
         let expected = reference(&graph, &given);
         let mut first: Option<Vec<Tensor>> = None;
         for options in engines() {

@@ -102,7 +102,7 @@ impl Sections {
         let mut end_of_last = table_end + 4;
         for (tag, checksum, offset, length) in entries {
             let name = String::from_utf8_lossy(&tag).into_owned();
-            let range = offset..offset.checked_add(length).unwrap_or(usize::MAX);
+            let range = offset..offset.saturating_add(length);
             let bytes = file
                 .get(range.clone())
                 .ok_or_else(|| damaged(&name, "it lies outside the file".to_owned()))?;
