@@ -1,7 +1,8 @@
-"""Reference outputs of onnxruntime, and the agreement of two sets of outputs.
+"""Reference outputs and latency of onnxruntime, and the agreement of two sets of outputs.
 
     python compare.py logits MODEL.onnx --data DIR --out ref.npz
     python compare.py agree sora.npz ref.npz --rel 1e-4
+    python compare.py latency MODEL.onnx
 
 A set is FILE.npz or FILE.npz:NAME; without NAME it is the array `out`, else the only array of floats not called `x`.
 """
@@ -12,6 +13,7 @@ import json
 import pathlib
 import struct
 import sys
+import time
 
 import numpy as np
 
@@ -66,6 +68,28 @@ def logits(args):
     return 0
 
 
+def latency(args):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = args.threads
+    session = onnxruntime.InferenceSession(str(args.model), options, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for entry in session.get_inputs():
+        shape = [extent if isinstance(extent, int) else 1 for extent in entry.shape]
+        feeds[entry.name] = rng.random(shape, dtype=np.float32)
+    times = []
+    start = time.perf_counter()
+    while (now := time.perf_counter()) < start + 1.1 * args.seconds or not times:
+        session.run(None, feeds)
+        # The first tenth of the time warms up.
+        if now > start + 0.1 * args.seconds:
+            times.append(time.perf_counter() - now)
+    print(json.dumps({"median_ms": 1e3 * float(np.median(times)), "runs": len(times), "threads": args.threads}))
+    return 0
+
+
 def select(text):
     """The array that `FILE.npz[:NAME]` or `FILE.npy` means, in double precision."""
     path, _, name = text.partition(".npz:")
@@ -110,6 +134,12 @@ def main():
     command.add_argument("--rel", type=float, help="bound of max|a-b| / max|b|; absent, only agreement is checked")
     command.add_argument("--min-agreement", type=float, default=0.995, help="bound of equal top-1 (default 0.995)")
     command.set_defaults(run=agree)
+
+    command = commands.add_parser("latency", help="the median time of one sample in onnxruntime")
+    command.add_argument("model", type=pathlib.Path)
+    command.add_argument("--seconds", type=float, default=1.0)
+    command.add_argument("--threads", type=int, default=1)
+    command.set_defaults(run=latency)
 
     args = parser.parse_args()
     sys.exit(args.run(args))

@@ -49,7 +49,30 @@ fn example(python: &Path) -> Outcome {
     }
     compare(&["agree", &file("int8.npz"), &file("int8-from-onnx.npz"), "--min-agreement", "1"])?;
     compare(&["logits", &qdq, "--data", &data, "--out", &file("int8-onnxruntime.npz")])?;
-    compare(&["agree", &file("int8.npz"), &file("int8-onnxruntime.npz"), "--min-agreement", "0.995"])
+    compare(&["agree", &file("int8.npz"), &file("int8-onnxruntime.npz"), "--min-agreement", "0.995"])?;
+    for (name, ours, theirs) in [("f32", &model, &model), ("int8", &compressed, &qdq)] {
+        latency(name, &sora, ours, python, theirs)?;
+    }
+    Ok(())
+}
+
+/// Prints the latency of one sample in Sora and in onnxruntime, one thread, taken in turns: the median of five
+/// medians each. Recorded, not judged.
+fn latency(name: &str, sora: &Path, ours: &str, python: &Path, theirs: &str) -> Outcome {
+    let median_ms = |printed: String| -> Outcome<f64> {
+        let object: Value = serde_json::from_str(&printed).map_err(|e| e.to_string())?;
+        object["median_ms"].as_f64().ok_or(format!("no median in {printed}"))
+    };
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        a.push(median_ms(program(sora, &["bench", ours, "--seconds", "0.3", "--json"]).output()?)?);
+        let script = [".ci/python/compare.py", "latency", theirs, "--seconds", "0.3"];
+        b.push(median_ms(program(python, &script).output()?)?);
+    }
+    a.sort_by(f64::total_cmp);
+    b.sort_by(f64::total_cmp);
+    eprintln!("{name}: Sora {:.4} ms, onnxruntime {:.4} ms, ratio {:.2}", a[2], b[2], a[2] / b[2]);
+    Ok(())
 }
 
 fn check(result: &Value) -> Outcome {
