@@ -141,7 +141,9 @@ impl CompressError {
             Self::MissingInput { .. } => "name the arrays of the data as the model names its inputs",
             Self::Input { .. } => "describe the preprocessing that the model was trained with",
             Self::Output { .. } => "give a classifier whose first output is [samples, classes]",
-            Self::Unlabelled { .. } => "give data with labels",
+            Self::Unlabelled { .. } => {
+                "give labels: a folder per class, `y` in an .npz, or a label column in a .csv"
+            }
             Self::Option { .. } => "correct the option",
             Self::Cancelled => "start it again",
         };

@@ -250,7 +250,9 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         let given_up = search.names(&layers);
         search.progress.stage("Finding layers that are not faster", None);
         let nearest = search.fit_latency(nearest, steps)?;
-        return Ok(Found { chosen: nearest, within: false, given_up });
+        // What is slow goes too, and with it perhaps the rest of the drop.
+        let within = nearest.drop <= options.max_drop;
+        return Ok(Found { chosen: nearest, within, given_up });
     }
     search.progress.stage("Finding layers that are not faster", None);
     let mut chosen = search.fit_latency(last, steps)?;
@@ -298,6 +300,13 @@ fn note(
              unseen ones: give more data, or a tighter budget",
             100.0 * chosen.drop,
             100.0 * drop.drop
+        ));
+    }
+    if chosen.placement.is_empty() && !given_up.is_empty() {
+        return Some(format!(
+            "no layer in 8 bits is both faster on this machine and within the budget of {budget:.2} points, so the \
+             network stays in f32, optimized; what cost accuracy: {}",
+            quoted(given_up)
         ));
     }
     if chosen.placement.is_empty() {
