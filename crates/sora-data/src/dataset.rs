@@ -130,6 +130,10 @@ impl Dataset {
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, DataError> {
         let path = path.as_ref();
         let metadata = fs::metadata(path).map_err(|e| DataError::io(path, &e))?;
+        if !metadata.is_dir() && !metadata.is_file() {
+            let what = "this is neither a folder nor a regular file";
+            return Err(DataError::new(ErrorKind::Usage, what, path.display().to_string(), KINDS));
+        }
         let home = if metadata.is_dir() { path } else { path.parent().unwrap_or(path) };
         let names = class_names(home)?;
         let mut classes = names.clone();

@@ -54,7 +54,7 @@ pub(crate) fn parse(bytes: &[u8], where_: &str) -> Result<Tensor, DataError> {
 
     let descr = value(text, "descr").ok_or_else(|| bad("the header names no dtype"))?;
     let (dtype, swapped) = dtype_of(descr).ok_or_else(|| {
-        let shown: String = descr.chars().take(24).collect();
+        let shown: String = descr.split([',', '}']).next().unwrap_or_default().chars().take(24).collect();
         bad(&format!("arrays of dtype {shown} are not supported")).with_hint(SUPPORTED)
     })?;
     let fortran = match value(text, "fortran_order") {

@@ -61,7 +61,7 @@ impl Model {
     /// not finite.
     pub fn load(path: &Path) -> Result<Model, Failure> {
         let kind = Kind::of(path)?;
-        let bytes = std::fs::metadata(path).map_err(|e| Failure::io("read the model", path, &e))?.len();
+        let bytes = regular_file(path)?;
         let model = match kind {
             Kind::Onnx => Self::load_onnx(path, bytes)?,
             Kind::Sora => {
@@ -80,6 +80,16 @@ impl Model {
         };
         model.refuse_non_finite_weights(path)?;
         Ok(model)
+    }
+
+    /// The nodes of an ONNX file that Sora cannot run; none for the other formats, which hold no such nodes.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is no such file.
+    pub fn unsupported(path: &Path) -> Result<Vec<sora_onnx::NodeIssue>, Failure> {
+        let kind = Kind::of(path)?;
+        regular_file(path)?;
+        Ok(if kind == Kind::Onnx { sora_onnx::check(path).unwrap_or_default() } else { Vec::new() })
     }
 
     fn load_onnx(path: &Path, bytes: u64) -> Result<Model, Failure> {
@@ -177,6 +187,18 @@ impl Model {
         let [input] = inputs else { return Ok(base) };
         let shape: Vec<Option<usize>> = self.graph.ty(*input).shape.iter().map(|d| d.known()).collect();
         Ok(base.infer(&shape, &data.sample_kind())?)
+    }
+}
+
+/// The size of a file that is neither a folder nor a pipe or device, which would make the command wait forever.
+fn regular_file(path: &Path) -> Result<u64, Failure> {
+    use std::io::{Error, ErrorKind};
+    let failed = |error: Error| Failure::io("read the model", path, &error);
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    match () {
+        () if metadata.is_dir() => Err(failed(ErrorKind::IsADirectory.into())),
+        () if !metadata.is_file() => Err(failed(Error::other("this is no regular file"))),
+        () => Ok(metadata.len()),
     }
 }
 

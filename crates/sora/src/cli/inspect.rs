@@ -11,10 +11,7 @@ use super::table::table;
 use super::{Printed, human_bytes, human_count, one_line, warn};
 
 pub(super) fn inspect(args: &Inspect) -> Printed {
-    let unsupported = match args.model.extension().is_some_and(|e| e == "onnx") {
-        true => onnx::check(&args.model).unwrap_or_default(),
-        false => Vec::new(),
-    };
+    let unsupported = Model::unsupported(&args.model)?;
     if !unsupported.is_empty() {
         return Ok(report_unsupported(args, &unsupported));
     }
