@@ -34,4 +34,4 @@ pub use sora_ir as ir;
 pub use sora_onnx as onnx;
 pub use sora_rewrite as rewrite;
 pub use sora_tensor as tensor;
-pub use write::{check_writable, write_atomically};
+pub use write::{check_writable, write_atomically, write_together};

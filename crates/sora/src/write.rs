@@ -11,10 +11,28 @@ use crate::Failure;
 /// # Errors
 /// [`Failure`] naming `path` when the folder is missing or not writable, or the disk is full.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::io("write the file", path, &error);
-    let mut file = temporary_beside(path).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+    write_together(&[(path, bytes)])
+}
+
+/// Writes several files as [`write_atomically`] does one: all are on disk before the first takes its name, so that
+/// a full disk leaves none of them.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_together(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
+    let failed = |path: &Path, error: std::io::Error| Failure::io("write the file", path, &error);
+    let mut written = Vec::new();
+    for &(path, bytes) in files {
+        let mut file = temporary_beside(path).map_err(|e| failed(path, e))?;
+        file.as_file_mut()
+            .write_all(bytes)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(|e| failed(path, e))?;
+        written.push((path, file));
+    }
+    for (path, file) in written {
+        file.persist(path).map_err(|e| failed(path, e.error))?;
+    }
     Ok(())
 }
 
@@ -40,5 +58,22 @@ fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o644));
     }
-    builder.tempfile_in(folder)
+    // The kind alone: the message would name a temporary file that the user never gave.
+    builder.tempfile_in(folder).map_err(|error| error.kind().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_together_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let error = write_together(&[(&a, b"1"), (&folder.path().join("missing/b"), b"2")]).unwrap_err();
+        assert!(!error.what.contains(".partial"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        write_together(&[(&a, b"1"), (&b, b"2")]).unwrap();
+        assert_eq!((std::fs::read(a).unwrap(), std::fs::read(b).unwrap()), (b"1".to_vec(), b"2".to_vec()));
+    }
 }

@@ -140,7 +140,14 @@ fn random_inputs(model: &Model, args: &Bench) -> Result<Vec<(String, Tensor)>, F
     };
     let names: Vec<&String> = model.graph.inputs().iter().map(|&id| &model.graph.value(id).name).collect();
     for shape in &args.shapes {
-        let name = shape.split('=').next().unwrap_or_default();
+        let Some((name, _)) = shape.split_once('=') else {
+            let hint = "Write NAME=1x3x224x224.";
+            return Err(Failure::new(
+                "A shape needs the name of its input.",
+                format!("--shape {shape}"),
+                hint,
+            ));
+        };
         if names.iter().all(|n| *n != name) {
             let hint = format!("The model's inputs are {names:?}.");
             return Err(Failure::new("There is no such input.", format!("--shape {shape}"), hint));

@@ -1,19 +1,17 @@
 //! `sora compress`: the main job.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sora::compress::{self, Outcome, Precision};
 use sora::report::{self, Report};
-use sora::{
-    Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, check_writable, write_atomically,
-};
+use sora::{Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, write_together};
 
 use super::args::{Compress, Prefer};
 use super::evaluate::{compression_failure, open};
 use super::progress::{self, Bars};
 use super::table::table;
-use super::{Printed, human_bytes, one_line, warn};
+use super::{Printed, check_output, human_bytes, one_line, warn};
 
 const PRODUCER: &str = concat!("sora ", env!("CARGO_PKG_VERSION"));
 
@@ -21,9 +19,13 @@ pub(super) fn compress(args: &Compress) -> Printed {
     for path in &args.output {
         Kind::of(path)?;
     }
-    for path in args.output.iter().chain(&args.report) {
-        check_writable(path)?;
-        refuse_overwriting_input(&args.model, path)?;
+    let outputs: Vec<&Path> = args.output.iter().chain(&args.report).map(PathBuf::as_path).collect();
+    for (i, path) in outputs.iter().enumerate() {
+        check_output(path, &[&args.model, &args.data.data])?;
+        if outputs[..i].contains(path) {
+            let hint = "Give each output a name of its own.";
+            return Err(Failure::new("Two outputs have the same name.", path.display().to_string(), hint));
+        }
     }
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
@@ -46,7 +48,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
     let result = Model {
         metadata: Metadata {
             producer: PRODUCER.to_owned(),
-            labels: data.classes().map(<[String]>::to_vec),
+            labels: data.classes().map(<[String]>::to_vec).or_else(|| model.metadata.labels.clone()),
             measured: Some(Measurement {
                 samples: outcome.split.report,
                 accuracy: outcome.after.accuracy,
@@ -68,28 +70,10 @@ pub(super) fn compress(args: &Compress) -> Printed {
     if progress::interrupted() {
         return Err(progress::interruption());
     }
-    for (path, bytes) in args.output.iter().zip(&encoded) {
-        write_atomically(path, bytes)?;
-    }
-    if let Some(path) = &args.report {
-        write_atomically(path, report::html(&report).as_bytes())?;
-    }
+    let page = args.report.is_some().then(|| report::html(&report).into_bytes());
+    let files = outputs.iter().copied().zip(encoded.iter().chain(&page).map(Vec::as_slice));
+    write_together(&files.collect::<Vec<_>>())?;
     Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
-}
-
-fn refuse_overwriting_input(model: &Path, output: &Path) -> Result<(), Failure> {
-    let same = match (model.canonicalize(), output.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    match same {
-        false => Ok(()),
-        true => Err(Failure::new(
-            "The output would overwrite the original model.",
-            output.display().to_string(),
-            "Give another name after -o.",
-        )),
-    }
 }
 
 fn precision(precision: Precision) -> &'static str {
@@ -195,7 +179,7 @@ fn to_text(args: &Compress, report: &Report) -> String {
             report.metric.clone(),
             percent(before),
             percent(after),
-            format!("{:+.2} points", -100.0 * report.drop),
+            format!("{:+.2} points", report.change()),
         ],
         vec![
             "file size".to_owned(),

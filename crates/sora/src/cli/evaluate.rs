@@ -2,15 +2,15 @@
 
 use serde_json::{Map, Value, json};
 use sora::data::{Dataset, OpenOptions, Preprocess};
-use sora::{Failure, Model, check_writable, compress, write_atomically};
+use sora::{Failure, Model, compress, write_atomically};
 
 use super::args::{Data, Evaluate};
 use super::progress::Bars;
-use super::{Printed, npz_bytes, one_line, warn};
+use super::{Printed, check_output, npz_bytes, one_line, warn};
 
 pub(super) fn evaluate(args: &Evaluate) -> Printed {
     if let Some(path) = &args.outputs {
-        check_writable(path)?;
+        check_output(path, &[&args.model, &args.data.data])?;
     }
     let model = Model::load(&args.model)?;
     warn(&model.warnings);

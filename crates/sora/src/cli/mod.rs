@@ -16,8 +16,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use sora::Failure;
 use sora::tensor::Tensor;
+use sora::{Failure, check_writable};
 
 use args::{Cli, Command, Engine};
 
@@ -35,19 +35,43 @@ pub(crate) fn main() -> ExitCode {
         Command::Convert(args) => convert::convert(args),
     };
     match result {
-        Ok(output) => {
+        Ok(output) => match writeln!(std::io::stdout(), "{}", output.trim_end()) {
             // A reader that has seen enough closes the pipe: that is no failure.
-            let _ = writeln!(std::io::stdout(), "{}", output.trim_end());
-            ExitCode::SUCCESS
-        }
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                tell(&Failure::io("print the result", Path::new("standard output"), &error));
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::SUCCESS,
+        },
         Err(failure) if json => {
             let _ = writeln!(std::io::stdout(), "{}", json!({ "error": failure }));
             ExitCode::FAILURE
         }
         Err(failure) => {
-            eprintln!("error: {}\n  where: {}\n  to do: {}", failure.what, failure.place, failure.hint);
+            tell(&failure);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a failure to standard error; when even that is closed, the exit status remains.
+fn tell(failure: &Failure) {
+    let Failure { what, place, hint } = failure;
+    let _ = writeln!(std::io::stderr(), "error: {what}\n  where: {place}\n  to do: {hint}");
+}
+
+/// Checks that `output` can be written and is none of the files that the command reads.
+fn check_output(output: &Path, inputs: &[&Path]) -> Result<(), Failure> {
+    check_writable(output)?;
+    let same =
+        |input: &&Path| matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    match inputs.iter().any(same) {
+        false => Ok(()),
+        true => Err(Failure::new(
+            "The output would overwrite a file that the command reads.",
+            output.display().to_string(),
+            "Give the output another name.",
+        )),
     }
 }
 
@@ -82,7 +106,7 @@ fn npz_bytes(path: &Path, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, Failu
 /// Prints what the import noticed to standard error.
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("note: {warning}");
+        let _ = writeln!(std::io::stderr(), "note: {warning}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Progress bars on a terminal, and Ctrl-C.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +17,7 @@ pub(super) fn watch_interrupts() {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(1);
         }
-        eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
+        let _ = writeln!(std::io::stderr(), "\nstopping after this step; press Ctrl-C again to stop at once");
     });
 }
 

@@ -5,13 +5,13 @@ use std::path::Path;
 use sora::exec::Session;
 use sora::ir::TensorType;
 use sora::tensor::Tensor;
-use sora::{Failure, Model, check_writable, data, write_atomically};
+use sora::{Failure, Model, data, write_atomically};
 
 use super::args::Run;
-use super::{Printed, engine_failure, npz_bytes, warn};
+use super::{Printed, check_output, engine_failure, npz_bytes, warn};
 
 pub(super) fn run(args: &Run) -> Printed {
-    check_writable(&args.output)?;
+    check_output(&args.output, &[&args.model])?;
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
     let mut inputs: Vec<(String, Tensor)> = Vec::new();
@@ -23,6 +23,7 @@ pub(super) fn run(args: &Run) -> Printed {
                 inputs_of(&model),
             )
         })?;
+        check_output(&args.output, &[Path::new(file)])?;
         inputs.push((name.to_owned(), data::npy::read(Path::new(file))?));
     }
     check_inputs(&model, &inputs)?;

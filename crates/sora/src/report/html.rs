@@ -74,7 +74,7 @@ fn header(report: &Report) -> String {
 /// The change of the metric in words, which claim no difference that chance explains as well.
 fn change(report: &Report) -> String {
     let metric = Escaped(&report.metric);
-    let points = -100.0 * report.drop;
+    let points = report.change();
     match report.drop_ci95 {
         [low, high] if low <= 0.0 && high >= 0.0 => {
             format!("{metric} unchanged within chance ({points:+.2} points)")
@@ -273,7 +273,7 @@ fn method(report: &Report) -> String {
             "Change",
             format!(
                 "{:+.2} points, 95 % interval {:+.2} to {:+.2} (paired on the same samples)",
-                -100.0 * report.drop,
+                report.change(),
                 -100.0 * report.drop_ci95[1],
                 -100.0 * report.drop_ci95[0]
             ),

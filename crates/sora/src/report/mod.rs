@@ -49,6 +49,13 @@ pub struct Report {
     pub producer: String,
 }
 
+impl Report {
+    /// The change of the metric in points: negative when it fell, and never minus zero.
+    pub fn change(&self) -> f64 {
+        0.0 - 100.0 * self.drop
+    }
+}
+
 /// One of the two models compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Side {
