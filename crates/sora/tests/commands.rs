@@ -1,0 +1,249 @@
+//! What scripts rely on: the keys of `--json`, exact conversions, the budget that is not met, safe outputs.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{check_failure, example, fail, files, sora, succeed, succeed_json};
+use serde_json::Value;
+use sora::data::npz;
+use sora::tensor::Tensor;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn has_keys(object: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(object.get(key).is_some(), "no `{key}` in {object}");
+    }
+}
+
+/// A matrix of pseudo-random values as an element list of the text form.
+fn matrix(
+    rng: &mut fastrand::Rng,
+    rows: usize,
+    columns: usize,
+    scale: impl Fn(usize, usize) -> f32,
+) -> String {
+    let mut value = |i: usize| (rng.f32() - 0.5) * scale(i / columns, i % columns);
+    let values: Vec<String> = (0..rows * columns).map(|i| value(i).to_string()).collect();
+    format!("f32[{rows},{columns}] = [{}]", values.join(","))
+}
+
+const INPUTS: usize = 20;
+const CLASSES: usize = 5;
+
+/// A perceptron of three layers in whose hidden values one is 10,000 times as large as all others and counts as
+/// much: no 8-bit scale serves them all.
+fn write_hard_model(path: &Path) {
+    let mut rng = fastrand::Rng::with_seed(2);
+    let first = matrix(&mut rng, INPUTS, 64, |_, column| if column == 0 { 1e4 } else { 1.0 });
+    let second = matrix(&mut rng, 64, 64, |row, _| if row == 0 { 1e-4 } else { 1.0 });
+    let third = matrix(&mut rng, 64, CLASSES, |_, _| 1.0);
+    let lines = [
+        "graph \"hard\"".to_owned(),
+        format!("input %0 \"x\" f32[N,{INPUTS}]"),
+        format!("const %1 \"a\" {first}"),
+        format!("const %2 \"b\" {second}"),
+        format!("const %3 \"c\" {third}"),
+        "%4 \"p\" f32[N,64] = MatMul \"first\" (%0, %1) {}".to_owned(),
+        "%5 \"q\" f32[N,64] = Unary \"relu\" (%4) {\"kind\":\"Relu\"}".to_owned(),
+        "%6 \"r\" f32[N,64] = MatMul \"second\" (%5, %2) {}".to_owned(),
+        "%7 \"s\" f32[N,64] = Unary \"relu2\" (%6) {\"kind\":\"Relu\"}".to_owned(),
+        format!("%8 \"y\" f32[N,{CLASSES}] = MatMul \"third\" (%7, %3) {{}}"),
+        "output \"y\" %8".to_owned(),
+    ];
+    fs::write(path, lines.join("\n") + "\n").unwrap();
+}
+
+/// Samples without labels, on which the metric is the agreement with the original.
+fn write_samples(path: &Path, count: usize) {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let values: Vec<f32> = (0..count * INPUTS).map(|_| rng.f32() - 0.5).collect();
+    let x = Tensor::from_slice(&[count, INPUTS], &values).unwrap();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    npz::write(&mut bytes, &[("x", &x)]).unwrap();
+    fs::write(path, bytes.into_inner()).unwrap();
+}
+
+/// A folder with the hard model and samples for it.
+fn hard_case() -> (tempfile::TempDir, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (folder.path().join("hard.txt"), folder.path().join("samples.npz"));
+    write_hard_model(&model);
+    write_samples(&data, 1000);
+    let paths = (text(&model).to_owned(), text(&data).to_owned());
+    (folder, paths.0, paths.1)
+}
+
+#[test]
+fn json_has_the_keys_that_scripts_rely_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (example("model.onnx"), example("test"));
+    let out = folder.path().join("out.sora");
+    let inspected = succeed_json(&["inspect", &model, "--json"]);
+    has_keys(&inspected, &["nodes", "parameters", "macs", "bytes", "inputs", "outputs", "unsupported"]);
+    has_keys(&inspected["inputs"][0], &["name", "dtype", "shape"]);
+    assert_eq!(inspected["bytes"], fs::metadata(&model).unwrap().len());
+
+    let evaluated = succeed_json(&["evaluate", &model, "--data", &data, "--json"]);
+    assert_eq!(evaluated["samples"], 10_000);
+    let accuracy = evaluated["metrics"]["accuracy"].as_f64().unwrap();
+    let interval = evaluated["ci95"]["accuracy"].as_array().unwrap();
+    assert!(interval[0].as_f64().unwrap() < accuracy && accuracy < interval[1].as_f64().unwrap());
+
+    let benched = succeed_json(&["bench", &model, "--seconds", "0.05", "--profile", "--json"]);
+    let keys = ["median_ms", "p90_ms", "min_ms", "runs", "load_ms", "peak_rss_mb", "threads", "isa"];
+    has_keys(&benched, &keys);
+    let ms = |key: &str| benched[key].as_f64().unwrap();
+    assert!(ms("min_ms") <= ms("median_ms") && ms("median_ms") <= ms("p90_ms"));
+
+    let output = sora(&["compress", &model, "--data", &data, "-o", text(&out), "--json"]).output().unwrap();
+    assert!(output.status.success());
+    assert!(output.stderr.is_empty(), "progress belongs on terminals only");
+    let compressed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    has_keys(&compressed, &["met", "before", "after", "layers", "output"]);
+    for side in ["before", "after"] {
+        has_keys(&compressed[side], &["accuracy", "bytes", "median_ms"]);
+    }
+    has_keys(&compressed["layers"][0], &["name", "op", "precision", "sqnr_db", "reason"]);
+    assert_eq!(compressed["after"]["bytes"], fs::metadata(&out).unwrap().len());
+    assert_eq!(compressed["output"], text(&out));
+}
+
+#[test]
+fn conversions_keep_every_bit_of_the_outputs() {
+    let (folder, model, data) = hard_case();
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    // Compressed, so that the chain carries integers, scales and metadata.
+    let start = path("a.sora");
+    succeed(&["compress", &model, "--data", &data, "--max-drop", "1", "--prefer", "size", "-o", &start]);
+    let chain = [start, path("b.onnx"), path("c.txt"), path("d.sora"), path("e.onnx")];
+    for pair in chain.windows(2) {
+        succeed(&["convert", &pair[0], &pair[1]]);
+    }
+    let mut expected = None;
+    for file in &chain {
+        let (npy, outputs) = (path("x.npy"), path("y.npz"));
+        let mut bytes = Vec::new();
+        let values: Vec<f32> = (0..3 * INPUTS).map(|i| (i as f32 * 0.37).sin()).collect();
+        sora::data::npy::write(&mut bytes, &Tensor::from_slice(&[3, INPUTS], &values).unwrap()).unwrap();
+        fs::write(&npy, bytes).unwrap();
+        succeed(&["run", file, "--input", &format!("x={npy}"), "--output", &outputs]);
+        let found = fs::read(&outputs).unwrap();
+        assert_eq!(*expected.get_or_insert(found.clone()), found, "{file}");
+    }
+}
+
+#[test]
+fn a_budget_that_eight_bits_cannot_meet() {
+    let (folder, model, data) = hard_case();
+    let out = folder.path().join("out.sora");
+    let run = |more: &[&str]| {
+        let fixed = ["compress", &model, "--data", &data, "-o", text(&out), "--json"];
+        succeed_json(&[&fixed[..], more].concat())
+    };
+    // With room, the layer to blame goes back to f32; the choice by size keeps the others in 8 bits.
+    let result = run(&["--max-drop", "0.05", "--prefer", "size"]);
+    let precision = |name: &str| {
+        let layers = result["layers"].as_array().unwrap();
+        layers.iter().find(|l| l["name"] == name).unwrap()["precision"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((precision("first").as_str(), precision("second").as_str()), ("int8", "f32"), "{result}");
+    assert_eq!(result["metric"], "agreement");
+    assert!(result["after"]["bytes"].as_u64().unwrap() > 0);
+
+    // Without room, the answer says so, consistently, and a network comes out all the same.
+    let result = run(&["--max-drop", "0", "--prefer", "size"]);
+    let drop = result["drop"].as_f64().unwrap();
+    if result["met"] == true {
+        assert!(drop <= 0.0, "{result}");
+    } else {
+        assert!(result["note"].as_str().is_some_and(|n| !n.is_empty()), "{result}");
+    }
+    assert!(result["layers"].as_array().unwrap().iter().all(|l| l["reason"].as_str().is_some()));
+    succeed(&["inspect", text(&out)]);
+}
+
+#[test]
+fn compressing_twice_changes_nothing_more() {
+    let (folder, model, data) = hard_case();
+    let (once, twice) = (folder.path().join("once.sora"), folder.path().join("twice.sora"));
+    let compress = |from: &str, to: &Path| {
+        let common = ["--max-drop", "1", "--prefer", "size", "--json"];
+        succeed_json(&[&["compress", from, "--data", &data, "-o", text(to)], &common[..]].concat())
+    };
+    compress(&model, &once);
+    let result = compress(text(&once), &twice);
+    assert!(result["note"].as_str().unwrap().contains("already"), "{result}");
+    assert_eq!(result["before"]["accuracy"], result["after"]["accuracy"]);
+}
+
+#[test]
+fn outputs_never_replace_what_the_command_reads_or_each_other() {
+    let (folder, model, data) = hard_case();
+    let (before, samples) = (fs::read(&model).unwrap(), fs::read(&data).unwrap());
+    let npy = text(&folder.path().join("x.npy")).to_owned();
+    fs::write(&npy, "an input").unwrap();
+    let out = text(&folder.path().join("out.sora")).to_owned();
+    let input = format!("x={npy}");
+    let wrong: [&[&str]; 7] = [
+        &["compress", &model, "--data", &data, "-o", &model],
+        &["compress", &model, "--data", &data, "-o", &out, "--report", &model],
+        &["compress", &model, "--data", &data, "-o", &out, "--report", &data],
+        &["compress", &model, "--data", &data, "-o", &out, "-o", &out],
+        &["compress", &model, "--data", &data, "-o", &out, "--report", &out],
+        &["evaluate", &model, "--data", &data, "--outputs", &model],
+        &["run", &model, "--input", &input, "--output", &model],
+    ];
+    for arguments in wrong {
+        fail(arguments);
+    }
+    assert_eq!((fs::read(&model).unwrap(), fs::read(&data).unwrap()), (before, samples));
+    assert_eq!(files(folder.path()), ["hard.txt", "samples.npz", "x.npy"]);
+}
+
+#[test]
+fn a_shape_needs_the_name_of_its_input() {
+    let model = example("model.onnx");
+    assert!(fail(&["bench", &model, "--shape", "1x28x28x1"]).contains("NAME="));
+    assert!(fail(&["bench", &model, "--shape", "nobody=1x28x28x1"]).contains("image"));
+}
+
+#[cfg(unix)]
+#[test]
+fn folders_pipes_and_devices_are_no_models() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("folder.onnx")).unwrap();
+    let (pipe, device) = (folder.path().join("pipe.onnx"), folder.path().join("device.txt"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink("/dev/null", &device).unwrap();
+    assert!(fail(&["inspect", text(&folder.path().join("folder.onnx"))]).contains("not of a folder"));
+    // A pipe that nobody writes to would keep the command waiting forever.
+    assert!(fail(&["inspect", text(&pipe)]).contains("regular file"));
+    assert!(fail(&["bench", text(&device)]).contains("regular file"));
+    assert!(fail(&["evaluate", &example("model.onnx"), "--data", text(&pipe)]).contains("regular file"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_failure_and_a_full_device_is_one() {
+    let model = example("model.onnx");
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let status = sora(&["inspect", &model]).stdout(closed()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    let status = sora(&["inspect", "nowhere.onnx"]).stderr(closed()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    if let Ok(full) = fs::File::options().write(true).open("/dev/full") {
+        let output =
+            sora(&["inspect", &model, "--json"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        check_failure(&output, "/dev/full");
+    }
+}
