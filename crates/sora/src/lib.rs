@@ -6,13 +6,13 @@
 //! ```no_run
 //! use sora::{Model, compress, data, exec};
 //!
-//! let mut model = Model::load("model.onnx".as_ref())?;
-//! let samples = data::Dataset::open("pictures".as_ref(), &data::OpenOptions::default())?;
+//! let mut model = Model::load("model.onnx")?;
+//! let samples = data::Dataset::open("pictures", &data::OpenOptions::default())?;
 //! let preprocess = model.preprocess_for(&samples, None)?;
 //! let options = compress::Options { max_drop: 0.01, ..Default::default() };
 //! let outcome = compress::compress(&model.graph, &samples, &preprocess, &options, &compress::Silent)?;
 //! model.graph = outcome.graph;
-//! model.save("model.sora".as_ref())?;
+//! model.save("model.sora")?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]

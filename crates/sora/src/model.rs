@@ -59,7 +59,8 @@ impl Model {
     /// # Errors
     /// [`Failure`] that names the file, all unsupported nodes, or what is damaged; also for weights that are
     /// not finite.
-    pub fn load(path: &Path) -> Result<Model, Failure> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Model, Failure> {
+        let path = path.as_ref();
         let kind = Kind::of(path)?;
         let bytes = regular_file(path)?;
         let model = match kind {
@@ -170,7 +171,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Failure`] naming the file, or the node that the format cannot express.
-    pub fn save(&self, path: &Path) -> Result<u64, Failure> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, Failure> {
+        let path = path.as_ref();
         let bytes = self.to_bytes(Kind::of(path)?)?;
         write_atomically(path, &bytes)?;
         Ok(bytes.len() as u64)
