@@ -112,7 +112,7 @@ rows! {
     #[cfg(target_arch = "aarch64")]
     "gemm_f32_neon_6x16" GemmF32 Neon (6, 16, 1) DotProduct KernelFn::GemmF32(&neon::F32);
 
-    "gemm_u8i8_portable_4x8" GemmU8I8 Portable (4, 8, 1) BitExact KernelFn::GemmU8I8(&portable::U8I8);
+    "gemm_u8i8_portable_6x8" GemmU8I8 Portable (6, 8, 2) BitExact KernelFn::GemmU8I8(&portable::U8I8);
     #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avx2_6x16" GemmU8I8 Avx2 (6, 16, 2) BitExact KernelFn::GemmU8I8(&avx2::U8I8);
     #[cfg(target_arch = "x86_64")]

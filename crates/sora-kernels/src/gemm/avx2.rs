@@ -2,14 +2,14 @@
 
 use core::arch::x86_64::*;
 
-use super::{F32Tiles, I8Tiles, TileArgs, tap_rows, tiles};
+use super::{F32Tiles, I8Tiles, TileArgs, tap_rows, tiles, widen_bytes};
 
 /// Vectors of 8 lanes per panel row.
 const NV: usize = 2;
 const NR: usize = 8 * NV;
 
 pub(crate) static F32: F32Tiles = tiles!(f32_tile: 1 2 3 4 5 6);
-pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile: 1 2 3 4 5 6);
+pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6);
 
 /// # Safety
 /// See [`super::TileFn`].
@@ -46,10 +46,7 @@ unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, 
     }
 }
 
-/// Depth elements widened at a time.
-const CHUNK: usize = 256;
-
-/// Bytes are widened to 16 bits; products of pairs are summed in 32 bits, exactly.
+/// Products of pairs of 16-bit numbers are summed in 32 bits, exactly.
 ///
 /// # Safety
 /// See [`super::TileFn`].
@@ -57,43 +54,27 @@ const CHUNK: usize = 256;
 unsafe fn u8i8_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, tile: *mut i32) {
     const STEP: usize = 2 * NR;
     let mut acc = [[[_mm256_setzero_si256(); NV]; NP]; MR];
-    let mut wide = [[0i16; CHUNK]; MR];
-    // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
+    // SAFETY: one widened piece of `kc` elements per row and panels of `kc * NR` elements are
     // readable, and the tile holds MR rows of NP * NR elements, by the contract.
     unsafe {
         let mut panel = args.panel;
-        for t in 0..args.taps {
-            let rows = tap_rows::<MR, _, _>(args, t);
-            let mut start = 0;
-            while start < args.kc {
-                let len = CHUNK.min(args.kc - start);
+        let rows = tap_rows::<MR, _, _>(args, 0);
+        for pair in 0..args.kc / 2 {
+            for p in 0..NP {
+                let at = panel.add(p * args.panel_stride).cast::<__m128i>();
+                let b = [
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(1))),
+                ];
                 for i in 0..MR {
-                    for k in 0..len {
-                        wide[i][k] = i16::from(*rows[i].add(start + k));
-                    }
-                    if len % 2 == 1 {
-                        wide[i][len] = 0;
+                    let a = rows[i].cast::<i32>().add(pair).read_unaligned();
+                    let a = _mm256_set1_epi32(a);
+                    for v in 0..NV {
+                        acc[i][p][v] = _mm256_add_epi32(acc[i][p][v], _mm256_madd_epi16(a, b[v]));
                     }
                 }
-                for pair in 0..len.div_ceil(2) {
-                    for p in 0..NP {
-                        let at = panel.add(p * args.panel_stride).cast::<__m128i>();
-                        let b = [
-                            _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
-                            _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(1))),
-                        ];
-                        for i in 0..MR {
-                            let a = wide[i].as_ptr().cast::<i32>().add(pair).read_unaligned();
-                            let a = _mm256_set1_epi32(a);
-                            for v in 0..NV {
-                                acc[i][p][v] = _mm256_add_epi32(acc[i][p][v], _mm256_madd_epi16(a, b[v]));
-                            }
-                        }
-                    }
-                    panel = panel.add(STEP);
-                }
-                start += len;
             }
+            panel = panel.add(STEP);
         }
         for i in 0..MR {
             for p in 0..NP {

@@ -1,6 +1,6 @@
 //! The loops around the micro-kernels.
 
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 
 use super::{MAX_TILE, TileArgs, WIDE};
 use crate::{
@@ -12,6 +12,9 @@ use crate::{
 
 /// Bytes of A that stay in the second-level cache while all panels of B pass by.
 const A_BLOCK_BYTES: usize = 256 * 1024;
+
+/// Bytes of A widened at a time: fewer, because they are allocated.
+const WIDE_BLOCK_BYTES: usize = 96 * 1024;
 
 /// `out = epilogue(A · B)` in f32: rows of `a` by columns `n0 .. n0 + out.cols()` of `b`.
 ///
@@ -36,7 +39,7 @@ pub fn gemm_f32(
     let finish = |scratch: &mut Scratch<f32>, start: usize, place: Place, out: &mut Output<'_>| {
         finish(kernels, ep, scratch, start, place, out);
     };
-    drive(a, &b.panels, &[], n0, ep, &mut out, finish);
+    drive(kernels, a, &b.panels, &[], n0, ep, &mut out, finish);
 }
 
 /// `out = epilogue(A · B)` for unsigned bytes by signed bytes, summed exactly in i32 (wrapping):
@@ -61,7 +64,7 @@ pub fn gemm_u8i8(
     let finish = |scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>| {
         finish(kernels, ep, scratch, start, place, out);
     };
-    drive(a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
+    drive(kernels, a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
 }
 
 /// Rows of one call of a micro-kernel.
@@ -83,7 +86,9 @@ fn row_tiles(rows: usize, mr: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// Computes and finishes all tiles: blocks of rows outside, panels of B inside, so that a block
 /// of A stays in the second-level cache and a panel of B in the first.
+#[allow(clippy::too_many_arguments)]
 fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
+    kernels: Kernels,
     a: &ARows<'_, A>,
     b: &Panels<A, B, C>,
     sums: &[i32],
@@ -116,20 +121,37 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     ep.validate(m, n0 + n);
 
     let mr = b.tiles.by_rows.len();
-    let row_bytes = (a.depth() * size_of::<A>()).max(1);
-    let block = (A_BLOCK_BYTES / row_bytes).max(1).next_multiple_of(mr);
+    // Widened, the taps of a row are one piece.
+    let (taps, kc) = match b.tiles.widen {
+        None => (b.taps, b.kc),
+        Some(_) => (1, b.taps * b.kc.next_multiple_of(2)),
+    };
+    let (block_bytes, row_bytes) = match b.tiles.widen {
+        None => (A_BLOCK_BYTES, a.depth() * size_of::<A>()),
+        Some(_) => (WIDE_BLOCK_BYTES, kc * size_of::<i16>()),
+    };
+    let block = (block_bytes / row_bytes.max(1)).max(1).next_multiple_of(mr);
     let panels = n.div_ceil(nr);
     let mut scratch = Scratch::new(C::ZERO);
-    let mut pointers = Vec::with_capacity(block.min(m) * b.taps);
+    let mut wide = if b.tiles.widen.is_some() { vec![0i16; block.min(m) * kc] } else { Vec::new() };
+    let mut pointers = Vec::with_capacity(block.min(m) * taps);
     let mut tiles = Vec::with_capacity(block.min(m).div_ceil(mr));
 
     for block_start in (0..m).step_by(block) {
         pointers.clear();
         tiles.clear();
-        for (start, rows) in row_tiles(block.min(m - block_start), mr) {
+        let block_rows = block.min(m - block_start);
+        if let Some(widen) = b.tiles.widen {
+            widen(kernels, a, block_start, &mut wide[..block_rows * kc], kc);
+        }
+        for (start, rows) in row_tiles(block_rows, mr) {
             let first = block_start + start;
             tiles.push(RowTile { first, rows, pointers: pointers.len() });
-            for tap in 0..b.taps {
+            if b.tiles.widen.is_some() {
+                pointers.extend((start..start + rows).map(|row| wide[row * kc..].as_ptr().cast()));
+                continue;
+            }
+            for tap in 0..taps {
                 pointers.extend((first..first + rows).map(|row| a.piece(row, tap).as_ptr()));
             }
         }
@@ -137,8 +159,8 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         while panel < panels {
             let count = if m == 1 && panel + WIDE <= panels { WIDE } else { 1 };
             for tile in &tiles {
-                let rows = &pointers[tile.pointers..][..tile.rows * b.taps];
-                run_tile(b, sums, n0 / nr + panel, count, rows, &mut scratch.acc);
+                let rows = &pointers[tile.pointers..][..tile.rows * taps];
+                run_tile(b, sums, n0 / nr + panel, count, rows, (taps, kc), &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
@@ -151,23 +173,25 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     }
 }
 
-/// Computes `count` panels from `panel` on for the rows that `pointers` (`[taps][rows]`) start.
+/// Computes `count` panels from `panel` on for the rows that `pointers` (`[taps][rows]`) start, in
+/// pieces of `kc` elements (of 16 bits, if the tiles want that).
 fn run_tile<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
     panel: usize,
     count: usize,
     pointers: &[*const A],
+    (taps, kc): (usize, usize),
     tile: &mut [C; MAX_TILE],
 ) {
     let (nr, stride) = (b.tile.nr, b.stride());
-    let rows = pointers.len() / b.taps;
+    let rows = pointers.len() / taps;
     let data = &b.data.as_slice()[panel * stride..(panel + count) * stride];
     let sums = if sums.is_empty() { sums } else { &sums[panel * nr..(panel + count) * nr] };
     let args = TileArgs {
         rows: pointers.as_ptr(),
-        taps: b.taps,
-        kc: b.kc,
+        taps,
+        kc,
         panel: data.as_ptr(),
         panel_stride: stride,
         sums: sums.as_ptr(),
@@ -175,7 +199,8 @@ fn run_tile<A, B: Plain, C>(
     let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };
     assert!(rows * count * nr <= MAX_TILE && (count == 1 || (rows, count) == (1, WIDE)));
     // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
-    // every pointer starts a slice of `kc` elements of A; `data` and `sums` hold
+    // every pointer starts a piece of `kc` elements in the form that the
+    // kernel reads; `data` and `sums` hold
     // `count` whole panels; the tile has room for `rows * count * nr` elements.
     unsafe { kernel(&args, tile.as_mut_ptr()) };
 }

@@ -13,10 +13,13 @@ pub(crate) mod neon;
 
 pub use driver::{gemm_f32, gemm_u8i8};
 
+use crate::{Kernels, isa::per_isa, operands::ARows};
+
 /// What a micro-kernel reads: `mr` rows of A and one or more panels of packed B.
 #[derive(Debug)]
 pub(crate) struct TileArgs<A, B> {
-    /// `[taps][mr]` starts of pieces of `kc` elements.
+    /// `[taps][mr]` starts of pieces of `kc` elements; of `i16` where [`Tiles::widen`] is given,
+    /// with one tap and an even `kc`.
     pub(crate) rows: *const *const A,
     pub(crate) taps: usize,
     pub(crate) kc: usize,
@@ -43,6 +46,10 @@ pub(crate) const WIDE: usize = 4;
 /// Elements of the largest accumulator tile: 14 × 32.
 pub(crate) const MAX_TILE: usize = 14 * 32;
 
+/// Writes rows `first..` of the left operand as 16-bit numbers into rows of a given stride, each
+/// piece taking an even number of places.
+pub(crate) type Widen<A> = fn(Kernels, &ARows<'_, A>, usize, &mut [i16], usize);
+
 /// The instances of one micro-kernel.
 #[derive(Debug)]
 pub struct Tiles<A: 'static, B: 'static, C: 'static> {
@@ -50,6 +57,9 @@ pub struct Tiles<A: 'static, B: 'static, C: 'static> {
     pub(crate) by_rows: &'static [TileFn<A, B, C>],
     /// One row by [`WIDE`] panels.
     pub(crate) wide: TileFn<A, B, C>,
+    /// Prepares the left operand for kernels that multiply 16-bit numbers: once for all panels,
+    /// with the taps joined to one piece.
+    pub(crate) widen: Option<Widen<A>>,
 }
 
 /// Tiles of real products.
@@ -60,9 +70,13 @@ pub type I8Tiles = Tiles<u8, i8, i32>;
 /// Lists the instances `$f::<MR, panels>` of a micro-kernel for each `MR`.
 macro_rules! tiles {
     ($f:ident: $($mr:literal)*) => {
+        $crate::gemm::tiles!($f, None; $($mr)*)
+    };
+    ($f:ident, $widen:expr; $($mr:literal)*) => {
         $crate::gemm::Tiles {
             by_rows: &[$($f::<$mr, 1>),*],
             wide: $f::<1, { $crate::gemm::WIDE }>,
+            widen: $widen,
         }
     };
 }
@@ -76,4 +90,33 @@ pub(crate) use tiles;
 pub(crate) unsafe fn tap_rows<const MR: usize, A, B>(args: &TileArgs<A, B>, t: usize) -> [*const A; MR] {
     // SAFETY: by contract the array holds [taps][MR] pointers.
     unsafe { *args.rows.add(t * MR).cast::<[*const A; MR]>() }
+}
+
+per_isa! {
+    /// [`Widen`] for bytes; places that round a piece up keep what they hold.
+    pub(crate) fn widen_bytes(a: &ARows<'_, u8>, first: usize, out: &mut [i16], stride: usize) {
+        let kc = a.kc();
+        for (row, out) in out.chunks_exact_mut(stride.max(1)).enumerate() {
+            for (tap, out) in out.chunks_exact_mut(kc.next_multiple_of(2).max(1)).enumerate() {
+                let from = a.piece(first + row, tap);
+                let (from, out) = widen_chunks::<16>(from, out);
+                let (from, out) = widen_chunks::<4>(from, out);
+                widen_chunks::<1>(from, out);
+            }
+        }
+    }
+}
+
+/// Widens whole groups of `N` and returns what is left.
+#[inline(always)]
+fn widen_chunks<'a, 'b, const N: usize>(from: &'a [u8], to: &'b mut [i16]) -> (&'a [u8], &'b mut [i16]) {
+    let (chunks, rest) = from.as_chunks::<N>();
+    let (to, to_rest) = to.split_at_mut(chunks.len() * N);
+    let (to, _) = to.as_chunks_mut::<N>();
+    for (to, from) in to.iter_mut().zip(chunks) {
+        for j in 0..N {
+            to[j] = i16::from(from[j]);
+        }
+    }
+    (rest, to_rest)
 }
