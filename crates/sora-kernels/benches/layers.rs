@@ -5,9 +5,9 @@
 use std::time::Instant;
 
 use sora_kernels::{
-    ARows, Activation, Dequant, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedDwF32,
-    PackedDwI8, PackedF32, PackedI8, Quant, Rhs, Unary, Window, depthwise_f32, depthwise_u8i8, elementwise,
-    gemm_f32, gemm_u8i8, layout, pool, quantize, recurrent, rows,
+    ARows, Activation, Dense, Dequant, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output,
+    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Rhs, Unary, Window, depthwise_f32, depthwise_u8i8,
+    elementwise, gemm_f32, gemm_u8i8, layout, pool, quantize, recurrent, rows,
 };
 
 /// Best seconds per call over about a tenth of a second.
@@ -97,6 +97,30 @@ fn convolutions(k: Kernels) {
     });
 }
 
+/// Products so shallow that what follows the sums takes most of the time.
+fn finishes(k: Kernels) {
+    for (name, activation, m, n, depth) in
+        [("shallow relu", Activation::Relu, 676, 32, 12), ("dense gelu", Activation::Gelu, 32, 256, 64)]
+    {
+        let (xf, xu) = (vec![0.5f32; m * depth], vec![99u8; m * depth]);
+        let f = ARows::Dense(Dense { data: &xf, rows: m, stride: depth, k: depth });
+        let u = ARows::Dense(Dense { data: &xu, rows: m, stride: depth, k: depth });
+        let wf = PackedF32::pack(k, 1, depth, n, |i, j| ((i * j) % 5) as f32);
+        let wi = PackedI8::pack(k, 1, depth, n, |i, j| ((i * j) % 5) as i8);
+        let (mut yf, mut yu) = (vec![0.0f32; m * n], vec![0u8; m * n]);
+        let scale = vec![0.01; n];
+        let ep = EpilogueI32 { bias: None, scale: &scale, residual: None, activation };
+        let real = EpilogueF32 { activation, ..Default::default() };
+        report(k, &format!("{name} f32"), m * n, "Gelem/s", || {
+            gemm_f32(k, &f, &wf, 0, &real, Output::F32(MatMut::new(&mut yf, m, n, n)));
+        });
+        report(k, &format!("{name} u8"), m * n, "Gelem/s", || {
+            let out = Output::U8(MatMut::new(&mut yu, m, n, n), Quant::new(0.1, 3));
+            gemm_u8i8(k, &u, &wi, 0, &ep, out);
+        });
+    }
+}
+
 fn vectors(k: Kernels) {
     const N: usize = 16 * 1024;
     let x: Vec<f32> = (0..N).map(|i| (i % 97) as f32 * 0.1 - 4.0).collect();
@@ -141,6 +165,7 @@ fn vectors(k: Kernels) {
 fn main() {
     for k in Kernels::all_available() {
         convolutions(k);
+        finishes(k);
         vectors(k);
     }
 }

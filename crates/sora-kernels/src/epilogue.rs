@@ -170,6 +170,10 @@ pub(crate) trait Finish<C>: Copy {
 
 #[inline(always)]
 fn padded<T: Copy, const N: usize>(values: &[T], fill: T) -> [T; N] {
+    // Of known length, a copy is a few instructions and no call.
+    if let Some(whole) = values.first_chunk() {
+        return *whole;
+    }
     let mut out = [fill; N];
     out[..values.len()].copy_from_slice(values);
     out
@@ -308,10 +312,14 @@ pub(crate) fn activate_and_quantize(
     low: i32,
     out: &mut [u8],
 ) {
-    let (min, max) = activation.bounds().unwrap_or_else(|| {
-        activation.apply(y);
-        (f32::NEG_INFINITY, f32::INFINITY)
-    });
+    // No closure here: it would be compiled for the baseline, and the activation with it.
+    let (min, max) = match activation.bounds() {
+        Some(bounds) => bounds,
+        None => {
+            activation.apply(y);
+            (f32::NEG_INFINITY, f32::INFINITY)
+        }
+    };
     let (inv_scale, zp) = (quant.inv_scale, quant.zero_point);
     let bottom = math::at_least(min * inv_scale, (low - zp) as f32);
     let top = math::at_most(max * inv_scale, (low + 255 - zp) as f32);
