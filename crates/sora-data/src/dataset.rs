@@ -44,11 +44,20 @@ pub struct OpenOptions {
     pub max_bytes: u64,
     /// The most pixels that one picture file may have; 2^26 by default.
     pub max_pixels: u64,
+    /// Names of the classes by number, as the model has them: where there is no `labels.txt` and they name every
+    /// sub-folder of an image folder, they number its classes.
+    pub classes: Option<Vec<String>>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { label: LabelColumn::Auto, header: None, max_bytes: 8 << 30, max_pixels: 1 << 26 }
+        OpenOptions {
+            label: LabelColumn::Auto,
+            header: None,
+            max_bytes: 8 << 30,
+            max_pixels: 1 << 26,
+            classes: None,
+        }
     }
 }
 
@@ -122,7 +131,7 @@ impl Dataset {
     /// - `.csv` or `.csv.gz`: numbers, of which one column is the label ([`LabelColumn`]).
     ///
     /// A `labels.txt` in the folder, or the one above it, names the classes, one a line; the sub-folders of an
-    /// image folder are then numbered by its lines.
+    /// image folder are then numbered by its lines, or else by [`OpenOptions::classes`].
     ///
     /// # Errors
     /// A [`DataError`] when nothing is found, the files are damaged, truncated or too large, a feature is NaN
@@ -142,7 +151,7 @@ impl Dataset {
             match idx_pair(path)? {
                 Some(images) => in_memory(idx::read(&images, options.max_bytes)?),
                 None => {
-                    let files = folder::list(path, names.as_deref())?;
+                    let files = folder::list(path, names.as_deref(), options.classes.as_deref())?;
                     if files.paths.is_empty() {
                         let what = "this folder holds no data that is understood";
                         return Err(DataError::new(

@@ -25,9 +25,14 @@ pub(crate) struct Files {
     pub(crate) classes: Vec<String>,
 }
 
-/// Lists the pictures below `folder`. Class numbers follow `order` when it names every sub-folder, else the
-/// sorted names. Pictures that lie directly in `folder` are the samples only when no sub-folder is a class.
-pub(crate) fn list(folder: &Path, order: Option<&[String]>) -> Result<Files, DataError> {
+/// Lists the pictures below `folder`. Class numbers follow `order`, which must name every sub-folder; without it
+/// `known` if it does, else the sorted names. Pictures that lie directly in `folder` are the samples only when no
+/// sub-folder is a class.
+pub(crate) fn list(
+    folder: &Path,
+    order: Option<&[String]>,
+    known: Option<&[String]>,
+) -> Result<Files, DataError> {
     let entries = entries(folder)?;
     let mut names = Vec::new();
     for path in entries.iter().filter(|p| p.is_dir()) {
@@ -42,7 +47,8 @@ pub(crate) fn list(folder: &Path, order: Option<&[String]>) -> Result<Files, Dat
         let paths: Vec<PathBuf> = entries.into_iter().filter(|p| is_picture(p)).collect();
         return Ok(Files { paths, labels: None, classes: Vec::new() });
     }
-    let classes = match order {
+    let known = known.filter(|known| names.iter().all(|n| known.contains(n)));
+    let classes = match order.or(known) {
         Some(order) if names.iter().all(|n| order.contains(n)) => order.to_vec(),
         Some(order) => {
             let odd = names.iter().find(|n| !order.contains(n)).map_or("", String::as_str);
@@ -180,6 +186,22 @@ mod tests {
         assert_eq!(png.data, (0..90).map(|v: u32| (v * 7 % 256) as u8).collect::<Vec<_>>());
         let jpeg = decode_bytes(&encode(ImageFormat::Jpeg), LIMIT, "t").unwrap();
         assert_eq!((jpeg.size, jpeg.channels), (png.size, 3));
+    }
+
+    #[test]
+    fn the_models_names_number_the_classes_unless_a_file_does() {
+        let folder = tempfile::tempdir().unwrap();
+        for class in ["cat", "dog"] {
+            fs::create_dir(folder.path().join(class)).unwrap();
+            fs::write(folder.path().join(class).join("1.png"), encode(ImageFormat::Png)).unwrap();
+        }
+        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<String>>();
+        let labels = |order: Option<&[String]>, known: &[&str]| {
+            list(folder.path(), order, Some(&names(known))).unwrap().labels.unwrap()
+        };
+        assert_eq!(labels(None, &["dog", "bird", "cat"]), [2, 0]);
+        assert_eq!(labels(None, &["dog", "bird"]), [0, 1]);
+        assert_eq!(labels(Some(&names(&["cat", "dog"])), &["dog", "cat"]), [0, 1]);
     }
 
     #[test]

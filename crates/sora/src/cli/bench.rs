@@ -71,9 +71,7 @@ fn measure(
         let start = Instant::now();
         session.run(given).map_err(&failed)?;
         times.push(milliseconds(start.elapsed()));
-        if progress::interrupted() {
-            return Err(progress::interruption());
-        }
+        progress::check()?;
     }
     times.sort_by(f64::total_cmp);
     let mut profiles = Vec::new();

@@ -67,9 +67,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
         args.output.iter().map(|path| result.to_bytes(Kind::of(path)?)).collect::<Result<_, _>>()?;
     let bytes_after = encoded.first().map_or(0, |bytes| bytes.len() as u64);
     let report = describe(args, &model, &preprocess.to_string(), &outcome, bytes_after);
-    if progress::interrupted() {
-        return Err(progress::interruption());
-    }
+    progress::check()?;
     let page = args.report.is_some().then(|| report::html(&report).into_bytes());
     let files = outputs.iter().copied().zip(encoded.iter().chain(&page).map(Vec::as_slice));
     write_together(&files.collect::<Vec<_>>())?;

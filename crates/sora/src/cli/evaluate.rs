@@ -50,7 +50,8 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
 
 /// The data set, and how its samples become the model's input.
 pub(super) fn open(model: &Model, args: &Data) -> Result<(Dataset, Preprocess), Failure> {
-    let data = Dataset::open(&args.data, &OpenOptions::default())?;
+    let options = OpenOptions { classes: model.metadata.labels.clone(), ..OpenOptions::default() };
+    let data = Dataset::open(&args.data, &options)?;
     let given = args.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
     let preprocess = model.preprocess_for(&data, given)?;
     Ok((data, preprocess))

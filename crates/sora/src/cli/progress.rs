@@ -22,8 +22,13 @@ pub(super) fn watch_interrupts() {
 }
 
 /// Whether Ctrl-C was pressed.
-pub(super) fn interrupted() -> bool {
+fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Ends the work here if Ctrl-C was pressed.
+pub(super) fn check() -> Result<(), Failure> {
+    if interrupted() { Err(interruption()) } else { Ok(()) }
 }
 
 /// The failure that Ctrl-C leads to.

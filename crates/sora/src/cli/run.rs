@@ -8,7 +8,7 @@ use sora::tensor::Tensor;
 use sora::{Failure, Model, data, write_atomically};
 
 use super::args::Run;
-use super::{Printed, check_output, engine_failure, npz_bytes, warn};
+use super::{Printed, check_output, engine_failure, npz_bytes, progress, warn};
 
 pub(super) fn run(args: &Run) -> Printed {
     check_output(&args.output, &[&args.model])?;
@@ -29,7 +29,9 @@ pub(super) fn run(args: &Run) -> Printed {
     check_inputs(&model, &inputs)?;
     let session = Session::new(model.graph, args.engine.options()).map_err(engine_failure(&args.model))?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    progress::check()?;
     let outputs = session.run(&given).map_err(engine_failure(&args.model))?;
+    progress::check()?;
     write_atomically(&args.output, &npz_bytes(&args.output, &outputs)?)?;
     let lines: Vec<String> =
         outputs.iter().map(|(name, tensor)| format!("{name}: {}", TensorType::of(tensor))).collect();
