@@ -95,16 +95,43 @@ pub(crate) unsafe fn tap_rows<const MR: usize, A, B>(args: &TileArgs<A, B>, t: u
 per_isa! {
     /// [`Widen`] for bytes; places that round a piece up keep what they hold.
     pub(crate) fn widen_bytes(a: &ARows<'_, u8>, first: usize, out: &mut [i16], stride: usize) {
-        let kc = a.kc();
-        for (row, out) in out.chunks_exact_mut(stride.max(1)).enumerate() {
-            for (tap, out) in out.chunks_exact_mut(kc.next_multiple_of(2).max(1)).enumerate() {
-                let from = a.piece(first + row, tap);
-                let (from, out) = widen_chunks::<16>(from, out);
-                let (from, out) = widen_chunks::<4>(from, out);
-                widen_chunks::<1>(from, out);
+        match a {
+            ARows::Dense(d) if d.stride == stride && d.k == stride => {
+                widen(&d.data[first * stride..][..out.len()], out);
             }
+            // What convolutions of few channels have: a known length spares the loops.
+            _ if a.kc() == 4 => widen_pieces(a, first, out, stride, |from, out| {
+                if let (Some(from), Some(out)) = (from.first_chunk::<4>(), out.first_chunk_mut::<4>()) {
+                    *out = from.map(i16::from);
+                }
+            }),
+            _ => widen_pieces(a, first, out, stride, widen),
         }
     }
+}
+
+/// Applies `widen` to every piece and its places.
+#[inline(always)]
+fn widen_pieces(
+    a: &ARows<'_, u8>,
+    first: usize,
+    out: &mut [i16],
+    stride: usize,
+    widen: impl Fn(&[u8], &mut [i16]),
+) {
+    let places = a.kc().next_multiple_of(2);
+    for (row, out) in out.chunks_exact_mut(stride.max(1)).enumerate() {
+        for (tap, out) in out.chunks_exact_mut(places.max(1)).enumerate() {
+            widen(a.piece(first + row, tap), out);
+        }
+    }
+}
+
+#[inline(always)]
+fn widen(from: &[u8], to: &mut [i16]) {
+    let (from, to) = widen_chunks::<16>(from, to);
+    let (from, to) = widen_chunks::<4>(from, to);
+    widen_chunks::<1>(from, to);
 }
 
 /// Widens whole groups of `N` and returns what is left.
@@ -119,4 +146,44 @@ fn widen_chunks<'a, 'b, const N: usize>(from: &'a [u8], to: &'b mut [i16]) -> (&
         }
     }
     (rest, to_rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::widen_bytes;
+    use crate::{
+        Kernels,
+        operands::{ARows, Dense, Indirect, PAD},
+    };
+    use alloc::{vec, vec::Vec};
+
+    #[test]
+    fn widened_rows_are_the_pieces_side_by_side() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let data: Vec<u8> = (0..2000).map(|_| rng.u8(..)).collect();
+        for kc in 1..40 {
+            let (rows, taps) = (9, rng.usize(1..4));
+            let offsets: Vec<u32> =
+                (0..rows * taps).map(|i| if i % 5 == 0 { PAD } else { rng.u32(0..1900) }).collect();
+            let pad = &data[1900..];
+            for a in [
+                ARows::Dense(Dense { data: &data, rows, stride: kc, k: kc }),
+                ARows::Dense(Dense { data: &data, rows, stride: kc + 1, k: kc }),
+                ARows::Indirect(Indirect { base: &data, offsets: &offsets, taps, kc, pad }),
+            ] {
+                let places = kc.next_multiple_of(2);
+                let stride = a.taps() * places;
+                let first = rng.usize(0..rows);
+                for kernels in Kernels::all_available() {
+                    let mut out = vec![-1i16; (rows - first) * stride];
+                    widen_bytes(kernels, &a, first, &mut out, stride);
+                    for (i, piece) in out.chunks_exact(places).enumerate() {
+                        let from = a.piece(first + i / a.taps(), i % a.taps());
+                        assert!(piece.iter().zip(from).all(|(&w, &b)| w == i16::from(b)), "{kc} {kernels:?}");
+                        assert!(kc == places || piece[kc] == -1);
+                    }
+                }
+            }
+        }
+    }
 }
