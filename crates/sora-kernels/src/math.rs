@@ -189,7 +189,7 @@ pub(crate) fn gelu(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn gelu_tanh(x: f32) -> f32 {
     // (1 + tanh(u)) / 2 = σ(2u), which does not cancel where the result is tiny.
-    x * sigmoid(1.595_769_1 * (x + 0.044_715 * x * x * x))
+    x * sigmoid(2.0 * 0.797_884_6 * (x + 0.044_715 * x * x * x))
 }
 
 #[cfg(test)]
