@@ -45,21 +45,13 @@ impl Lowering<'_> {
     pub(crate) fn conv(&mut self, op: &Conv, node: &Node, chain: &Chain) -> Option<()> {
         let [x, w, y] =
             [node.inputs.first()?.as_ref()?, node.inputs.get(1)?.as_ref()?, node.outputs.first()?];
-        let (shape, w_shape, out) = (self.shape(*x), self.shape(*w), self.shape(*y));
-        let rank = op.strides.len();
+        let w_shape = self.shape(*w);
         let channels = [w_shape[1], w_shape[0] / op.group];
         let taps: usize = w_shape[2..].iter().product();
         let convolution = Convolution {
-            geometry: Geometry {
-                input: shape[2..].to_vec(),
-                kernel: w_shape[2..].to_vec(),
-                strides: op.strides.clone(),
-                dilations: op.dilations.clone(),
-                pads: op.pads[..rank].to_vec(),
-                output: out[2..].to_vec(),
-            },
+            geometry: self.geometry([*x, *w, *y], &op.strides, &op.dilations, &op.pads),
             forward: true,
-            images: shape[0],
+            images: self.shape(*x)[0],
             groups: op.group,
             channels,
             index: &|g, o, i, tap| ((g * channels[1] + o) * channels[0] + i) * taps + tap,
@@ -71,21 +63,13 @@ impl Lowering<'_> {
     pub(crate) fn conv_transpose(&mut self, op: &ConvTranspose, node: &Node, chain: &Chain) -> Option<()> {
         let [x, w, y] =
             [node.inputs.first()?.as_ref()?, node.inputs.get(1)?.as_ref()?, node.outputs.first()?];
-        let (shape, w_shape, out) = (self.shape(*x), self.shape(*w), self.shape(*y));
-        let rank = op.strides.len();
+        let w_shape = self.shape(*w);
         let channels = [w_shape[0] / op.group, w_shape[1]];
         let taps: usize = w_shape[2..].iter().product();
         let convolution = Convolution {
-            geometry: Geometry {
-                input: shape[2..].to_vec(),
-                kernel: w_shape[2..].to_vec(),
-                strides: op.strides.clone(),
-                dilations: op.dilations.clone(),
-                pads: op.pads[..rank].to_vec(),
-                output: out[2..].to_vec(),
-            },
+            geometry: self.geometry([*x, *w, *y], &op.strides, &op.dilations, &op.pads),
             forward: false,
-            images: shape[0],
+            images: self.shape(*x)[0],
             groups: op.group,
             channels,
             index: &|g, o, i, tap| ((g * channels[0] + i) * channels[1] + o) * taps + tap,
@@ -93,6 +77,25 @@ impl Lowering<'_> {
         };
         // Scales per output channel are the scales along axis 1, the same in every group.
         self.convolve(&convolution, *x, *w, 1, node, chain)
+    }
+
+    /// The windows of weights over an input that give a result, by their spatial axes.
+    fn geometry(
+        &self,
+        [x, w, y]: [ValueId; 3],
+        strides: &[usize],
+        dilations: &[usize],
+        pads: &[usize],
+    ) -> Geometry {
+        let spatial = |v| self.shape(v)[2..].to_vec();
+        Geometry {
+            input: spatial(x),
+            kernel: spatial(w),
+            strides: strides.to_vec(),
+            dilations: dilations.to_vec(),
+            pads: pads[..strides.len()].to_vec(),
+            output: spatial(y),
+        }
     }
 
     fn convolve(
