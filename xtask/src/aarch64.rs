@@ -9,8 +9,8 @@ const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// Crates whose results depend on the processor.
 const CRATES: [&str; 5] = ["sora-tensor", "sora-ir", "sora-kernels", "sora-exec", "sora-conformance"];
 
-/// Emulated processors, with and without dot products, and the best instruction set that each must have.
-const PROCESSORS: [(&str, &str); 2] = [("max", "neondot"), ("cortex-a53", "neon")];
+/// Emulated processors, with and without byte products, and the best instruction set that each must have.
+const PROCESSORS: [(&str, &str); 2] = [("max", "neoni8mm"), ("cortex-a53", "neon")];
 
 /// Debian's compiler, which has a standard library for AArch64 without rustup; a linker; the emulator.
 const PACKAGES: [&str; 4] =

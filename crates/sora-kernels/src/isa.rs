@@ -5,27 +5,43 @@ use core::{fmt, str::FromStr};
 
 /// Instruction-set levels that kernels are written for.
 ///
-/// A level means all the features it names, and every level of the same
-/// architecture above another one includes it.
+/// A level means all the features it names. Levels of one architecture mostly build on each other
+/// ([`Isa::includes`]); [`Isa::AvxVnni`] is a branch of its own, for processors that have the byte
+/// products of AVX-512-VNNI without AVX-512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// The target's baseline, in plain Rust.
     Portable,
     /// x86-64 with AVX2 and FMA.
     Avx2,
+    /// [`Isa::Avx2`] with AVX-VNNI.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
     /// [`Isa::Avx512`] with VNNI.
     Avx512Vnni,
+    /// [`Isa::Avx512Vnni`] with BF16.
+    Avx512Bf16,
     /// AArch64 with NEON.
     Neon,
     /// [`Isa::Neon`] with the dot-product instructions.
     NeonDot,
+    /// [`Isa::NeonDot`] with the byte matrix products (I8MM).
+    NeonI8mm,
 }
 
 /// Every level, ascending within an architecture.
-pub const ALL_ISAS: [Isa; 6] =
-    [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDot];
+pub const ALL_ISAS: [Isa; 9] = [
+    Isa::Portable,
+    Isa::Avx2,
+    Isa::AvxVnni,
+    Isa::Avx512,
+    Isa::Avx512Vnni,
+    Isa::Avx512Bf16,
+    Isa::Neon,
+    Isa::NeonDot,
+    Isa::NeonI8mm,
+];
 
 /// Why an instruction set cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,23 +91,39 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Neon => "neon",
             Self::NeonDot => "neondot",
+            Self::NeonI8mm => "neoni8mm",
         }
     }
 
-    /// Whether a machine that runs `self` also runs `other`.
-    pub const fn includes(self, other: Isa) -> bool {
-        match other {
-            Self::Portable => true,
-            Self::Avx2 => matches!(self, Self::Avx2 | Self::Avx512 | Self::Avx512Vnni),
-            Self::Avx512 => matches!(self, Self::Avx512 | Self::Avx512Vnni),
-            Self::Avx512Vnni => matches!(self, Self::Avx512Vnni),
-            Self::Neon => matches!(self, Self::Neon | Self::NeonDot),
-            Self::NeonDot => matches!(self, Self::NeonDot),
+    /// The level that this one extends.
+    const fn base(self) -> Option<Isa> {
+        match self {
+            Self::Portable => None,
+            Self::Avx2 | Self::Neon => Some(Self::Portable),
+            Self::AvxVnni | Self::Avx512 => Some(Self::Avx2),
+            Self::Avx512Vnni => Some(Self::Avx512),
+            Self::Avx512Bf16 => Some(Self::Avx512Vnni),
+            Self::NeonDot => Some(Self::Neon),
+            Self::NeonI8mm => Some(Self::NeonDot),
         }
+    }
+
+    /// Whether every machine that runs `self` also runs `other`.
+    pub const fn includes(self, other: Isa) -> bool {
+        let mut level = Some(self);
+        while let Some(isa) = level {
+            if isa as u8 == other as u8 {
+                return true;
+            }
+            level = isa.base();
+        }
+        false
     }
 
     /// The levels this machine can run, ascending; never empty.
@@ -157,31 +189,48 @@ impl Kernels {
     }
 }
 
-/// The longest prefix of `ladder` whose tests all hold.
+/// Every level that adds what this machine has to a level that it runs.
 #[cfg(all(feature = "std", any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn climb<const N: usize>(ladder: &'static [Isa; N], holds: [bool; N]) -> &'static [Isa] {
-    let height = holds.iter().take_while(|&&h| h).count();
-    &ladder[..height.max(1)]
+fn levels(adds: impl Fn(Isa) -> bool) -> Vec<Isa> {
+    let mut found = Vec::new();
+    for isa in ALL_ISAS {
+        if isa.base().is_none_or(|base| found.contains(&base)) && adds(isa) {
+            found.push(isa);
+        }
+    }
+    found
 }
 
 #[cfg(all(feature = "std", target_arch = "x86_64"))]
 fn detect() -> &'static [Isa] {
     use std::is_x86_feature_detected as has;
-    static LADDER: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
-    static FOUND: std::sync::OnceLock<&'static [Isa]> = std::sync::OnceLock::new();
+    static FOUND: std::sync::OnceLock<Vec<Isa>> = std::sync::OnceLock::new();
     FOUND.get_or_init(|| {
-        let avx2 = has!("avx2") && has!("fma");
-        let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
-        climb(&LADDER, [true, avx2, avx512, has!("avx512vnni")])
+        levels(|isa| match isa {
+            Isa::Portable => true,
+            Isa::Avx2 => has!("avx2") && has!("fma"),
+            Isa::AvxVnni => has!("avxvnni"),
+            Isa::Avx512 => has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq"),
+            Isa::Avx512Vnni => has!("avx512vnni"),
+            Isa::Avx512Bf16 => has!("avx512bf16"),
+            _ => false,
+        })
     })
 }
 
 #[cfg(all(feature = "std", target_arch = "aarch64"))]
 fn detect() -> &'static [Isa] {
     use std::arch::is_aarch64_feature_detected as has;
-    static LADDER: [Isa; 3] = [Isa::Portable, Isa::Neon, Isa::NeonDot];
-    static FOUND: std::sync::OnceLock<&'static [Isa]> = std::sync::OnceLock::new();
-    FOUND.get_or_init(|| climb(&LADDER, [true, has!("neon"), has!("dotprod")]))
+    static FOUND: std::sync::OnceLock<Vec<Isa>> = std::sync::OnceLock::new();
+    FOUND.get_or_init(|| {
+        levels(|isa| match isa {
+            Isa::Portable => true,
+            Isa::Neon => has!("neon"),
+            Isa::NeonDot => has!("dotprod"),
+            Isa::NeonI8mm => has!("i8mm"),
+            _ => false,
+        })
+    })
 }
 
 #[cfg(not(all(feature = "std", any(target_arch = "x86_64", target_arch = "aarch64"))))]
@@ -220,8 +269,8 @@ macro_rules! per_isa {
                 }
                 match kernels.isa() {
                     // SAFETY: a handle exists only for an ISA that this machine runs.
-                    $crate::Isa::Avx2 => return unsafe { avx2::<$($($g),*)? $($($t),*)?>($($arg),*) },
-                    $crate::Isa::Avx512 | $crate::Isa::Avx512Vnni => {
+                    $crate::Isa::Avx2 | $crate::Isa::AvxVnni => return unsafe { avx2::<$($($g),*)? $($($t),*)?>($($arg),*) },
+                    $crate::Isa::Avx512 | $crate::Isa::Avx512Vnni | $crate::Isa::Avx512Bf16 => {
                         // SAFETY: as above.
                         return unsafe { avx512::<$($($g),*)? $($($t),*)?>($($arg),*) };
                     }
@@ -250,14 +299,17 @@ mod tests {
     }
 
     #[test]
-    fn inclusion_follows_the_ladder() {
+    fn what_runs_here_is_closed_under_inclusion() {
         let available = Isa::available();
         assert_eq!(available[0], Isa::Portable);
-        for (i, &high) in available.iter().enumerate() {
-            for (j, &low) in available.iter().enumerate() {
-                assert_eq!(high.includes(low), j <= i, "{high} {low}");
+        assert!(available.is_sorted());
+        for isa in available {
+            for low in ALL_ISAS.iter().filter(|&&low| isa.includes(low)) {
+                assert!(low <= isa && available.contains(low), "{isa} {low}");
             }
         }
+        assert!(Isa::Avx512Bf16.includes(Isa::Avx2) && Isa::NeonI8mm.includes(Isa::Neon));
+        assert!(!Isa::Avx512Bf16.includes(Isa::AvxVnni) && !Isa::AvxVnni.includes(Isa::Avx512));
     }
 
     #[test]

@@ -116,6 +116,8 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avx2_6x16" GemmU8I8 Avx2 (6, 16, 2) BitExact KernelFn::GemmU8I8(&avx2::U8I8);
     #[cfg(target_arch = "x86_64")]
+    "gemm_u8i8_avxvnni_6x16" GemmU8I8 AvxVnni (6, 16, 4) BitExact KernelFn::GemmU8I8(&avx2::U8I8_VNNI);
+    #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avx512_12x32" GemmU8I8 Avx512 (12, 32, 2) BitExact KernelFn::GemmU8I8(&avx512::U8I8);
     #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avx512vnni_14x32" GemmU8I8 Avx512Vnni (14, 32, 4) BitExact KernelFn::GemmU8I8(&avx512::U8I8_VNNI);
@@ -123,6 +125,8 @@ rows! {
     "gemm_u8i8_neon_6x16" GemmU8I8 Neon (6, 16, 1) BitExact KernelFn::GemmU8I8(&neon::U8I8);
     #[cfg(target_arch = "aarch64")]
     "gemm_u8i8_neondot_6x16" GemmU8I8 NeonDot (6, 16, 4) BitExact KernelFn::GemmU8I8(&neon::U8I8_DOT);
+    #[cfg(target_arch = "aarch64")]
+    "gemm_u8i8_neoni8mm_6x16" GemmU8I8 NeonI8mm (6, 16, 8) BitExact KernelFn::GemmU8I8(&neon::U8I8_MM);
 
     "depthwise_f32_portable_4x8" DepthwiseF32 Portable (depthwise::PIXELS, 8, 1) BitExact KernelFn::DepthwiseF32(&depthwise::PORTABLE_F32);
     #[cfg(target_arch = "x86_64")]
@@ -210,6 +214,15 @@ mod tests {
             };
             assert_eq!(row.tile.mr, mr, "{}", row.name);
             assert!(nr.contains(&row.tile.nr), "{}", row.name);
+        }
+    }
+
+    /// Tests of kernels run what each instruction set selects, so no other row would ever be tested.
+    #[test]
+    fn every_row_is_selected_on_its_own_instruction_set() {
+        for row in KERNELS {
+            let Ok(kernels) = Kernels::for_isa(row.isa) else { continue };
+            assert_eq!(select(kernels, row.family).map(|chosen| chosen.name), Some(row.name));
         }
     }
 

@@ -1,8 +1,8 @@
-//! Tiles for AVX2 with FMA: f32, and bytes through 16-bit products.
+//! Tiles for AVX2 with FMA: f32, bytes through 16-bit products, bytes through AVX-VNNI.
 
 use core::arch::x86_64::*;
 
-use super::{F32Tiles, I8Tiles, TileArgs, tap_rows, tiles, widen_bytes};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_bytes};
 
 /// Vectors of 8 lanes per panel row.
 const NV: usize = 2;
@@ -10,6 +10,7 @@ const NR: usize = 8 * NV;
 
 pub(crate) static F32: F32Tiles = tiles!(f32_tile: 1 2 3 4 5 6);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6);
+pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6);
 
 /// # Safety
 /// See [`super::TileFn`].
@@ -81,6 +82,74 @@ unsafe fn u8i8_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
                 for v in 0..NV {
                     let at = tile.add((i * NP + p) * NR + 8 * v);
                     _mm256_storeu_si256(at.cast(), acc[i][p][v]);
+                }
+            }
+        }
+    }
+}
+
+/// One step of four depth elements: `acc += a · b` for every row and panel.
+///
+/// # Safety
+/// The step of every panel must be readable.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn vnni_step<const MR: usize, const NP: usize>(
+    acc: &mut [[[__m256i; NV]; NP]; MR],
+    a: [i32; MR],
+    panel: *const i8,
+    panel_stride: usize,
+) {
+    for p in 0..NP {
+        // SAFETY: by the contract.
+        let b = unsafe {
+            let at = panel.add(p * panel_stride).cast::<__m256i>();
+            [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))]
+        };
+        for i in 0..MR {
+            let a = _mm256_set1_epi32(a[i]);
+            for v in 0..NV {
+                acc[i][p][v] = _mm256_dpbusd_avx_epi32(acc[i][p][v], a, b[v]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, tile: *mut i32) {
+    const STEP: usize = 4 * NR;
+    let mut acc = [[[_mm256_setzero_si256(); NV]; NP]; MR];
+    // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
+    // readable, and the tile holds MR rows of NP * NR elements, by the contract.
+    unsafe {
+        let mut panel = args.panel;
+        let tail = args.kc % 4;
+        let whole = args.kc - tail;
+        for t in 0..args.taps {
+            let rows = tap_rows::<MR, _, _>(args, t);
+            for k in (0..whole).step_by(4) {
+                let mut a = [0i32; MR];
+                for i in 0..MR {
+                    a[i] = rows[i].add(k).cast::<i32>().read_unaligned();
+                }
+                vnni_step(&mut acc, a, panel, args.panel_stride);
+                panel = panel.add(STEP);
+            }
+            if tail > 0 {
+                let mut a = [0i32; MR];
+                for i in 0..MR {
+                    a[i] = i32::from_le_bytes(tail_bytes(rows[i].add(whole), tail));
+                }
+                vnni_step(&mut acc, a, panel, args.panel_stride);
+                panel = panel.add(STEP);
+            }
+        }
+        for i in 0..MR {
+            for p in 0..NP {
+                for v in 0..NV {
+                    _mm256_storeu_si256(tile.add((i * NP + p) * NR + 8 * v).cast(), acc[i][p][v]);
                 }
             }
         }

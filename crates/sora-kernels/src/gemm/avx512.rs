@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{F32Tiles, I8Tiles, TileArgs, tap_rows, tiles, widen_bytes};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_bytes};
 
 /// Vectors of 16 lanes per panel row.
 const NV: usize = 2;
@@ -91,20 +91,6 @@ unsafe fn vnni_step<const MR: usize, const NP: usize>(
     }
 }
 
-/// The last `n` (1..=3) bytes of a piece, with zeros behind.
-///
-/// # Safety
-/// `n` bytes must be readable.
-#[inline(always)]
-unsafe fn tail_word(at: *const u8, n: usize) -> i32 {
-    let mut bytes = [0u8; 4];
-    for (j, byte) in bytes.iter_mut().enumerate().take(n) {
-        // SAFETY: j < n.
-        *byte = unsafe { *at.add(j) };
-    }
-    i32::from_le_bytes(bytes)
-}
-
 /// # Safety
 /// See [`super::TileFn`].
 #[target_feature(enable = "avx512f,avx512vnni")]
@@ -132,7 +118,7 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
             if tail > 0 {
                 let mut a = [0i32; MR];
                 for i in 0..MR {
-                    a[i] = tail_word(rows[i].add(whole), tail);
+                    a[i] = i32::from_le_bytes(tail_bytes(rows[i].add(whole), tail));
                 }
                 vnni_step(&mut acc, a, panel, args.panel_stride);
                 panel = panel.add(STEP);

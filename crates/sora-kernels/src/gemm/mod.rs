@@ -92,6 +92,21 @@ pub(crate) unsafe fn tap_rows<const MR: usize, A, B>(args: &TileArgs<A, B>, t: u
     unsafe { *args.rows.add(t * MR).cast::<[*const A; MR]>() }
 }
 
+/// The last `n` bytes (fewer than `N`) of a piece, with zeros behind.
+///
+/// # Safety
+/// `n` bytes must be readable.
+#[inline(always)]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(dead_code))]
+pub(crate) unsafe fn tail_bytes<const N: usize>(at: *const u8, n: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (j, byte) in bytes.iter_mut().enumerate().take(n) {
+        // SAFETY: j < n.
+        *byte = unsafe { *at.add(j) };
+    }
+    bytes
+}
+
 per_isa! {
     /// [`Widen`] for bytes; places that round a piece up keep what they hold.
     pub(crate) fn widen_bytes(a: &ARows<'_, u8>, first: usize, out: &mut [i16], stride: usize) {

@@ -1,8 +1,8 @@
-//! Tiles for AArch64: f32, bytes through widening products, bytes through `sdot`.
+//! Tiles for AArch64: f32, bytes through widening products, through `sdot` and through `usmmla`.
 
 use core::arch::aarch64::*;
 
-use super::{F32Tiles, I8Tiles, TileArgs, tap_rows, tiles};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles};
 
 /// Vectors of 4 lanes per panel row.
 const NV: usize = 4;
@@ -11,6 +11,7 @@ const NR: usize = 4 * NV;
 pub(crate) static F32: F32Tiles = tiles!(f32_tile: 1 2 3 4 5 6);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile: 1 2 3 4 5 6);
 pub(crate) static U8I8_DOT: I8Tiles = tiles!(dot_tile: 1 2 3 4 5 6);
+pub(crate) static U8I8_MM: I8Tiles = tiles!(mm_tile: 1 2 3 4 5 6);
 
 /// # Safety
 /// See [`super::TileFn`].
@@ -183,15 +184,86 @@ unsafe fn dot_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, ti
             if tail > 0 {
                 let mut a = [0u32; MR];
                 for i in 0..MR {
-                    for j in 0..tail {
-                        a[i] |= u32::from(*rows[i].add(whole + j)) << (8 * j);
-                    }
+                    a[i] = u32::from_le_bytes(tail_bytes(rows[i].add(whole), tail));
                 }
                 dot_step(&mut acc, a, panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
         }
         store(&acc, tile);
+    }
+}
+
+/// `acc += a · bᵀ` for 2×8 unsigned by 2×8 signed bytes: a 2×2 product, rows first.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+fn usmmla(acc: int32x4_t, a: uint8x16_t, b: int8x16_t) -> int32x4_t {
+    let mut acc = acc;
+    // SAFETY: one register instruction of the enabled feature; no memory, no flags.
+    unsafe {
+        core::arch::asm!(
+            "usmmla {acc:v}.4s, {a:v}.16b, {b:v}.16b",
+            acc = inout(vreg) acc,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    acc
+}
+
+/// Pairs of rows times pairs of columns, eight depth elements at a time. The second row of an odd
+/// tile's last pair is zero.
+///
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "neon,i8mm")]
+unsafe fn mm_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, tile: *mut i32) {
+    const STEP: usize = 8 * NR;
+    const PAIRS: usize = NR / 2;
+    // Pairs of rows of the highest tile.
+    const ROWS: usize = 3;
+    let pairs = MR.div_ceil(2);
+    for p in 0..NP {
+        let mut acc = [[vdupq_n_s32(0); PAIRS]; ROWS];
+        // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
+        // readable, and the tile holds MR rows of NP * NR elements, by the contract.
+        unsafe {
+            let mut panel = args.panel.add(p * args.panel_stride);
+            for t in 0..args.taps {
+                let rows = tap_rows::<MR, _, _>(args, t);
+                for k in (0..args.kc).step_by(8) {
+                    let left = args.kc - k;
+                    let eight = |i: usize| {
+                        if i >= MR {
+                            vdup_n_u8(0)
+                        } else if left >= 8 {
+                            vld1_u8(rows[i].add(k))
+                        } else {
+                            vld1_u8(tail_bytes::<8>(rows[i].add(k), left).as_ptr())
+                        }
+                    };
+                    let mut a = [vdupq_n_u8(0); ROWS];
+                    for i in 0..pairs {
+                        a[i] = vcombine_u8(eight(2 * i), eight(2 * i + 1));
+                    }
+                    for v in 0..PAIRS {
+                        let b = vld1q_s8(panel.add(16 * v));
+                        for i in 0..pairs {
+                            acc[i][v] = usmmla(acc[i][v], a[i], b);
+                        }
+                    }
+                    panel = panel.add(STEP);
+                }
+            }
+            for i in 0..MR {
+                for v in 0..PAIRS {
+                    let sums = acc[i / 2][v];
+                    let row = if i % 2 == 0 { vget_low_s32(sums) } else { vget_high_s32(sums) };
+                    vst1_s32(tile.add((i * NP + p) * NR + 2 * v), row);
+                }
+            }
+        }
     }
 }
 
