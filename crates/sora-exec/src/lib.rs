@@ -39,3 +39,4 @@ pub use options::Options;
 pub use profile::{Profile, StepInfo, StepTime};
 pub use program::{Port, Program};
 pub use session::{Session, with_outputs};
+pub use sora_kernels::Isa;

@@ -1,7 +1,8 @@
 //! Sora makes trained neural networks small and fast.
 //!
 //! [`Model`] reads and writes networks; [`compress`](sora_compress::compress) makes them smaller and faster inside
-//! an accuracy budget; [`exec::Session`] runs them. The crates underneath are re-exported as modules.
+//! an accuracy budget; [`exec::Session`] runs them; [`layers`] writes new ones. The
+//! crates underneath are re-exported as modules.
 //!
 //! ```no_run
 //! use sora::{Model, compress, data, exec};
@@ -19,6 +20,7 @@
 
 mod error;
 pub mod format;
+pub mod layers;
 mod metadata;
 mod model;
 pub mod report;

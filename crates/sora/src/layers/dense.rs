@@ -1,0 +1,78 @@
+//! Fully connected layers and tables of vectors.
+
+use sora_ir::ValueId;
+use sora_ir::ops::{Binary, BinaryKind, Gather, MatMul};
+
+use super::{Distribution, Initializer, Layer, LayerError, Network};
+
+/// `x · weight + bias` along the last axis, of extent C. Parameters: `weight` `[C, units]` and, unless
+/// [`Dense::without_bias`], `bias` `[units]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    units: usize,
+    bias: bool,
+    init: Initializer,
+}
+
+impl Dense {
+    /// A layer with biases and Glorot's uniform weights.
+    pub fn new(units: usize) -> Self {
+        Dense { units, bias: true, init: Initializer::GlorotUniform }
+    }
+
+    /// Leaves out the bias.
+    #[must_use]
+    pub fn without_bias(self) -> Self {
+        Dense { bias: false, ..self }
+    }
+
+    /// How the weights begin.
+    #[must_use]
+    pub fn init(self, init: Initializer) -> Self {
+        Dense { init, ..self }
+    }
+}
+
+impl Layer for Dense {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        let inputs = net.extent(x, net.ty(x).rank().wrapping_sub(1))?;
+        let values = self.init.distribution(inputs, self.units);
+        let weight = net.parameter("weight", &[inputs, self.units], values);
+        let y = net.op("", MatMul {}, [x, weight])?;
+        if !self.bias {
+            return Ok(y);
+        }
+        let bias = net.bias("bias", self.units);
+        net.op("add", Binary { kind: BinaryKind::Add }, [y, bias])
+    }
+}
+
+/// The rows of a table that indices name. Parameter: `weight` `[count, width]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding {
+    count: usize,
+    width: usize,
+}
+
+impl Embedding {
+    /// A table of `count` rows of `width` elements, normal of standard deviation 0.05.
+    pub fn new(count: usize, width: usize) -> Self {
+        Embedding { count, width }
+    }
+}
+
+impl Layer for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        let values = Distribution::Normal { mean: 0.0, std: 0.05 };
+        let weight = net.parameter("weight", &[self.count, self.width], values);
+        net.op("", Gather { axis: 0 }, [weight, x])
+    }
+}
