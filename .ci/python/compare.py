@@ -1,6 +1,7 @@
 """Reference outputs and latency of onnxruntime, and the agreement of two sets of outputs.
 
     python compare.py logits MODEL.onnx --data DIR --out ref.npz
+    python compare.py outputs MODEL.onnx --inputs JSON --out NAME
     python compare.py agree sora.npz ref.npz --rel 1e-4
     python compare.py latency MODEL.onnx
 
@@ -68,6 +69,27 @@ def logits(args):
     return 0
 
 
+def outputs(args):
+    """Writes NAME-INPUT.npy for two samples and NAME-onnxruntime.npz, and prints the former as `INPUT=FILE`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(args.model), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = {}
+    described = {entry["name"]: entry for entry in json.loads(args.inputs)}
+    for entry in session.get_inputs():
+        shape = [extent if isinstance(extent, int) else 2 for extent in entry.shape]
+        like = described[entry.name]
+        normal = lambda: rng.normal(like["mean"], like["std"], shape).astype(np.float32)
+        feeds[entry.name] = rng.integers(0, like["below"], shape) if "below" in like else normal()
+        path = f"{args.out}-{entry.name}.npy"
+        np.save(path, feeds[entry.name])
+        print(f"{entry.name}={path}")
+    names = [result.name for result in session.get_outputs()]
+    np.savez(f"{args.out}-onnxruntime.npz", **dict(zip(names, session.run(names, feeds))))
+    return 0
+
+
 def latency(args):
     import onnxruntime
 
@@ -127,6 +149,12 @@ def main():
     command.add_argument("--batch", type=int, default=250)
     command.add_argument("--threads", type=int, default=2)
     command.set_defaults(run=logits)
+
+    command = commands.add_parser("outputs", help="run onnxruntime on random samples and keep inputs and outputs")
+    command.add_argument("model", type=pathlib.Path)
+    command.add_argument("--inputs", required=True, help="what `sora zoo --json` says of the model's inputs")
+    command.add_argument("--out", required=True)
+    command.set_defaults(run=outputs)
 
     command = commands.add_parser("agree", help="exit 1 unless A agrees with the reference B")
     command.add_argument("a")

@@ -16,12 +16,40 @@ pub(crate) fn compare() -> Outcome {
     let test =
         ["test", "--locked", "-p", "sora-conformance", "--features", "ort-cases", "--test", "onnxruntime"];
     cargo(&test).env("SORA_ORT_CASES", &cases).run()?;
+    cargo(&["build", "--release", "--locked", "-p", "sora"]).run()?;
+    zoo(&python)?;
     example(&python)
+}
+
+/// Every network of the zoo gives the same in Sora and in onnxruntime, up to the order of additions.
+fn zoo(python: &Path) -> Outcome {
+    let sora = root().join("target/release/sora");
+    let out = folder("onnxruntime-zoo")?;
+    let list: Value = serde_json::from_str(&program(&sora, &["zoo", "--json"]).output()?)
+        .map_err(|e| format!("sora zoo --json: {e}"))?;
+    let names =
+        list["networks"].as_array().into_iter().flatten().filter_map(|network| network["name"].as_str());
+    for name in names {
+        let file = |ending: &str| text(&out.join(format!("{name}{ending}")));
+        let model = file(".onnx");
+        let written = program(&sora, &["zoo", name, "-o", &model, "--json"]).output()?;
+        let written: Value = serde_json::from_str(&written).map_err(|e| format!("sora zoo {name}: {e}"))?;
+        let inputs = written["inputs"].to_string();
+        // The script prints what it wrote, one argument of `sora run` a line.
+        let outputs = ["outputs", &model, "--inputs", &inputs, "--out", &file("")];
+        let given = program(python, &[&[".ci/python/compare.py"], &outputs[..]].concat()).output()?;
+        let (ours, theirs) = (file("-sora.npz"), file("-onnxruntime.npz"));
+        let mut run = vec!["run", &model, "--output", &ours];
+        run.extend(given.lines().flat_map(|input| ["--input", input]));
+        program(&sora, &run).run()?;
+        let agree = ["agree", &ours, &theirs, "--rel", "1e-3", "--min-agreement", "0.99"];
+        program(python, &[&[".ci/python/compare.py"], &agree[..]].concat()).run()?;
+    }
+    Ok(())
 }
 
 /// The f32 import agrees with onnxruntime, and so does the exported QDQ model; the budget and the size hold.
 fn example(python: &Path) -> Outcome {
-    cargo(&["build", "--release", "--locked", "-p", "sora"]).run()?;
     let sora = root().join("target/release/sora");
     let out = folder("onnxruntime-example")?;
     let file = |name: &str| text(&out.join(name));

@@ -1,7 +1,7 @@
 //! Sora makes trained neural networks small and fast.
 //!
 //! [`Model`] reads and writes networks; [`compress`](sora_compress::compress) makes them smaller and faster inside
-//! an accuracy budget; [`exec::Session`] runs them; [`layers`] writes new ones. The
+//! an accuracy budget; [`exec::Session`] runs them; [`layers`] writes new ones and [`zoo`] has the standard ones. The
 //! crates underneath are re-exported as modules.
 //!
 //! ```no_run
@@ -25,6 +25,7 @@ mod metadata;
 mod model;
 pub mod report;
 mod write;
+pub mod zoo;
 
 pub use error::Failure;
 pub use metadata::{Measurement, Metadata, Recipe, RecipeLayer};

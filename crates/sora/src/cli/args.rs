@@ -26,6 +26,8 @@ pub(super) enum Command {
     Bench(Bench),
     /// Convert between model formats, by file ending: .onnx, .sora, .txt (text form).
     Convert(Convert),
+    /// Write a standard network with random weights, to measure speed with; without a name, list them.
+    Zoo(Zoo),
 }
 
 impl Command {
@@ -37,6 +39,7 @@ impl Command {
             Command::Evaluate(args) => args.json,
             Command::Compress(args) => args.json,
             Command::Bench(args) => args.json,
+            Command::Zoo(args) => args.json,
         }
     }
 }
@@ -151,6 +154,25 @@ pub(super) struct Convert {
     pub(super) input: PathBuf,
     /// The file to write
     pub(super) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Zoo {
+    /// The network to write
+    #[arg(requires = "output")]
+    pub(super) name: Option<String>,
+    /// The file to write: .onnx, .sora or .txt
+    #[arg(short, long, value_name = "OUT", requires = "name")]
+    pub(super) output: Option<PathBuf>,
+    /// Seed of the weights: the same seed writes the same file
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Fix the batch, for tools that take no open extent; default: any batch
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) batch: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ mod inspect;
 mod progress;
 mod run;
 mod table;
+mod zoo;
 
 use std::io::Write;
 use std::path::Path;
@@ -33,6 +34,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Compress(args) => compress::compress(args),
         Command::Bench(args) => bench::bench(args),
         Command::Convert(args) => convert::convert(args),
+        Command::Zoo(args) => zoo::zoo(args),
     };
     match result {
         Ok(output) => match writeln!(std::io::stdout(), "{}", output.trim_end()) {
