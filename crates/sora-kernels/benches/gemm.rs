@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use sora_kernels::{
     ARows, Activation, Dense, EpilogueF32, EpilogueI32, Family, Isa, KERNELS, KernelRow, Kernels, MatMut,
-    Output, PackedF32, PackedI8, Quant, gemm_f32, gemm_u8i8,
+    Output, PackedBf16, PackedF32, PackedI8, Quant, bf16, gemm_bf16, gemm_f32, gemm_u8i8,
 };
 
 /// Best seconds per call over about a quarter of a second.
@@ -51,6 +51,9 @@ fn peak(row: &KernelRow) -> Option<f64> {
         (Family::GemmF32, Isa::Avx512) => {
             spin!(16, "vfmadd231ps", "zmm": 0 1 2 3 4 5 6 7 8 9 10 11)
         }
+        (Family::GemmBf16, Isa::Avx512Bf16) => {
+            spin!(32, "vdpbf16ps", "zmm": 0 1 2 3 4 5 6 7 8 9 10 11)
+        }
         (Family::GemmU8I8, Isa::Avx512Vnni) => {
             spin!(64, "vpdpbusd", "zmm": 0 1 2 3 4 5 6 7 8 9 10 11)
         }
@@ -71,6 +74,19 @@ fn run_f32(kernels: Kernels, m: usize, n: usize, k: usize) -> f64 {
     seconds(|| {
         let out = Output::F32(MatMut::new(&mut c, m, n, n));
         gemm_f32(kernels, &rows, &b, 0, &EpilogueF32::default(), out);
+    })
+}
+
+fn run_bf16(kernels: Kernels, m: usize, n: usize, k: usize) -> f64 {
+    let a = vec![0x3f00u16; m * k];
+    let b = PackedBf16::pack(kernels, 1, k, n, |i, j| bf16::round(((i + j) % 7) as f32));
+    let rows = ARows::Dense(Dense { data: &a, rows: m, stride: k, k });
+    let mut c = vec![0u16; m * n];
+    let bias = vec![0.5; n];
+    let ep = EpilogueF32 { bias: Some(&bias), residual: None, activation: Activation::Relu };
+    seconds(|| {
+        let out = Output::Bf16(MatMut::new(&mut c, m, n, n));
+        gemm_bf16(kernels, &rows, &b, 0, &ep, out);
     })
 }
 
@@ -98,6 +114,7 @@ fn main() {
         let Ok(kernels) = Kernels::for_isa(row.isa) else { continue };
         let run = match row.family {
             Family::GemmF32 => run_f32,
+            Family::GemmBf16 => run_bf16,
             Family::GemmU8I8 => run_u8i8,
             _ => continue,
         };

@@ -6,6 +6,7 @@
 //! same bytes everywhere.
 
 use crate::{
+    bf16,
     gemm::MAX_TILE,
     isa::per_isa,
     math,
@@ -104,6 +105,13 @@ pub enum Residual<'a> {
         /// Leading dimension.
         ld: usize,
     },
+    /// Bits of bf16.
+    Bf16 {
+        /// The elements.
+        data: &'a [u16],
+        /// Leading dimension.
+        ld: usize,
+    },
     /// Unsigned bytes standing for `(q - zero_point) * scale`.
     U8 {
         /// The elements.
@@ -183,6 +191,7 @@ fn validate_residual(residual: &Option<Residual<'_>>, rows: usize, n: usize) {
     let (len, ld) = match residual {
         None => return,
         Some(Residual::F32 { data, ld }) => (data.len(), *ld),
+        Some(Residual::Bf16 { data, ld }) => (data.len(), *ld),
         Some(Residual::U8 { data, ld, .. }) => (data.len(), *ld),
         Some(Residual::I8 { data, ld, .. }) => (data.len(), *ld),
     };
@@ -289,6 +298,12 @@ fn add_residual<const N: usize>(
                 *y += r;
             }
         }
+        Residual::Bf16 { data, ld } => {
+            let data = &data[row * ld + first..][..cols];
+            for (y, &r) in y.iter_mut().zip(data) {
+                *y += bf16::widen(r);
+            }
+        }
         Residual::U8 { data, ld, scale, zero_point } => {
             add_dequantized(y, &data[row * ld + first..][..cols], scale, zero_point);
         }
@@ -389,6 +404,10 @@ fn finish<const N: usize, C: Copy, E: Finish<C>>(
         Output::F32(m) => {
             e.activation().apply(y);
             store::<N, _, _>(m, place, y, |y| y);
+        }
+        Output::Bf16(m) => {
+            e.activation().apply(y);
+            store::<N, _, _>(m, place, y, bf16::round);
         }
         Output::U8(m, quant) => {
             activate_and_quantize(y, e.activation(), *quant, 0, q);

@@ -33,6 +33,7 @@
 
 extern crate alloc;
 
+pub mod bf16;
 mod depthwise;
 pub mod elementwise;
 mod epilogue;
@@ -53,11 +54,11 @@ pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, dep
 pub use elementwise::{Binary, Rhs, Unary};
 
 pub use epilogue::{Activation, EpilogueF32, EpilogueI32, Residual};
-pub use gemm::{F32Tiles, I8Tiles, Tiles, gemm_f32, gemm_u8i8};
+pub use gemm::{Bf16Tiles, F32Tiles, I8Tiles, Tiles, gemm_bf16, gemm_f32, gemm_u8i8};
 pub use isa::{Isa, IsaError, Kernels};
 pub use layout::Window;
 pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant};
-pub use pack::{PackedF32, PackedI8, fold_zero_point};
+pub use pack::{PackedBf16, PackedF32, PackedI8, fold_zero_point};
 pub use quantize::RhsU8;
 pub use rows::Reduce;
 pub use table::{Contract, Family, KERNELS, KernelFn, KernelRow, Tile, select};

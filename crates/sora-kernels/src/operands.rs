@@ -245,6 +245,8 @@ pub struct Dequant {
 pub enum Output<'a> {
     /// Real values.
     F32(MatMut<'a, f32>),
+    /// Rounded to bits of bf16.
+    Bf16(MatMut<'a, u16>),
     /// Quantized to unsigned bytes.
     U8(MatMut<'a, u8>, Quant),
     /// Quantized to signed bytes.
@@ -256,6 +258,7 @@ macro_rules! each_output {
     ($self:expr, $m:ident => $f:expr) => {
         match $self {
             Output::F32($m) => $f,
+            Output::Bf16($m) => $f,
             Output::U8($m, _) => $f,
             Output::I8($m, _) => $f,
         }
@@ -277,6 +280,7 @@ impl<'a> Output<'a> {
     pub fn reborrow(&mut self) -> Output<'_> {
         match self {
             Output::F32(m) => Output::F32(m.reborrow()),
+            Output::Bf16(m) => Output::Bf16(m.reborrow()),
             Output::U8(m, q) => Output::U8(m.reborrow(), *q),
             Output::I8(m, q) => Output::I8(m.reborrow(), *q),
         }
@@ -289,6 +293,7 @@ impl<'a> Output<'a> {
     pub fn split_at_row(self, i: usize) -> (Self, Self) {
         match self {
             Output::F32(m) => pair(m.split_at_row(i), Output::F32),
+            Output::Bf16(m) => pair(m.split_at_row(i), Output::Bf16),
             Output::U8(m, q) => pair(m.split_at_row(i), |m| Output::U8(m, q)),
             Output::I8(m, q) => pair(m.split_at_row(i), |m| Output::I8(m, q)),
         }
@@ -301,6 +306,7 @@ impl<'a> Output<'a> {
     pub fn split_at_col(self, j: usize) -> (Self, Self) {
         match self {
             Output::F32(m) => pair(m.split_at_col(j), Output::F32),
+            Output::Bf16(m) => pair(m.split_at_col(j), Output::Bf16),
             Output::U8(m, q) => pair(m.split_at_col(j), |m| Output::U8(m, q)),
             Output::I8(m, q) => pair(m.split_at_col(j), |m| Output::I8(m, q)),
         }

@@ -6,7 +6,7 @@ use core::marker::PhantomData;
 use crate::{
     Kernels,
     gemm::Tiles,
-    table::{Tile, gemm_f32_tiles, gemm_u8i8_tiles},
+    table::{Tile, gemm_bf16_tiles, gemm_f32_tiles, gemm_u8i8_tiles},
 };
 
 /// A cache line; the unit of allocation of [`Aligned`].
@@ -24,6 +24,10 @@ pub(crate) unsafe trait Plain: Copy {
 // SAFETY: primitive numbers.
 unsafe impl Plain for f32 {
     const ZERO: Self = 0.0;
+}
+// SAFETY: as above.
+unsafe impl Plain for u16 {
+    const ZERO: Self = 0;
 }
 // SAFETY: as above.
 unsafe impl Plain for i8 {
@@ -123,6 +127,12 @@ pub struct PackedF32 {
     pub(crate) panels: Panels<f32, f32, f32>,
 }
 
+/// Packed right operand of [`crate::gemm_bf16`]: bits of bf16, as [`crate::bf16::round`] makes them.
+#[derive(Clone, Debug)]
+pub struct PackedBf16 {
+    pub(crate) panels: Panels<u16, u16, f32>,
+}
+
 /// Packed right operand of [`crate::gemm_u8i8`], with its column sums.
 #[derive(Clone, Debug)]
 pub struct PackedI8 {
@@ -192,6 +202,7 @@ macro_rules! packed {
 }
 
 packed!(PackedF32, f32);
+packed!(PackedBf16, u16);
 packed!(PackedI8, i8);
 
 impl PackedF32 {
@@ -245,6 +256,35 @@ impl PackedF32 {
                 }
             }
         }
+    }
+}
+
+impl PackedBf16 {
+    fn empty(kernels: Kernels, taps: usize, kc: usize, n: usize) -> Self {
+        let (tile, tiles) = gemm_bf16_tiles(kernels);
+        Self { panels: Panels::new(tile, tiles, taps, kc, n) }
+    }
+
+    fn fill(&mut self, value: impl Fn(usize, usize) -> u16) {
+        self.panels.fill(value);
+    }
+
+    /// [`Self::from_kn`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When the matrix does not fit `data`.
+    pub fn repack_kn(&mut self, data: &[u16], k: usize, n: usize, ld: usize) {
+        self.panels.reshape(1, k, n);
+        self.fill(|i, j| data[i * ld + j]);
+    }
+
+    /// [`Self::from_nk`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When the matrix does not fit `data`.
+    pub fn repack_nk(&mut self, data: &[u16], k: usize, n: usize, ld: usize) {
+        self.panels.reshape(1, k, n);
+        self.fill(|i, j| data[j * ld + i]);
     }
 }
 

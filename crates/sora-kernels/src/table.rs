@@ -3,7 +3,7 @@
 use crate::{
     Isa, Kernels,
     depthwise::{self, DwF32Tiles, DwI8Tiles},
-    gemm::{F32Tiles, I8Tiles, portable},
+    gemm::{Bf16Tiles, F32Tiles, I8Tiles, bf16, portable},
 };
 
 /// What a kernel computes.
@@ -11,6 +11,8 @@ use crate::{
 pub enum Family {
     /// f32 × f32 → f32 matrix product.
     GemmF32,
+    /// bf16 × bf16 → f32 matrix product.
+    GemmBf16,
     /// u8 × i8 → i32 matrix product.
     GemmU8I8,
     /// f32 × f32 → f32 depthwise convolution.
@@ -27,7 +29,8 @@ pub enum Family {
 pub enum Contract {
     /// The same bits on every instruction set.
     BitExact,
-    /// |result − exact| ≤ depth · 2⁻²³ · Σ|aᵢ·bᵢ|: the bound of any order of summation.
+    /// |result − exact| ≤ depth · (2⁻²³ · Σ|aᵢ·bᵢ| + 2⁻¹²⁶): the bound of any order of summation, whether or
+    /// not subnormal sums count as zero.
     DotProduct,
 }
 
@@ -47,6 +50,8 @@ pub struct Tile {
 pub enum KernelFn {
     /// Matrix product of reals.
     GemmF32(&'static F32Tiles),
+    /// Matrix product of bf16.
+    GemmBf16(&'static Bf16Tiles),
     /// Matrix product of bytes.
     GemmU8I8(&'static I8Tiles),
     /// Depthwise convolution of reals.
@@ -112,6 +117,16 @@ rows! {
     #[cfg(target_arch = "aarch64")]
     "gemm_f32_neon_6x16" GemmF32 Neon (6, 16, 1) DotProduct KernelFn::GemmF32(&neon::F32);
 
+    "gemm_bf16_portable_4x8" GemmBf16 Portable (4, 8, 2) DotProduct KernelFn::GemmBf16(&bf16::PORTABLE);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_bf16_avx2_6x16" GemmBf16 Avx2 (6, 16, 2) DotProduct KernelFn::GemmBf16(&bf16::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_bf16_avx512_12x32" GemmBf16 Avx512 (12, 32, 2) DotProduct KernelFn::GemmBf16(&bf16::AVX512);
+    #[cfg(target_arch = "x86_64")]
+    "gemm_bf16_avx512bf16_14x32" GemmBf16 Avx512Bf16 (14, 32, 2) DotProduct KernelFn::GemmBf16(&bf16::AVX512_DOT);
+    #[cfg(target_arch = "aarch64")]
+    "gemm_bf16_neon_6x16" GemmBf16 Neon (6, 16, 2) DotProduct KernelFn::GemmBf16(&bf16::NEON);
+
     "gemm_u8i8_portable_6x8" GemmU8I8 Portable (6, 8, 2) BitExact KernelFn::GemmU8I8(&portable::U8I8);
     #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avx2_6x16" GemmU8I8 Avx2 (6, 16, 2) BitExact KernelFn::GemmU8I8(&avx2::U8I8);
@@ -169,6 +184,13 @@ pub(crate) fn gemm_f32_tiles(kernels: Kernels) -> (Tile, &'static F32Tiles) {
     })
 }
 
+pub(crate) fn gemm_bf16_tiles(kernels: Kernels) -> (Tile, &'static Bf16Tiles) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::GemmBf16(tiles) => Some(tiles),
+        _ => None,
+    })
+}
+
 pub(crate) fn gemm_u8i8_tiles(kernels: Kernels) -> (Tile, &'static I8Tiles) {
     best(kernels, |kernel| match kernel {
         KernelFn::GemmU8I8(tiles) => Some(tiles),
@@ -209,6 +231,7 @@ mod tests {
             }
             let (mr, nr) = match row.kernel {
                 KernelFn::GemmF32(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
+                KernelFn::GemmBf16(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
                 KernelFn::GemmU8I8(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
                 _ => continue,
             };
@@ -231,6 +254,7 @@ mod tests {
         for kernels in Kernels::all_available() {
             for family in [
                 Family::GemmF32,
+                Family::GemmBf16,
                 Family::GemmU8I8,
                 Family::DepthwiseF32,
                 Family::DepthwiseU8I8,

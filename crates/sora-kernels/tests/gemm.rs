@@ -3,7 +3,8 @@
 use fastrand::Rng;
 use sora_kernels::{
     ARows, Activation, Contract, Dense, EpilogueF32, EpilogueI32, Family, Indirect, Isa, KERNELS, Kernels,
-    MatMut, Output, PAD, PackedF32, PackedI8, Quant, Residual, fold_zero_point, gemm_f32, gemm_u8i8,
+    MatMut, Output, PAD, PackedBf16, PackedF32, PackedI8, Quant, Residual, bf16, fold_zero_point, gemm_bf16,
+    gemm_f32, gemm_u8i8,
 };
 
 fn reals(rng: &mut Rng, n: usize) -> Vec<f32> {
@@ -145,6 +146,74 @@ fn f32_rows_match_naive_loops() {
                     );
                 }
                 assert!(c[i * ld + n..(i + 1) * ld].iter().all(|x| x.is_nan()));
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_rows_match_naive_loops_on_rounded_operands() {
+    let mut rng = Rng::with_seed(4);
+    for row in KERNELS.iter().filter(|r| r.family == Family::GemmBf16) {
+        let Ok(kernels) = Kernels::for_isa(row.isa) else { continue };
+        assert_eq!(row.contract, Contract::DotProduct);
+        for round in 0..150 {
+            // Some cases are so small that products and sums are subnormal.
+            let size = if round % 10 == 0 { 1e-19 } else { 1.0 };
+            let real = |r: &mut Rng| bf16::round(size * (r.f32() * 2.0 - 1.0));
+            let case = Case::random(&mut rng, real);
+            let (m, n, k) = (case.m, case.n, case.depth());
+            let b: Vec<u16> = (0..k * n).map(|_| real(&mut rng)).collect();
+            let packed = PackedBf16::pack(kernels, case.taps, case.kc, n, |i, j| b[i * n + j]);
+            assert_eq!(packed.col_granule(), row.tile.nr, "{}", row.name);
+            let bias = reals(&mut rng, n);
+            let residual: Vec<u16> = (0..m * n).map(|_| real(&mut rng)).collect();
+            let ep = EpilogueF32 {
+                bias: rng.bool().then_some(&bias[..]),
+                residual: rng.bool().then_some(Residual::Bf16 { data: &residual, ld: n }),
+                activation: *rng.choice(&[Activation::None, Activation::Relu]).unwrap(),
+            };
+            let mut c = vec![f32::NAN; m * n];
+            gemm_bf16(kernels, &case.a(), &packed, 0, &ep, Output::F32(MatMut::new(&mut c, m, n, n)));
+            let ld = n + 3;
+            let mut rounded = vec![7; m * ld];
+            for (r0, band) in Output::Bf16(MatMut::new(&mut rounded, m, n, ld)).split_rows(rng.usize(1..4)) {
+                let (a, rows) = (case.rows(r0, band.rows()), &residual[r0 * n..]);
+                let ep =
+                    EpilogueF32 { residual: ep.residual.map(|_| Residual::Bf16 { data: rows, ld: n }), ..ep };
+                for (n0, part) in band.split_cols(rng.usize(1..4), row.tile.nr) {
+                    gemm_bf16(kernels, &a, &packed, n0, &ep, part);
+                }
+            }
+            let wide = |x: u16| f64::from(bf16::widen(x));
+            for i in 0..m {
+                for j in 0..n {
+                    let (mut sum, mut size) = (0.0f64, 0.0f64);
+                    for x in 0..k {
+                        let p = wide(case.dense[i * k + x]) * wide(b[x * n + j]);
+                        sum += p;
+                        size += p.abs();
+                    }
+                    let dot = f64::from(f32::EPSILON) * size + f64::from(f32::MIN_POSITIVE);
+                    let terms = [
+                        sum,
+                        ep.bias.map_or(0.0, |b| f64::from(b[j])),
+                        ep.residual.map_or(0.0, |_| wide(residual[i * n + j])),
+                    ];
+                    let sum: f64 = terms.iter().sum();
+                    let adds: f64 = terms.iter().map(|t| 2.0 * t.abs() * f64::from(f32::EPSILON)).sum();
+                    let want = if ep.activation == Activation::Relu { sum.max(0.0) } else { sum };
+                    let bound = k as f64 * dot + adds;
+                    let got = f64::from(c[i * n + j]);
+                    assert!(
+                        (got - want).abs() <= bound,
+                        "{} {m}x{n}x{k} [{i},{j}]: {got} != {want}",
+                        row.name
+                    );
+                    // Split or not, the same sum is rounded.
+                    assert_eq!(rounded[i * ld + j], bf16::round(c[i * n + j]), "{}", row.name);
+                }
+                assert!(rounded[i * ld + n..(i + 1) * ld].iter().all(|&x| x == 7));
             }
         }
     }
@@ -318,6 +387,6 @@ fn a_column_inside_a_panel_is_refused() {
 #[test]
 fn operands_cross_threads() {
     fn shared<T: Send + Sync>() {}
-    shared::<(PackedF32, PackedI8, Kernels)>();
+    shared::<(PackedF32, PackedBf16, PackedI8, Kernels)>();
     shared::<(Output<'_>, ARows<'_, f32>, ARows<'_, u8>)>();
 }

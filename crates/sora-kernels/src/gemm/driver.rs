@@ -7,7 +7,7 @@ use crate::{
     Kernels,
     epilogue::{EpilogueF32, EpilogueI32, Finish, Place, Scratch, finish_f32, finish_i32},
     operands::{ARows, Output},
-    pack::{PackedF32, PackedI8, Panels, Plain},
+    pack::{PackedBf16, PackedF32, PackedI8, Panels, Plain},
 };
 
 /// Bytes of A that stay in the second-level cache while all panels of B pass by.
@@ -27,6 +27,31 @@ pub fn gemm_f32(
     kernels: Kernels,
     a: &ARows<'_, f32>,
     b: &PackedF32,
+    n0: usize,
+    ep: &EpilogueF32<'_>,
+    mut out: Output<'_>,
+) {
+    let finish = match b.col_granule() {
+        8 => finish_f32::<8>,
+        16 => finish_f32::<16>,
+        _ => finish_f32::<32>,
+    };
+    let finish = |scratch: &mut Scratch<f32>, start: usize, place: Place, out: &mut Output<'_>| {
+        finish(kernels, ep, scratch, start, place, out);
+    };
+    drive(kernels, a, &b.panels, &[], n0, ep, &mut out, finish);
+}
+
+/// `out = epilogue(A · B)` for the bits of bf16 ([`crate::bf16`]), summed in f32:
+/// rows of `a` by columns `n0 .. n0 + out.cols()` of `b`.
+///
+/// # Panics
+/// When the shapes of `a`, `b`, `ep` and `out` disagree, or `n0` is not a multiple of
+/// [`PackedBf16::col_granule`].
+pub fn gemm_bf16(
+    kernels: Kernels,
+    a: &ARows<'_, u16>,
+    b: &PackedBf16,
     n0: usize,
     ep: &EpilogueF32<'_>,
     mut out: Output<'_>,

@@ -1,6 +1,7 @@
 //! Matrix products by register tiles. One micro-kernel serves dense products and
 //! convolutions: it reads each row of A through a pointer per tap.
 
+pub(crate) mod bf16;
 pub(crate) mod driver;
 pub(crate) mod portable;
 
@@ -11,7 +12,7 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 
-pub use driver::{gemm_f32, gemm_u8i8};
+pub use driver::{gemm_bf16, gemm_f32, gemm_u8i8};
 
 use crate::{Kernels, isa::per_isa, operands::ARows};
 
@@ -64,6 +65,8 @@ pub struct Tiles<A: 'static, B: 'static, C: 'static> {
 
 /// Tiles of real products.
 pub type F32Tiles = Tiles<f32, f32, f32>;
+/// Tiles of bf16 products.
+pub type Bf16Tiles = Tiles<u16, u16, f32>;
 /// Tiles of byte products.
 pub type I8Tiles = Tiles<u8, i8, i32>;
 

@@ -1,0 +1,311 @@
+//! Tiles for bf16: products of pairs where the instruction set has them; elsewhere operands are widened in
+//! registers and multiplied in f32.
+//!
+//! Every row reads panels of pairs of depth elements, a pair to a 32-bit lane. Widening a pair is a shift for the
+//! element in the low half and a mask for that in the high half.
+
+use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
+
+/// Defines the tiles of module `$ops`, which gives vectors of `LANES` sums and what to do with them.
+macro_rules! bf16_tiles {
+    ($(#[$feature:meta])? $ops:ident, $step:ident, $tile:ident, vectors: $nv:literal) => {
+        /// One step of a pair of depth elements: `acc += a · b` for every row and panel.
+        ///
+        /// # Safety
+        /// The step of every panel must be readable.
+        #[inline]
+        $(#[$feature])?
+        unsafe fn $step<const MR: usize, const NP: usize>(
+            acc: &mut [[[$ops::Sums; $nv]; NP]; MR],
+            a: [u32; MR],
+            panel: *const u16,
+            panel_stride: usize,
+        ) {
+            for p in 0..NP {
+                // SAFETY: by the contract, here and below.
+                let mut b = [unsafe { $ops::load(panel.add(p * panel_stride)) }; $nv];
+                for v in 1..$nv {
+                    b[v] = unsafe { $ops::load(panel.add(p * panel_stride + 2 * $ops::LANES * v)) };
+                }
+                for i in 0..MR {
+                    let a = $ops::splat(a[i]);
+                    for v in 0..$nv {
+                        acc[i][p][v] = $ops::add_products(acc[i][p][v], a, b[v]);
+                    }
+                }
+            }
+        }
+
+        /// # Safety
+        /// See [`super::TileFn`].
+        $(#[$feature])?
+        unsafe fn $tile<const MR: usize, const NP: usize>(args: &TileArgs<u16, u16>, tile: *mut f32) {
+            const NR: usize = $nv * $ops::LANES;
+            let mut acc = [[[$ops::zero(); $nv]; NP]; MR];
+            // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
+            // readable, and the tile holds MR rows of NP * NR elements, by the contract.
+            unsafe {
+                let mut panel = args.panel;
+                let whole = args.kc & !1;
+                for t in 0..args.taps {
+                    let rows = tap_rows::<MR, _, _>(args, t);
+                    let mut k = 0;
+                    while k < whole {
+                        let mut a = [0; MR];
+                        for i in 0..MR {
+                            a[i] = rows[i].add(k).cast::<u32>().read_unaligned();
+                        }
+                        $step(&mut acc, a, panel, args.panel_stride);
+                        panel = panel.add(2 * NR);
+                        k += 2;
+                    }
+                    if whole < args.kc {
+                        let mut a = [0; MR];
+                        for i in 0..MR {
+                            a[i] = u32::from(*rows[i].add(whole));
+                        }
+                        $step(&mut acc, a, panel, args.panel_stride);
+                        panel = panel.add(2 * NR);
+                    }
+                }
+                for i in 0..MR {
+                    for p in 0..NP {
+                        for v in 0..$nv {
+                            $ops::store(tile.add((i * NP + p) * NR + $ops::LANES * v), acc[i][p][v]);
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+pub(crate) static PORTABLE: Bf16Tiles = tiles!(portable_tile: 1 2 3 4);
+bf16_tiles!(portable, portable_step, portable_tile, vectors: 2);
+
+mod portable {
+    pub(super) const LANES: usize = 4;
+    pub(super) type Sums = [f32; LANES];
+    pub(super) type Right = [u32; LANES];
+
+    #[inline(always)]
+    pub(super) fn zero() -> Sums {
+        [0.0; LANES]
+    }
+
+    /// # Safety
+    /// A pair per lane must be readable.
+    #[inline(always)]
+    pub(super) unsafe fn load(at: *const u16) -> Right {
+        // SAFETY: by the contract; any alignment.
+        unsafe { at.cast::<Right>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    pub(super) fn splat(pair: u32) -> u32 {
+        pair
+    }
+
+    #[inline(always)]
+    pub(super) fn add_products(mut acc: Sums, a: u32, b: Right) -> Sums {
+        let (low, high) = (f32::from_bits(a << 16), f32::from_bits(a & 0xffff_0000));
+        for j in 0..LANES {
+            acc[j] += low * f32::from_bits(b[j] << 16);
+            acc[j] += high * f32::from_bits(b[j] & 0xffff_0000);
+        }
+        acc
+    }
+
+    /// # Safety
+    /// A vector must be writable.
+    #[inline(always)]
+    pub(super) unsafe fn store(at: *mut f32, acc: Sums) {
+        // SAFETY: by the contract; any alignment.
+        unsafe { at.cast::<Sums>().write_unaligned(acc) };
+    }
+}
+
+/// Operations that widen pairs to two vectors of f32.
+#[cfg(target_arch = "x86_64")]
+macro_rules! widening {
+    ($name:ident, $feature:literal, $lanes:literal, $sums:ident, $bits:ident,
+     $zero:ident $load:ident $set:ident $shift:ident $and:ident $cast:ident $fma:ident $store:ident) => {
+        mod $name {
+            use core::arch::x86_64::*;
+
+            pub(super) const LANES: usize = $lanes;
+            pub(super) type Sums = $sums;
+            /// Low and high elements of the pairs.
+            pub(super) type Right = [$sums; 2];
+
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) fn zero() -> Sums {
+                $zero()
+            }
+
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn halves(pairs: $bits) -> [$sums; 2] {
+                [$cast($shift::<16>(pairs)), $cast($and(pairs, $set(0xffff_0000_u32 as i32)))]
+            }
+
+            /// # Safety
+            /// A pair per lane must be readable.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) unsafe fn load(at: *const u16) -> Right {
+                // SAFETY: by the contract; any alignment.
+                halves(unsafe { $load(at.cast()) })
+            }
+
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) fn splat(pair: u32) -> [$sums; 2] {
+                halves($set(pair as i32))
+            }
+
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) fn add_products(acc: Sums, a: [$sums; 2], b: Right) -> Sums {
+                $fma(a[1], b[1], $fma(a[0], b[0], acc))
+            }
+
+            /// # Safety
+            /// A vector must be writable.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) unsafe fn store(at: *mut f32, acc: Sums) {
+                // SAFETY: by the contract; any alignment.
+                unsafe { $store(at, acc) };
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{AVX2, AVX512, AVX512_DOT};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
+
+    pub(crate) static AVX2: Bf16Tiles = tiles!(avx2_tile: 1 2 3 4 5 6);
+    pub(crate) static AVX512: Bf16Tiles = tiles!(avx512_tile: 1 2 3 4 5 6 7 8 9 10 11 12);
+    pub(crate) static AVX512_DOT: Bf16Tiles = tiles!(dot_tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+
+    widening!(avx2, "avx2,fma", 8, __m256, __m256i, _mm256_setzero_ps _mm256_loadu_si256 _mm256_set1_epi32
+        _mm256_slli_epi32 _mm256_and_si256 _mm256_castsi256_ps _mm256_fmadd_ps _mm256_storeu_ps);
+    bf16_tiles!(#[target_feature(enable = "avx2,fma")] avx2, avx2_step, avx2_tile, vectors: 2);
+
+    widening!(avx512, "avx512f", 16, __m512, __m512i, _mm512_setzero_ps _mm512_loadu_si512 _mm512_set1_epi32
+        _mm512_slli_epi32 _mm512_and_si512 _mm512_castsi512_ps _mm512_fmadd_ps _mm512_storeu_ps);
+    bf16_tiles!(#[target_feature(enable = "avx512f")] avx512, avx512_step, avx512_tile, vectors: 2);
+
+    bf16_tiles!(#[target_feature(enable = "avx512f,avx512bf16")] dot, dot_step, dot_tile, vectors: 2);
+
+    /// Products of pairs, added in the instruction: the high elements' first, each rounded to nearest, subnormal
+    /// sums to zero.
+    mod dot {
+        use core::{arch::x86_64::*, mem::transmute};
+
+        pub(super) const LANES: usize = 16;
+        pub(super) type Sums = __m512;
+        pub(super) type Right = __m512bh;
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        pub(super) fn zero() -> Sums {
+            _mm512_setzero_ps()
+        }
+
+        /// # Safety
+        /// A pair per lane must be readable.
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        pub(super) unsafe fn load(at: *const u16) -> Right {
+            // SAFETY: by the contract, any alignment; vectors of equal size.
+            unsafe { transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        pub(super) fn splat(pair: u32) -> __m512bh {
+            // SAFETY: vectors of equal size.
+            unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair as i32)) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        pub(super) fn add_products(acc: Sums, a: __m512bh, b: Right) -> Sums {
+            _mm512_dpbf16_ps(acc, a, b)
+        }
+
+        /// # Safety
+        /// A vector must be writable.
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        pub(super) unsafe fn store(at: *mut f32, acc: Sums) {
+            // SAFETY: by the contract; any alignment.
+            unsafe { _mm512_storeu_ps(at, acc) };
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) static NEON: Bf16Tiles = tiles!(neon_tile: 1 2 3 4 5 6);
+#[cfg(target_arch = "aarch64")]
+bf16_tiles!(#[target_feature(enable = "neon")] neon, neon_step, neon_tile, vectors: 4);
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use core::arch::aarch64::*;
+
+    pub(super) const LANES: usize = 4;
+    pub(super) type Sums = float32x4_t;
+    /// Low and high elements of the pairs.
+    pub(super) type Right = [float32x4_t; 2];
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn zero() -> Sums {
+        vdupq_n_f32(0.0)
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn halves(pairs: uint32x4_t) -> [float32x4_t; 2] {
+        let high = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));
+        [vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)), vreinterpretq_f32_u32(high)]
+    }
+
+    /// # Safety
+    /// A pair per lane must be readable.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn load(at: *const u16) -> Right {
+        // SAFETY: by the contract.
+        halves(vreinterpretq_u32_u16(unsafe { vld1q_u16(at) }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn splat(pair: u32) -> [float32x4_t; 2] {
+        halves(vdupq_n_u32(pair))
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn add_products(acc: Sums, a: [float32x4_t; 2], b: Right) -> Sums {
+        vfmaq_f32(vfmaq_f32(acc, a[0], b[0]), a[1], b[1])
+    }
+
+    /// # Safety
+    /// A vector must be writable.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn store(at: *mut f32, acc: Sums) {
+        // SAFETY: by the contract.
+        unsafe { vst1q_f32(at, acc) };
+    }
+}
