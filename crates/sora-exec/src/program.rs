@@ -110,7 +110,7 @@ impl Program {
             let infos = interpreter.steps();
             (Body::Interpreted(interpreter), infos)
         } else {
-            let mut lowered = lower::lower(&graph, kernels)?;
+            let mut lowered = lower::lower(&graph, kernels, threads.count())?;
             let infos = std::mem::take(&mut lowered.infos);
             (Body::Lowered(lowered), infos)
         };

@@ -263,7 +263,10 @@ fn steps_off(seed: u64, layers: usize) -> Vec<f64> {
             let found = session.run(&[("x", &input)]).unwrap().remove(0).1;
             // Real products may round differently: they are no part of the promise.
             let program = session.program(&[("x", input.shape().to_vec())]).unwrap();
-            let real = program.steps().iter().any(|s| matches!(s.kernel.as_str(), "conv.f32" | "gemm.f32"));
+            let real = program
+                .steps()
+                .iter()
+                .any(|s| matches!(s.kernel.as_str(), "conv.f32" | "winograd.f32" | "gemm.f32"));
             if let Some(first) = first.as_ref().filter(|_| !real) {
                 assert!(found == *first, "seed {seed}: {isa} with {threads} threads differs");
             }
@@ -341,6 +344,52 @@ fn splitting_work_changes_nothing() {
             };
             let expected = run(1);
             assert!(run(2) == expected && run(3) == expected, "seed {seed}, quantized {quantized}");
+        }
+    }
+}
+
+/// Convolutions of few multiplications, with all that fuses behind them, however many threads there are.
+#[test]
+fn winograd_agrees_with_the_reference() {
+    for seed in 0..8 {
+        let mut maker = Maker::new(seed);
+        let [images, channels, out] =
+            [maker.rng.usize(1..4), maker.rng.usize(32..80), maker.rng.usize(32..80)];
+        let spatial: Vec<usize> = (0..2).map(|_| maker.rng.usize(9..24)).collect();
+        let input = maker.reals(&[vec![images, channels], spatial].concat(), 1.0);
+        let x = maker.graph.input("x", TensorType::of(&input));
+        let pads: Vec<usize> = (0..4).map(|_| maker.rng.usize(0..3)).collect();
+        let weights = maker.weights(&[out, channels, 3, 3], 0, false);
+        let mut y = maker.op(Conv { pads, ..Conv::new(2) }, &[x, weights]);
+        let bias = maker.reals(&[out, 1, 1], 0.5);
+        let bias = maker.constant(bias);
+        y = maker.op(Binary { kind: BinaryKind::Add }, &[y, bias]);
+        let shape = maker.shape(y);
+        let shortcut = maker.reals(&shape, 1.0);
+        let z = maker.graph.input("z", TensorType::of(&shortcut));
+        if seed % 2 == 0 {
+            y = maker.op(Binary { kind: BinaryKind::Add }, &[y, z]);
+        }
+        y = maker.activation(y);
+        maker.graph.output("y", y);
+        maker.graph.output("z", z);
+        let given = [("x", &input), ("z", &shortcut)];
+        let expected = evaluate(&maker.graph, &given).unwrap()[0].to_f64s();
+        for &isa in Isa::available() {
+            let mut first: Option<Tensor> = None;
+            for threads in [1, 2, 3] {
+                let session = Session::new(maker.graph.clone(), options(isa, threads)).unwrap();
+                let (mut outputs, profile) = session.run_profiled(&given).unwrap();
+                assert!(profile.steps.iter().any(|s| s.step.kernel == "winograd.f32"), "{profile}");
+                let found = outputs.remove(0).1;
+                for (a, b) in found.to_f64s().iter().zip(&expected) {
+                    assert!((a - b).abs() < 5e-5, "seed {seed}, {isa}, {threads} threads: {a} for {b}");
+                }
+                assert!(
+                    first.get_or_insert(found.clone()) == &found,
+                    "seed {seed}: {threads} threads differ"
+                );
+            }
         }
     }
 }

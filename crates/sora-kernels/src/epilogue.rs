@@ -55,7 +55,7 @@ pub enum Activation {
 impl Activation {
     /// The bounds of an activation that only clamps; `None` for the others.
     #[inline(always)]
-    fn bounds(self) -> Option<(f32, f32)> {
+    pub(crate) fn bounds(self) -> Option<(f32, f32)> {
         match self {
             Self::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
             Self::Relu => Some((0.0, f32::INFINITY)),

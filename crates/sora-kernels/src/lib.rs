@@ -49,6 +49,8 @@ pub mod quantize;
 pub mod recurrent;
 pub mod rows;
 mod table;
+mod vector;
+mod winograd;
 
 pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
 pub use elementwise::{Binary, Rhs, Unary};
@@ -62,3 +64,4 @@ pub use pack::{PackedBf16, PackedF32, PackedI8, fold_zero_point};
 pub use quantize::RhsU8;
 pub use rows::Reduce;
 pub use table::{Contract, Family, KERNELS, KernelFn, KernelRow, Tile, select};
+pub use winograd::{Images, PackedWinograd, TileEdge, WinogradTiles, winograd_f32};

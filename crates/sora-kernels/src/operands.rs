@@ -178,6 +178,20 @@ impl<'a, T> MatMut<'a, T> {
         self.cols
     }
 
+    /// Distance between the starts of rows.
+    pub(crate) fn ld(&self) -> usize {
+        self.ld
+    }
+
+    /// Where element `(i, j)` lies; the whole window may be written from there.
+    ///
+    /// # Panics
+    /// When there is no such element.
+    pub(crate) fn ptr_at(&mut self, i: usize, j: usize) -> *mut T {
+        assert!(i < self.rows && j < self.cols, "element ({i}, {j}) of {}x{}", self.rows, self.cols);
+        self.ptr.wrapping_add(i * self.ld + j)
+    }
+
     /// Row `i`.
     ///
     /// # Panics

@@ -83,7 +83,7 @@ pub(crate) struct Panels<A: 'static, B: 'static, C: 'static> {
 }
 
 impl<A, B: Plain, C> Panels<A, B, C> {
-    fn new(tile: Tile, tiles: &'static Tiles<A, B, C>, taps: usize, kc: usize, n: usize) -> Self {
+    pub(crate) fn new(tile: Tile, tiles: &'static Tiles<A, B, C>, taps: usize, kc: usize, n: usize) -> Self {
         let mut panels = Self { data: Aligned::zeroed(0), n, taps, kc, tile, tiles };
         panels.reshape(taps, kc, n);
         panels

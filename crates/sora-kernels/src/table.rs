@@ -4,6 +4,7 @@ use crate::{
     Isa, Kernels,
     depthwise::{self, DwF32Tiles, DwI8Tiles},
     gemm::{Bf16Tiles, F32Tiles, I8Tiles, bf16, portable},
+    winograd::{self, WinogradTiles},
 };
 
 /// What a kernel computes.
@@ -19,6 +20,8 @@ pub enum Family {
     DepthwiseF32,
     /// u8 × i8 → i32 depthwise convolution.
     DepthwiseU8I8,
+    /// Transforms of f32 3×3 convolutions with fewer multiplications.
+    WinogradF32,
     /// Plain loops compiled once per instruction set: epilogues, pooling, row
     /// operations, elementwise functions, quantization, recurrent cells, layout.
     Loops,
@@ -32,6 +35,8 @@ pub enum Contract {
     /// |result − exact| ≤ depth · (2⁻²³ · Σ|aᵢ·bᵢ| + 2⁻¹²⁶): the bound of any order of summation, whether or
     /// not subnormal sums count as zero.
     DotProduct,
+    /// The bound that [`crate::TileEdge::error_factor`] states.
+    Winograd,
 }
 
 /// The shape of a micro-kernel's tile and of the operand packed for it.
@@ -58,6 +63,8 @@ pub enum KernelFn {
     DepthwiseF32(&'static DwF32Tiles),
     /// Depthwise convolution of bytes.
     DepthwiseU8I8(&'static DwI8Tiles),
+    /// Transforms of tiles, up to `mr` pixels wide, of vectors of `nr` channels.
+    WinogradF32(&'static WinogradTiles),
     /// Everything else that the dispatch macro instantiates.
     Loops,
 }
@@ -155,6 +162,12 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "depthwise_u8i8_avx512_4x32" DepthwiseU8I8 Avx512 (depthwise::PIXELS, 32, 1) BitExact KernelFn::DepthwiseU8I8(&x86::AVX512_U8I8);
 
+    "winograd_f32_portable_4x4" WinogradF32 Portable (4, 4, 1) Winograd KernelFn::WinogradF32(&winograd::PORTABLE);
+    #[cfg(target_arch = "x86_64")]
+    "winograd_f32_avx2_4x8" WinogradF32 Avx2 (4, 8, 1) Winograd KernelFn::WinogradF32(&winograd::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    "winograd_f32_avx512_4x16" WinogradF32 Avx512 (4, 16, 1) Winograd KernelFn::WinogradF32(&winograd::AVX512);
+
     "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
     #[cfg(target_arch = "x86_64")]
     "loops_avx2" Loops Avx2 (1, 1, 1) BitExact KernelFn::Loops;
@@ -212,6 +225,13 @@ pub(crate) fn depthwise_u8i8_tiles(kernels: Kernels) -> (Tile, &'static DwI8Tile
     })
 }
 
+pub(crate) fn winograd_f32_tiles(kernels: Kernels) -> (Tile, &'static WinogradTiles) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::WinogradF32(tiles) => Some(tiles),
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +278,7 @@ mod tests {
                 Family::GemmU8I8,
                 Family::DepthwiseF32,
                 Family::DepthwiseU8I8,
+                Family::WinogradF32,
                 Family::Loops,
             ] {
                 let chosen = select(kernels, family).unwrap();

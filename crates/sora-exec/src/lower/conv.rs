@@ -10,6 +10,7 @@ use super::build::Buf;
 use super::chain::Chain;
 use super::layout::{Affine, Layout};
 use super::weights::ByteWeights;
+use super::winograd::Dense;
 use crate::steps::gemm::{Bytes, BytesDepthwise, Product, Real, RealDepthwise, Rows, Weights};
 use crate::steps::movement::Frame;
 use crate::steps::window::{Geometry, Windows};
@@ -147,6 +148,12 @@ impl Lowering<'_> {
             let packed = PackedDwF32::pack(kernels, gathered.taps, c.groups, value);
             let group = RealDepthwise { packed, bias: bias.map(<[f32]>::to_vec) };
             return self.product(c, "depthwise.f32", gathered, vec![group], c.groups, pad(c.groups), chain);
+        }
+        if c.groups == 1 && c.forward {
+            let dense = Dense { geometry: &c.geometry, images: c.images, channels: cin, n: cout };
+            if let Some(done) = self.winograd(&dense, x, weights, bias, chain) {
+                return Some(done);
+            }
         }
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         let Gathered { taps, kc, merged, .. } = gathered;

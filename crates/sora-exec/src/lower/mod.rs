@@ -18,6 +18,7 @@ mod pool;
 mod quant;
 mod recurrent;
 mod weights;
+mod winograd;
 
 use std::collections::{HashMap, HashSet};
 
@@ -37,6 +38,8 @@ use layout::{Form, Layout};
 pub(crate) struct Lowering<'g> {
     graph: &'g Graph,
     kernels: Kernels,
+    /// Threads that will share the work of a step.
+    threads: usize,
     build: Builder,
     /// By value: the forms it exists in so far.
     forms: Vec<Vec<Form>>,
@@ -66,14 +69,14 @@ pub(crate) fn has_concrete_shapes(graph: &Graph) -> bool {
 }
 
 /// Lowers a graph for which [`has_concrete_shapes`] holds.
-pub(crate) fn lower(graph: &Graph, kernels: Kernels) -> Result<Lowered, ExecError> {
+pub(crate) fn lower(graph: &Graph, kernels: Kernels, threads: usize) -> Result<Lowered, ExecError> {
     let count = graph.values().count();
     let mut is_output = vec![false; count];
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
     let forms = vec![Vec::new(); count];
     let build = Builder::new(kernels);
     let (uses, claimed, views) = (graph.uses(), HashSet::new(), HashMap::new());
-    let mut lowering = Lowering { graph, kernels, build, forms, views, uses, is_output, claimed };
+    let mut lowering = Lowering { graph, kernels, threads, build, forms, views, uses, is_output, claimed };
 
     for (n, &id) in graph.inputs().iter().enumerate() {
         let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());

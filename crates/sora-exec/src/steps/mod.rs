@@ -11,6 +11,7 @@ pub(crate) mod recurrent;
 pub(crate) mod reference;
 pub(crate) mod rows;
 pub(crate) mod window;
+pub(crate) mod winograd;
 
 use bytemuck::Pod;
 use smallvec::SmallVec;

@@ -101,7 +101,7 @@ struct RowTile {
 }
 
 /// Splits `rows` into the fewest tiles of at most `mr` rows, of nearly equal height.
-fn row_tiles(rows: usize, mr: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn row_tiles(rows: usize, mr: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(mr);
     (0..count).map(move |i| {
         let start = i * rows / count;

@@ -1,0 +1,235 @@
+//! Vectors of reals, for kernels that one generic body serves on every instruction set.
+
+/// A register of reals.
+///
+/// Bodies generic over it must be `#[inline(always)]` up to a function that enables the
+/// features of the vector, or its operations become calls.
+///
+/// # Safety
+/// Every method: the instruction set of the vector must run here. Those that take pointers:
+/// [`Vector::LANES`] elements, or the first `n` where a number is given, must be readable or writable.
+pub(crate) trait Vector: Copy {
+    /// Elements.
+    const LANES: usize;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// The first `n < LANES` elements, zeros behind.
+    unsafe fn load_first(from: *const f32, n: usize) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Stores the first `n < LANES` elements.
+    unsafe fn store_first(self, to: *mut f32, n: usize);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    /// `self + factor · x`, rounded once or twice.
+    unsafe fn add_scaled(self, factor: f32, x: Self) -> Self;
+    /// `factor · self`.
+    unsafe fn scale(self, factor: f32) -> Self;
+    /// min(max(self, low), high); NaN stays.
+    unsafe fn clamp(self, low: Self, high: Self) -> Self;
+}
+
+/// Four lanes in plain Rust, which every target has vectors for.
+impl Vector for [f32; 4] {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        [x; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: readable, by the contract; an array of reals needs the alignment of one.
+        unsafe { from.cast::<Self>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        // SAFETY: the first `n` are readable, by the contract.
+        core::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: writable, by the contract.
+        unsafe { to.cast::<Self>().write(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        for (i, &x) in self.iter().enumerate().take(n) {
+            // SAFETY: the first `n` are writable, by the contract.
+            unsafe { *to.add(i) = x };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        core::array::from_fn(|i| self[i] + other[i])
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        core::array::from_fn(|i| self[i] - other[i])
+    }
+
+    #[inline(always)]
+    unsafe fn add_scaled(self, factor: f32, x: Self) -> Self {
+        core::array::from_fn(|i| self[i] + factor * x[i])
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, factor: f32) -> Self {
+        self.map(|x| factor * x)
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        core::array::from_fn(|i| crate::math::clamp(self[i], low[i], high[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use core::arch::x86_64::*;
+
+    use super::Vector;
+
+    /// A mask of the first `n` of eight lanes.
+    #[inline(always)]
+    unsafe fn first(n: usize) -> __m256i {
+        const MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: n ≤ 8, so eight elements remain.
+        unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n.min(8)).cast()) }
+    }
+
+    /// AVX2 with FMA.
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the instruction set runs here, by the contract; so in all below.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above, and readable by the contract.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, n: usize) -> Self {
+            // SAFETY: as above; the mask keeps it to what is readable.
+            unsafe { _mm256_maskload_ps(from, first(n)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: as above, and writable by the contract.
+            unsafe { _mm256_storeu_ps(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, n: usize) {
+            // SAFETY: as above; the mask keeps it to what is writable.
+            unsafe { _mm256_maskstore_ps(to, first(n), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_add_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_scaled(self, factor: f32, x: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_fmadd_ps(_mm256_set1_ps(factor), x, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn scale(self, factor: f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_mul_ps(_mm256_set1_ps(factor), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn clamp(self, low: Self, high: Self) -> Self {
+            // SAFETY: as above. Where an operand is NaN the second is the result.
+            unsafe { _mm256_min_ps(high, _mm256_max_ps(low, self)) }
+        }
+    }
+
+    /// AVX-512.
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the instruction set runs here, by the contract; so in all below.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above, and readable by the contract.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, n: usize) -> Self {
+            // SAFETY: as above; the mask keeps it to what is readable.
+            unsafe { _mm512_maskz_loadu_ps((1 << n) - 1, from) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: as above, and writable by the contract.
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, n: usize) {
+            // SAFETY: as above; the mask keeps it to what is writable.
+            unsafe { _mm512_mask_storeu_ps(to, (1 << n) - 1, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_add_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_scaled(self, factor: f32, x: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_fmadd_ps(_mm512_set1_ps(factor), x, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn scale(self, factor: f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_mul_ps(_mm512_set1_ps(factor), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn clamp(self, low: Self, high: Self) -> Self {
+            // SAFETY: as above. Where an operand is NaN the second is the result.
+            unsafe { _mm512_min_ps(high, _mm512_max_ps(low, self)) }
+        }
+    }
+}
