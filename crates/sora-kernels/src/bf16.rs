@@ -72,7 +72,7 @@ mod tests {
             let [d0, d1] = [below, below + 1].map(|b| (f64::from(widen(b)) - f64::from(x)).abs());
             // Beyond the largest finite number the neighbour is infinite, by its bits the next step.
             if widen(below + 1).is_finite() {
-                let nearest = if d0 < d1 || d0 == d1 && below % 2 == 0 { below } else { below + 1 };
+                let nearest = if d0 < d1 || d0 == d1 && below.is_multiple_of(2) { below } else { below + 1 };
                 assert_eq!(r, nearest, "{x:e}");
             }
         }

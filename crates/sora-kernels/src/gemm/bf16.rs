@@ -22,9 +22,10 @@ macro_rules! bf16_tiles {
             panel_stride: usize,
         ) {
             for p in 0..NP {
-                // SAFETY: by the contract, here and below.
+                // SAFETY: by the contract.
                 let mut b = [unsafe { $ops::load(panel.add(p * panel_stride)) }; $nv];
                 for v in 1..$nv {
+                    // SAFETY: as above.
                     b[v] = unsafe { $ops::load(panel.add(p * panel_stride + 2 * $ops::LANES * v)) };
                 }
                 for i in 0..MR {
@@ -184,11 +185,17 @@ macro_rules! widening {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{AVX2, AVX512, AVX512_DOT};
+pub(crate) use x86::{AVX2, AVX512, AVX512_DOT, Clamped, finish_clamped};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use core::arch::x86_64::*;
+
     use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
+    use crate::{
+        epilogue::{EpilogueF32, Place, Residual, Scratch},
+        operands::MatMut,
+    };
 
     pub(crate) static AVX2: Bf16Tiles = tiles!(avx2_tile: 1 2 3 4 5 6);
     pub(crate) static AVX512: Bf16Tiles = tiles!(avx512_tile: 1 2 3 4 5 6 7 8 9 10 11 12);
@@ -203,6 +210,83 @@ mod x86 {
     bf16_tiles!(#[target_feature(enable = "avx512f")] avx512, avx512_step, avx512_tile, vectors: 2);
 
     bf16_tiles!(#[target_feature(enable = "avx512f,avx512bf16")] dot, dot_step, dot_tile, vectors: 2);
+
+    /// What a tile of rows of 32 sums needs to become bf16.
+    pub(crate) struct Clamped<'a> {
+        pub(crate) bias: Option<&'a [f32]>,
+        /// The elements of a tensor to add, and its leading dimension.
+        pub(crate) residual: Option<(&'a [u16], usize)>,
+        /// Bounds of the activation.
+        pub(crate) bounds: (f32, f32),
+    }
+
+    impl<'a> Clamped<'a> {
+        /// The part of an epilogue that [`finish_clamped`] does, if that is all of it.
+        pub(crate) fn of(e: &EpilogueF32<'a>) -> Option<Self> {
+            let residual = match e.residual {
+                None => None,
+                Some(Residual::Bf16 { data, ld }) => Some((data, ld)),
+                Some(_) => return None,
+            };
+            Some(Self { bias: e.bias, residual, bounds: e.activation.bounds()? })
+        }
+    }
+
+    /// Writes `clamp(acc + bias + residual)` as bf16: the same bits as [`crate::epilogue::finish_f32`] does, with
+    /// the conversions of the instruction set.
+    ///
+    /// # Safety
+    /// The machine must run [`crate::Isa::Avx512Bf16`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(crate) unsafe fn finish_clamped(
+        e: &Clamped<'_>,
+        scratch: &Scratch<f32>,
+        start: usize,
+        place: Place,
+        out: &mut MatMut<'_, u16>,
+    ) {
+        let (first, cols) = (place.n0 + place.col, place.cols);
+        let mask = u32::MAX >> (32 - cols);
+        let halves = [mask as u16, (mask >> 16) as u16];
+        let mut bias = [_mm512_setzero_ps(); 2];
+        if let Some(values) = e.bias {
+            let values = &values[first..first + cols];
+            for v in 0..2 {
+                // SAFETY: the mask reads `cols` elements in all.
+                bias[v] = unsafe { _mm512_maskz_loadu_ps(halves[v], values.as_ptr().wrapping_add(16 * v)) };
+            }
+        }
+        let (low, high) = (_mm512_set1_ps(e.bounds.0), _mm512_set1_ps(e.bounds.1));
+        let (tile, _) = scratch.acc[start..].as_chunks::<32>();
+        for (i, acc) in tile.iter().enumerate().take(place.rows) {
+            // SAFETY: 32 elements.
+            let mut y = unsafe { [_mm512_loadu_ps(acc.as_ptr()), _mm512_loadu_ps(acc.as_ptr().add(16))] };
+            if e.bias.is_some() {
+                y = [_mm512_add_ps(y[0], bias[0]), _mm512_add_ps(y[1], bias[1])];
+            }
+            if let Some((data, ld)) = e.residual {
+                let row = &data[(place.row + i) * ld + first..][..cols];
+                // SAFETY: the mask reads `cols` elements.
+                let row = unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().cast()) };
+                let wide = [_mm512_castsi512_si256(row), _mm512_extracti64x4_epi64::<1>(row)]
+                    .map(|half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+                for v in 0..2 {
+                    y[v] = _mm512_add_ps(y[v], _mm512_castsi512_ps(wide[v]));
+                }
+            }
+            for v in 0..2 {
+                // In this order of operands, NaN stays.
+                y[v] = _mm512_min_ps(high, _mm512_max_ps(low, y[v]));
+            }
+            let bits = _mm512_cvtne2ps_pbh(y[1], y[0]);
+            let to = &mut out.row_mut(place.row + i)[place.col..place.col + cols];
+            // SAFETY: the mask writes `cols` elements; vectors of equal size.
+            unsafe {
+                let bits = core::mem::transmute::<__m512bh, __m512i>(bits);
+                _mm512_mask_storeu_epi16(to.as_mut_ptr().cast(), mask, bits);
+            }
+        }
+    }
 
     /// Products of pairs, added in the instruction: the high elements' first, each rounded to nearest, subnormal
     /// sums to zero.
