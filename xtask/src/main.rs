@@ -18,10 +18,11 @@ const TASKS: &[Task] = &[
         "compare import, engine and compressed models with onnxruntime (part of CI)",
         onnxruntime::compare,
     ),
+    ("threads", "run the thread pool's protocol in every order of events", threads),
     ("aarch64", "test the NEON kernels and what runs on them under emulation", aarch64::test),
     (
         "extended",
-        "everything too long for CI: the comparison, many more rounds of conformance, AArch64",
+        "everything too long for CI: the comparison, many more rounds of conformance, threads, AArch64",
         extended,
     ),
 ];
@@ -47,5 +48,14 @@ fn main() -> ExitCode {
 fn extended() -> Outcome {
     onnxruntime::compare()?;
     cargo(&["test", "--release", "--locked", "-p", "sora-conformance"]).env("SORA_ROUNDS", "60").run()?;
+    threads()?;
     aarch64::test()
+}
+
+/// Tests `sora-threads` on loom's threads and atomics instead of the standard library's.
+fn threads() -> Outcome {
+    cargo(&["test", "--release", "--locked", "-p", "sora-threads", "--lib"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("CARGO_TARGET_DIR", "target/loom")
+        .run()
 }
