@@ -30,6 +30,7 @@ mod plan;
 mod profile;
 mod program;
 mod session;
+mod sharing;
 mod steps;
 mod threads;
 

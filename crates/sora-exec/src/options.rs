@@ -9,7 +9,7 @@ use crate::ExecError;
 pub struct Options {
     /// Instruction set of the kernels; `None` takes the one that `SORA_ISA` names, else the machine's best.
     pub isa: Option<Isa>,
-    /// Threads that share the work of one run; 0 means one per core.
+    /// Threads that share the work of one run, at most one per core; 0 means one per core.
     pub threads: usize,
     /// Runs every operator on the reference evaluator: slow, and right by definition.
     pub reference_only: bool,

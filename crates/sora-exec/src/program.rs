@@ -11,6 +11,7 @@ use sora_tensor::{Buffer, Tensor};
 use crate::arena::Cut;
 use crate::interpret::Interpreter;
 use crate::profile::StepTime;
+use crate::sharing::{Course, Sharing};
 use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
 use crate::{Arena, ExecError, Options, Profile, StepInfo, lower};
@@ -26,10 +27,13 @@ pub struct Port {
 
 /// A graph lowered for concrete input shapes: kernel steps over one arena.
 ///
-/// A program is immutable; any number of threads may run it at once, each with its own [`Arena`].
+/// Any number of threads may run a program at once, each with its own [`Arena`]. The results of a run depend on its
+/// inputs only: with several threads ([`Options::threads`]), the first runs find out which steps gain by sharing
+/// them, and how a step is shared changes its time, not its values.
 pub struct Program {
     kernels: Kernels,
     threads: Threads,
+    sharing: Sharing,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     infos: Vec<StepInfo>,
@@ -114,7 +118,11 @@ impl Program {
             let infos = std::mem::take(&mut lowered.infos);
             (Body::Lowered(lowered), infos)
         };
-        Ok(Program { kernels, threads, inputs, outputs, infos, body })
+        let sharing = match threads.count() {
+            1 => Sharing::decided(vec![false; infos.len()].into()),
+            _ => Sharing::undecided(infos.len()),
+        };
+        Ok(Program { kernels, threads, sharing, inputs, outputs, infos, body })
     }
 
     /// The inputs, in the graph's order.
@@ -213,14 +221,25 @@ impl Program {
         lowered: &Lowered,
         arena: &mut Arena,
         inputs: &[&Tensor],
-        mut times: Option<&mut [u64]>,
+        times: Option<&mut [u64]>,
     ) -> Result<Vec<Tensor>, ExecError> {
         if arena.len() < lowered.arena_bytes {
             *arena = self.arena()?;
         }
-        let cx = Cx { kernels: self.kernels, threads: &self.threads };
+        let course = self.sharing.course();
+        let mut own = Vec::new();
+        let mut times = match (times, &course) {
+            (None, Course::Trial(_)) => {
+                own.resize(lowered.steps.len(), 0);
+                Some(&mut own[..])
+            }
+            (times, _) => times,
+        };
+        let alone = Threads::default();
         for (i, step) in lowered.steps.iter().enumerate() {
             let start = times.is_some().then(Instant::now);
+            let threads = if course.shares(i) { &self.threads } else { &alone };
+            let cx = Cx { kernels: self.kernels, threads };
             let cut = Cut::new(arena.bytes_mut(), &step.writes);
             let find = |operand: &Operand| match operand {
                 Operand::Arena(range) => cut.input(range),
@@ -235,6 +254,9 @@ impl Program {
             if let (Some(times), Some(start)) = (times.as_deref_mut(), start) {
                 times[i] = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             }
+        }
+        if let (Course::Trial(attempt), Some(times)) = (course, times) {
+            attempt.end(times);
         }
         let copied = |dtype, shape: &[usize], bytes: &[u8]| Tensor::new(dtype, shape, Buffer::copy_of(bytes));
         let output = |(operand, port): (&Operand, &Port)| {

@@ -2,68 +2,63 @@
 
 use std::sync::Arc;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use smallvec::SmallVec;
+use sora_threads::Pool;
 
 use crate::ExecError;
 
-/// Multiply-adds, or elements moved times [`MOVE_COST`], below which a step is not worth splitting: waking
-/// a worker costs some microseconds.
-const WORTH_SPLITTING: usize = 200_000;
+/// Multiply-adds, or elements moved times [`MOVE_COST`], below which nobody tries to split a step: a fraction of a
+/// microsecond, which no hand-off can halve. Whether larger steps gain is measured (see [`crate::sharing`]).
+const TRIFLE: usize = 8_000;
 
 /// What moving or mapping one element costs, in multiply-adds.
 pub(crate) const MOVE_COST: usize = 8;
 
+/// Parts that a step is split into without touching the heap.
+pub(crate) const INLINE: usize = 16;
+
 /// A caller and its helpers. With one thread no pool exists and nothing of it is touched.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Threads {
     /// Helpers beside the calling thread.
-    pool: Option<Arc<ThreadPool>>,
-    count: usize,
+    pool: Option<Arc<Pool>>,
 }
 
 impl Threads {
-    /// `count` threads including the caller; 0 means one per core.
+    /// `count` threads including the caller, but at most one per core; 0 means one per core.
     ///
     /// # Errors
     /// [`ExecError::Threads`] when the operating system refuses them.
     pub(crate) fn new(count: usize) -> Result<Self, ExecError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let count = if count == 0 { cores() } else { count };
+        let count = match count {
+            1 => 1,
+            0 => cores(),
+            // More would only take turns.
+            _ => count.min(cores()),
+        };
         if count == 1 {
-            return Ok(Threads { pool: None, count });
+            return Ok(Threads::default());
         }
-        let built = ThreadPoolBuilder::new()
-            .num_threads(count - 1)
-            .thread_name(|i| format!("sora-{}", i + 1))
-            .build()
-            .map_err(|e| ExecError::Threads { threads: count, why: e.to_string() })?;
-        Ok(Threads { pool: Some(Arc::new(built)), count })
+        let pool = Pool::new(count).map_err(|e| ExecError::Threads { threads: count, why: e.to_string() })?;
+        Ok(Threads { pool: Some(Arc::new(pool)) })
     }
 
     /// Threads that share the work, the caller included.
     pub(crate) fn count(&self) -> usize {
-        self.count
+        self.pool.as_ref().map_or(1, |pool| pool.threads())
     }
 
     /// How many parts a step of this much work is split into; 1 means run it here.
     pub(crate) fn parts(&self, work: usize) -> usize {
-        if self.pool.is_none() || work < WORTH_SPLITTING { 1 } else { self.count }
+        if work < TRIFLE { 1 } else { self.count() }
     }
 
-    /// Calls `run` on every part, the first one on the calling thread.
-    pub(crate) fn each<P: Send>(&self, parts: Vec<P>, run: impl Fn(P) + Sync) {
-        let mut parts = parts.into_iter();
-        match (&self.pool, parts.len()) {
-            (Some(pool), 2..) => pool.in_place_scope(|scope| {
-                let first = parts.next();
-                for part in parts {
-                    let run = &run;
-                    scope.spawn(move |_| run(part));
-                }
-                first.into_iter().for_each(&run);
-            }),
-            _ => parts.for_each(run),
-        }
+    /// Calls `run` on every part, on any thread.
+    pub(crate) fn each<P: Send>(&self, parts: impl IntoIterator<Item = P>, run: impl Fn(P) + Sync) {
+        let Some(pool) = &self.pool else { return parts.into_iter().for_each(run) };
+        let mut parts: SmallVec<[Option<P>; INLINE]> = parts.into_iter().map(Some).collect();
+        pool.each(&mut parts, |part| part.take().into_iter().for_each(&run));
     }
 
     /// Splits `out` into at most [`Threads::parts`] chunks that begin at multiples of `granule` elements and
@@ -81,7 +76,7 @@ impl Threads {
         }
         let granule = granule.max(1);
         let each = out.len().div_ceil(granule).div_ceil(parts) * granule;
-        let chunks = out.chunks_mut(each).enumerate().map(|(i, chunk)| (i * each, chunk)).collect();
+        let chunks = out.chunks_mut(each).enumerate().map(|(i, chunk)| (i * each, chunk));
         self.each(chunks, |(start, chunk)| run(start, chunk));
     }
 }

@@ -80,6 +80,28 @@ fn threads_share_a_session() {
 }
 
 #[test]
+fn threads_share_a_program_and_its_helpers() {
+    // Rows enough that every step is worth a trial, which goes on while the threads run.
+    let (graph, shapes) = (network().0, [("x", vec![3000, 6])]);
+    let x = input(3000);
+    let expected = Session::new(graph.clone(), Options::default()).unwrap().run(&[("x", &x)]).unwrap();
+    let options = Options { threads: 2, ..Options::default() };
+    let program = Program::compile(&graph, &shapes, &options).unwrap();
+    let session = Session::new(graph, options).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut arena = program.arena().unwrap();
+                for _ in 0..100 {
+                    assert_eq!(program.run(&mut arena, &[("x", &x)]).unwrap(), expected);
+                    assert_eq!(session.run(&[("x", &x)]).unwrap(), expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn profiles_and_reference_programs_name_every_node() {
     let (graph, _) = network();
     for reference_only in [false, true] {

@@ -1,6 +1,7 @@
 //! Products with constant weights: dense, convolution, depthwise; in `f32` and in bytes.
 
 use bytemuck::Pod;
+use smallvec::SmallVec;
 use sora_kernels::{
     ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedDwF32,
     PackedDwI8, PackedF32, PackedI8, Quant, Residual, depthwise_f32, depthwise_u8i8, gemm_f32, gemm_u8i8,
@@ -9,6 +10,7 @@ use sora_kernels::{
 use super::window::Windows;
 use super::{Cx, Io, Work};
 use crate::lower::layout::Affine;
+use crate::threads::INLINE;
 
 /// The packed weights of one group, with what belongs to each of its columns.
 pub(crate) trait Weights: Send + Sync {
@@ -186,8 +188,39 @@ pub(crate) struct Product<W: Weights> {
     pub(crate) macs: usize,
 }
 
-/// Rows below which a product is split between columns instead of rows.
-const FEW_ROWS: usize = 32;
+/// Cuts `out` into at most `parts` bands of nearly equal size, each with its first row and column: between columns,
+/// at multiples of `granule`, or between rows.
+///
+/// Bands of rows read all weights and their part of the input, bands of columns the other way round: the longer side
+/// is cut, so that less is read twice, unless its granules cannot be shared evenly.
+fn bands(
+    out: Output<'_>,
+    parts: usize,
+    granule: Option<usize>,
+) -> SmallVec<[(usize, usize, Output<'_>); INLINE]> {
+    let (rows, cols) = (out.rows(), out.cols());
+    let share = |units: usize| units.div_ceil(parts) as f64 / units.max(1) as f64;
+    let by_cols = granule.filter(|&granule| {
+        let (of_rows, of_cols) = (share(rows), share(cols.div_ceil(granule)));
+        of_cols < 0.95 * of_rows || (of_cols < 1.05 * of_rows && cols > rows)
+    });
+    let (len, step) = match by_cols {
+        Some(granule) => (cols, cols.div_ceil(granule).div_ceil(parts) * granule),
+        None => (rows, rows.div_ceil(parts)),
+    };
+    let (mut bands, mut rest, mut start) = (SmallVec::new(), out, 0);
+    while start < len {
+        let end = len.min(start + step);
+        let (band, tail) = match by_cols {
+            Some(_) => rest.split_at_col(end - start),
+            None => rest.split_at_row(end - start),
+        };
+        let (first, n0) = if by_cols.is_some() { (0, start) } else { (start, 0) };
+        bands.push((first, n0, band));
+        (rest, start) = (tail, end);
+    }
+    bands
+}
 
 impl<W: Weights> Product<W> {
     fn cols(&self) -> usize {
@@ -270,20 +303,50 @@ impl<W: Weights> Work for Product<W> {
             self.part(cx.kernels, x, residual, 0, 0, out);
             return Ok(());
         }
-        match (&self.groups[..], self.groups[0].granule()) {
-            ([_], Some(granule)) if rows < FEW_ROWS && cols > granule => {
-                let bands = out.split_cols(parts, granule);
-                cx.threads.each(bands, |(n0, band)| self.part(cx.kernels, x, residual, 0, n0, band));
-            }
-            _ => {
-                let bands = out.split_rows(parts);
-                cx.threads.each(bands, |(first, band)| self.part(cx.kernels, x, residual, first, 0, band));
-            }
-        }
+        let granule = match &self.groups[..] {
+            [only] => only.granule(),
+            _ => None,
+        };
+        cx.threads.each(bands(out, parts, granule), |(first, n0, band)| {
+            self.part(cx.kernels, x, residual, first, n0, band);
+        });
         Ok(())
     }
 
     fn weight_bytes(&self) -> usize {
         self.groups.iter().map(Weights::bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_cover_the_result_and_cut_the_longer_side() {
+        for (rows, cols, granule, cut_cols) in [
+            (1, 1000, Some(32), true),
+            (49, 2048, Some(32), true),
+            (3136, 64, Some(32), false),
+            (100, 128, None, false),
+            (40, 96, Some(32), false),
+            (1, 20, None, false),
+        ] {
+            for parts in 2..5 {
+                let mut data = vec![0.0f32; rows * cols];
+                let bands = bands(Output::F32(MatMut::new(&mut data, rows, cols, cols)), parts, granule);
+                assert!(bands.len() <= parts);
+                for (first, n0, band) in bands {
+                    assert!(!cut_cols || parts != 2 || first == 0);
+                    assert!(cut_cols || parts != 2 || n0 == 0);
+                    let Output::F32(mut band) = band else { unreachable!() };
+                    for i in 0..band.rows() {
+                        let value = ((first + i) * cols + n0) as f32;
+                        band.row_mut(i).iter_mut().enumerate().for_each(|(j, x)| *x += value + j as f32);
+                    }
+                }
+                assert!(data.iter().enumerate().all(|(i, &x)| x == i as f32));
+            }
+        }
     }
 }
