@@ -5,12 +5,14 @@
 //! nothing is folded or fused. That is what makes integer layers return the
 //! same bytes everywhere.
 
+#[cfg(target_arch = "x86_64")]
+use crate::requantize::requantize;
 use crate::{
-    bf16,
+    Kernels, bf16,
     gemm::MAX_TILE,
     isa::per_isa,
     math,
-    operands::{MatMut, Output, Quant},
+    operands::{Dequant, MatMut, Output, Quant},
 };
 
 /// A function that a layer applies before it stores.
@@ -134,6 +136,18 @@ pub enum Residual<'a> {
         /// The byte that stands for zero.
         zero_point: i32,
     },
+    /// Unsigned bytes that stand for real numbers, added to the product rounded to such bytes: the
+    /// sum of two quantized tensors.
+    QuantizedSum {
+        /// What the bytes mean that the product is rounded to.
+        product: Dequant,
+        /// The elements.
+        data: &'a [u8],
+        /// Leading dimension.
+        ld: usize,
+        /// What they mean.
+        input: Dequant,
+    },
 }
 
 /// Finish of a real accumulator: `activation(acc + bias[n] + residual)`.
@@ -194,6 +208,7 @@ fn validate_residual(residual: &Option<Residual<'_>>, rows: usize, n: usize) {
         Some(Residual::Bf16 { data, ld }) => (data.len(), *ld),
         Some(Residual::U8 { data, ld, .. }) => (data.len(), *ld),
         Some(Residual::I8 { data, ld, .. }) => (data.len(), *ld),
+        Some(Residual::QuantizedSum { data, ld, .. }) => (data.len(), *ld),
     };
     assert!(
         rows == 0 || n == 0 || (rows - 1) * ld + n <= len,
@@ -310,7 +325,34 @@ fn add_residual<const N: usize>(
         Residual::I8 { data, ld, scale, zero_point } => {
             add_dequantized(y, &data[row * ld + first..][..cols], scale, zero_point);
         }
+        Residual::QuantizedSum { product, data, ld, input } => {
+            round_to_bytes(y, product);
+            add_dequantized(y, &data[row * ld + first..][..cols], input.scale, input.zero_point);
+        }
     }
+}
+
+/// The numbers that unsigned bytes nearest to `y` stand for.
+#[inline(always)]
+fn round_to_bytes(y: &mut [f32], grid: Dequant) {
+    let quant = Quant::new(grid.scale, grid.zero_point);
+    let (bottom, top) = byte_bounds((f32::NEG_INFINITY, f32::INFINITY), quant, 0);
+    for y in y {
+        let v = *y * quant.inv_scale;
+        let v = if v > bottom { v } else { bottom };
+        let v = if v < top { v } else { top };
+        *y = math::round_to_i32(v) as f32 * grid.scale;
+    }
+}
+
+/// The bounds of an activation that clamps and those of the bytes from `low` on as one pair, in
+/// steps from the zero point.
+#[inline(always)]
+pub(crate) fn byte_bounds((min, max): (f32, f32), quant: Quant, low: i32) -> (f32, f32) {
+    let (inv_scale, zp) = (quant.inv_scale, quant.zero_point);
+    let bottom = math::at_least(min * inv_scale, (low - zp) as f32);
+    let top = math::at_most(max * inv_scale, (low + 255 - zp) as f32);
+    (bottom, top)
 }
 
 /// Applies `activation` to `y` and quantizes it into 0..=255 (or −128..=127 shifted by `low`).
@@ -328,7 +370,7 @@ pub(crate) fn activate_and_quantize(
     out: &mut [u8],
 ) {
     // No closure here: it would be compiled for the baseline, and the activation with it.
-    let (min, max) = match activation.bounds() {
+    let bounds = match activation.bounds() {
         Some(bounds) => bounds,
         None => {
             activation.apply(y);
@@ -336,8 +378,7 @@ pub(crate) fn activate_and_quantize(
         }
     };
     let (inv_scale, zp) = (quant.inv_scale, quant.zero_point);
-    let bottom = math::at_least(min * inv_scale, (low - zp) as f32);
-    let top = math::at_most(max * inv_scale, (low + 255 - zp) as f32);
+    let (bottom, top) = byte_bounds(bounds, quant, low);
     for (out, &y) in out.iter_mut().zip(&*y) {
         let v = y * inv_scale;
         let v = if v > bottom { v } else { bottom };
@@ -453,7 +494,30 @@ per_isa! {
 }
 
 per_isa! {
-    pub(crate) fn finish_i32 [const N: usize] (e: &EpilogueI32<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
+    fn finish_i32_in_passes [const N: usize] (e: &EpilogueI32<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
         finish::<N, i32, _>(e, scratch, start, place, out);
     }
+}
+
+pub(crate) fn finish_i32<const N: usize>(
+    kernels: Kernels,
+    e: &EpilogueI32<'_>,
+    scratch: &mut Scratch<i32>,
+    start: usize,
+    place: Place,
+    out: &mut Output<'_>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let acc = &scratch.acc[start..];
+        let done = match out {
+            Output::F32(_) | Output::Bf16(_) => false,
+            Output::U8(m, quant) => requantize::<N, _>(kernels, e, acc, place, m, *quant, 0),
+            Output::I8(m, quant) => requantize::<N, _>(kernels, e, acc, place, m, *quant, -128),
+        };
+        if done {
+            return;
+        }
+    }
+    finish_i32_in_passes::<N>(kernels, e, scratch, start, place, out);
 }

@@ -47,6 +47,8 @@ mod pack;
 pub mod pool;
 pub mod quantize;
 pub mod recurrent;
+#[cfg(target_arch = "x86_64")]
+mod requantize;
 pub mod rows;
 mod table;
 mod vector;

@@ -203,6 +203,16 @@ impl<'a, T> MatMut<'a, T> {
         unsafe { core::slice::from_raw_parts_mut(self.ptr.add(i * self.ld), self.cols) }
     }
 
+    /// The start of rows `row..row + rows` and columns `col..col + cols`, and the distance between rows.
+    ///
+    /// # Panics
+    /// When they exceed the window.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pub(crate) fn window(&mut self, row: usize, rows: usize, col: usize, cols: usize) -> (*mut T, usize) {
+        assert!(row + rows <= self.rows && col + cols <= self.cols, "tile outside of the output");
+        (self.ptr.wrapping_add(row * self.ld + col), self.ld)
+    }
+
     /// The same window for a shorter time.
     pub fn reborrow(&mut self) -> MatMut<'_, T> {
         MatMut { lifetime: PhantomData, ..*self }

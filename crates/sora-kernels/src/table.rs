@@ -142,7 +142,7 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avx512_12x32" GemmU8I8 Avx512 (12, 32, 2) BitExact KernelFn::GemmU8I8(&avx512::U8I8);
     #[cfg(target_arch = "x86_64")]
-    "gemm_u8i8_avx512vnni_14x32" GemmU8I8 Avx512Vnni (14, 32, 4) BitExact KernelFn::GemmU8I8(&avx512::U8I8_VNNI);
+    "gemm_u8i8_avx512vnni_12x32" GemmU8I8 Avx512Vnni (12, 32, 4) BitExact KernelFn::GemmU8I8(&avx512::U8I8_VNNI);
     #[cfg(target_arch = "aarch64")]
     "gemm_u8i8_neon_6x16" GemmU8I8 Neon (6, 16, 1) BitExact KernelFn::GemmU8I8(&neon::U8I8);
     #[cfg(target_arch = "aarch64")]

@@ -2,9 +2,9 @@
 
 use fastrand::Rng;
 use sora_kernels::{
-    ARows, Activation, Contract, Dense, EpilogueF32, EpilogueI32, Family, Indirect, Isa, KERNELS, Kernels,
-    MatMut, Output, PAD, PackedBf16, PackedF32, PackedI8, Quant, Residual, bf16, fold_zero_point, gemm_bf16,
-    gemm_f32, gemm_u8i8,
+    ARows, Activation, Binary, Contract, Dense, Dequant, EpilogueF32, EpilogueI32, Family, Indirect, Isa,
+    KERNELS, Kernels, MatMut, Output, PAD, PackedBf16, PackedF32, PackedI8, Quant, Residual, Rhs, bf16,
+    fold_zero_point, gemm_bf16, gemm_f32, gemm_u8i8, quantize::binary_u8,
 };
 
 fn reals(rng: &mut Rng, n: usize) -> Vec<f32> {
@@ -232,7 +232,13 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
         let scale: Vec<f32> = (0..n).map(|_| 1e-4 * (rng.f32() + 0.1)).collect();
         let residual: Vec<u8> = (0..m * n).map(|_| rng.u8(..)).collect();
         let activation = *rng
-            .choice(&[Activation::None, Activation::Relu, Activation::Silu, Activation::HardSwish])
+            .choice(&[
+                Activation::None,
+                Activation::Relu,
+                Activation::Clip { min: -0.5, max: 1.0 },
+                Activation::Silu,
+                Activation::HardSwish,
+            ])
             .unwrap();
         let quant = Quant::new(0.02, 100);
         let mut bytes: Option<Vec<u8>> = None;
@@ -279,6 +285,22 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
             }
             let first = bytes.get_or_insert_with(|| q.clone());
             assert_eq!(*first, q, "{} differs from portable", row.name);
+
+            // A sum of quantized tensors is the product's bytes and the residual's, added.
+            let product = Dequant { scale: 0.015, zero_point: rng.i32(0..256) };
+            let input = Dequant { scale: 0.01, zero_point: 3 };
+            let sum = Residual::QuantizedSum { product, data: &residual, ld: n, input };
+            let alone = EpilogueI32 { residual: None, activation: Activation::None, ..full };
+            let (mut rounded, mut sums) = (vec![0u8; m * n], vec![0u8; m * n]);
+            let out =
+                Output::U8(MatMut::new(&mut rounded, m, n, n), Quant::new(product.scale, product.zero_point));
+            gemm_u8i8(kernels, &case.a(), &packed, 0, &alone, out);
+            let out = Output::U8(MatMut::new(&mut sums, m, n, n), quant);
+            gemm_u8i8(kernels, &case.a(), &packed, 0, &EpilogueI32 { residual: Some(sum), ..full }, out);
+            let mut want = vec![0u8; m * n];
+            let rhs = Rhs::Same(&residual[..]);
+            binary_u8(kernels, Binary::Add, &rounded, product, rhs, input, activation, &mut want, quant);
+            assert_eq!(sums, want, "{} {m}x{n}x{k} {activation:?}", row.name);
 
             // Signed residuals and outputs are the unsigned ones shifted.
             let signed: Vec<i8> = residual.iter().map(|r| (r ^ 128) as i8).collect();

@@ -10,7 +10,8 @@ const NR: usize = 16 * NV;
 
 pub(crate) static F32: F32Tiles = tiles!(f32_tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6 7 8 9 10 11 12);
-pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+/// More rows would not gain: their pointers no longer fit the registers.
+pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6 7 8 9 10 11 12);
 
 /// # Safety
 /// See [`super::TileFn`].
