@@ -131,7 +131,14 @@ impl Maker {
             }
             _ => None,
         };
-        if let Some(shortcut) = shortcut {
+        if let Some(mut shortcut) = shortcut {
+            if quantized && self.rng.bool() {
+                // The operands of the sum in bytes of their own, as most quantizers write them.
+                y = self.fake_quantize(y, -4.0, 4.0);
+                if shortcut != x {
+                    shortcut = self.fake_quantize(shortcut, -3.0, 5.0);
+                }
+            }
             let operands = if self.rng.bool() { [y, shortcut] } else { [shortcut, y] };
             y = self.op(Binary { kind: BinaryKind::Add }, &operands);
         }
@@ -402,6 +409,12 @@ fn quantized_chains_are_fused() {
     let weights = maker.weights(&[16, 8, 3, 3], 0, true);
     let y = maker.op(Conv::new(2), &[y, weights]);
     let y = maker.op(Unary { kind: UnaryKind::Relu }, &[y]);
+    let shortcut = maker.fake_quantize(y, 0.0, 4.0);
+    let weights = maker.weights(&[16, 16, 1, 1], 0, true);
+    let y = maker.op(Conv::new(2), &[shortcut, weights]);
+    let y = maker.fake_quantize(y, -3.0, 3.0);
+    let y = maker.op(Binary { kind: BinaryKind::Add }, &[shortcut, y]);
+    let y = maker.op(Unary { kind: UnaryKind::Relu }, &[y]);
     let y = maker.fake_quantize(y, 0.0, 4.0);
     let pool = MaxPool {
         kernel: vec![2; 2],
@@ -417,5 +430,8 @@ fn quantized_chains_are_fused() {
     maker.graph.output("y", y);
     let program = Program::compile(&maker.graph, &[], &Options::default()).unwrap();
     let kernels: Vec<&str> = program.steps().iter().map(|s| s.kernel.as_str()).collect();
-    assert_eq!(kernels, ["quantize.u8", "channels-last", "conv.u8i8", "maxpool.u8", "gemm.u8i8"]);
+    assert_eq!(
+        kernels,
+        ["quantize.u8", "channels-last", "conv.u8i8", "conv.u8i8", "maxpool.u8", "gemm.u8i8"]
+    );
 }

@@ -1,6 +1,6 @@
 //! Finds what can be fused behind a node: bias, residual, activation, quantization.
 
-use sora_ir::ops::{ActivationKind, BinaryKind, UnaryKind};
+use sora_ir::ops::{ActivationKind, Binary, BinaryKind, UnaryKind};
 use sora_ir::{Node, NodeId, Op, ValueId};
 use sora_kernels::Activation;
 use sora_tensor::DType;
@@ -17,6 +17,8 @@ pub(crate) struct Chain {
     pub(crate) bias: Option<ValueId>,
     /// A value of the result's shape, added next.
     pub(crate) residual: Option<ValueId>,
+    /// Before the residual is added, the sum so far is rounded to these bytes.
+    pub(crate) rounded: Option<Affine>,
     /// Applied next.
     pub(crate) activation: Activation,
     /// The result is stored quantized.
@@ -32,6 +34,7 @@ impl Chain {
             nodes: vec![id],
             bias: None,
             residual: None,
+            rounded: None,
             activation: Activation::None,
             quantize: None,
             result: *node.outputs.first()?,
@@ -111,7 +114,64 @@ impl Lowering<'_> {
                 break;
             }
         }
-        Some(unquantized)
+        Some(match fusion {
+            Fusion::Product { .. } => self.quantized_sum(&unquantized).unwrap_or(unquantized),
+            Fusion::Quantization => unquantized,
+        })
+    }
+
+    /// A chain that ends in bytes, with the quantized addition behind it: to other bytes, perhaps an
+    /// activation, and quantized again.
+    fn quantized_sum(&self, chain: &Chain) -> Option<Chain> {
+        let quantized = chain.quantize?;
+        if chain.residual.is_some() || chain.activation != Activation::None {
+            return None;
+        }
+        let mut sum = chain.clone();
+        let follow = |sum: &mut Chain| {
+            let id = self.only_use(sum.result).filter(|id| !self.claimed.contains(id))?;
+            let node = self.graph.node(id)?;
+            sum.nodes.push(id);
+            sum.result = *node.outputs.first()?;
+            Some(node)
+        };
+        let bytes = sum.result;
+        let dequantize = follow(&mut sum)?;
+        let same = self.bytes_of(dequantize) == Some(quantized.affine);
+        if !same || dequantize.inputs.first() != Some(&Some(bytes)) {
+            return None;
+        }
+        let product = sum.result;
+        let add = follow(&mut sum)?;
+        let Op::Binary(Binary { kind: BinaryKind::Add, .. }) = &add.op else { return None };
+        let other = add.inputs.iter().copied().flatten().find(|&i| i != product)?;
+        let (_, producer, _) = self.graph.producer(other)?;
+        if self.is_constant(other)
+            || self.bytes_of(producer).is_none()
+            || self.graph.ty(other) != self.graph.ty(product)
+        {
+            return None;
+        }
+        let mut last = sum.result;
+        let mut node = follow(&mut sum)?;
+        if let Some(activation) = activation(&node.op) {
+            sum.activation = activation;
+            last = sum.result;
+            node = follow(&mut sum)?;
+        }
+        if node.inputs.first() != Some(&Some(last)) {
+            return None;
+        }
+        sum.quantize = Some(self.quantize_node(node)?);
+        sum.residual = Some(other);
+        sum.rounded = Some(quantized.affine);
+        Some(sum)
+    }
+
+    /// What the bytes mean that a `DequantizeLinear` reads.
+    fn bytes_of(&self, node: &Node) -> Option<Affine> {
+        let Op::DequantizeLinear(_) = &node.op else { return None };
+        self.byte_parameters(node, self.dtype((*node.inputs.first()?)?))
     }
 
     /// Whether a constant adds one number per channel, or one in all, to a value.

@@ -95,8 +95,15 @@ impl Lowering<'_> {
     /// The residual of a chain in a layout, with the type it is read in.
     pub(crate) fn residual(&mut self, chain: &Chain, layout: Layout) -> Option<Option<(Buf, ResidualKind)>> {
         let Some(v) = chain.residual else { return Some(None) };
-        if let Some((buf, affine)) = self.quantized(v, layout) {
-            return Some(Some((buf, ResidualKind::Bytes(affine))));
+        if let Some((buf, input)) = self.quantized(v, layout) {
+            let kind = match chain.rounded {
+                None => ResidualKind::Bytes(input),
+                Some(product) => ResidualKind::QuantizedSum { product, input },
+            };
+            return Some(Some((buf, kind)));
+        }
+        if chain.rounded.is_some() {
+            return None;
         }
         Some(Some((self.exact(v, layout)?, ResidualKind::Real)))
     }

@@ -7,6 +7,7 @@ use sora_kernels::{
     PackedDwI8, PackedF32, PackedI8, Quant, Residual, depthwise_f32, depthwise_u8i8, gemm_f32, gemm_u8i8,
 };
 
+use super::quantize::dequant;
 use super::window::Windows;
 use super::{Cx, Io, Work};
 use crate::lower::layout::Affine;
@@ -162,6 +163,11 @@ pub(crate) enum Rows {
 pub(crate) enum ResidualKind {
     Real,
     Bytes(Affine),
+    /// The product is rounded to bytes, too, before they are added.
+    QuantizedSum {
+        product: Affine,
+        input: Affine,
+    },
 }
 
 /// How results are stored.
@@ -282,6 +288,12 @@ impl<W: Weights> Product<W> {
             ResidualKind::Bytes(a) => {
                 Residual::U8 { data: &residual[skip..], ld, scale: a.scale, zero_point: a.zero_point }
             }
+            ResidualKind::QuantizedSum { product, input } => Residual::QuantizedSum {
+                product: dequant(product),
+                data: &residual[skip..],
+                ld,
+                input: dequant(input),
+            },
         });
         Finish { residual, activation: self.activation }
     }
