@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::shell::{Outcome, cargo, program, root};
+use crate::shell::{Outcome, cargo, program, root, text};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 
@@ -118,8 +118,4 @@ fn package(folder: &Path) -> Outcome<PathBuf> {
 
 fn at(path: &Path, error: std::io::Error) -> String {
     format!("{}: {error}", path.display())
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
 }

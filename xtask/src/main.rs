@@ -3,40 +3,61 @@
 
 mod aarch64;
 mod onnxruntime;
+mod peers;
+mod python;
 mod shell;
 
 use std::process::ExitCode;
 
 use shell::{Outcome, cargo};
 
+/// What a task runs.
+enum Run {
+    /// Takes no arguments.
+    Plain(fn() -> Outcome),
+    /// Takes the rest of the command line.
+    With(fn(&[String]) -> Outcome),
+}
+
 /// A task: name, what it does, and the function.
-type Task = (&'static str, &'static str, fn() -> Outcome);
+type Task = (&'static str, &'static str, Run);
 
 const TASKS: &[Task] = &[
     (
         "onnxruntime",
         "compare import, engine and compressed models with onnxruntime (part of CI)",
-        onnxruntime::compare,
+        Run::Plain(onnxruntime::compare),
     ),
-    ("threads", "run the thread pool's protocol in every order of events", threads),
-    ("aarch64", "test the NEON kernels and what runs on them under emulation", aarch64::test),
+    (
+        "peers",
+        "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
+        Run::With(peers::run),
+    ),
+    ("threads", "run the thread pool's protocol in every order of events", Run::Plain(threads)),
+    ("aarch64", "test the NEON kernels and what runs on them under emulation", Run::Plain(aarch64::test)),
     (
         "extended",
         "everything too long for CI: the comparison, many more rounds of conformance, threads, AArch64",
-        extended,
+        Run::Plain(extended),
     ),
 ];
 
 fn main() -> ExitCode {
-    let wanted = std::env::args().nth(1).unwrap_or_default();
-    let Some((name, _, task)) = TASKS.iter().find(|(name, ..)| *name == wanted) else {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (wanted, rest) = arguments.split_first().map_or(("", &[][..]), |(name, rest)| (name.as_str(), rest));
+    let Some((name, _, run)) = TASKS.iter().find(|(name, ..)| *name == wanted) else {
         eprintln!("usage: cargo xtask NAME, where NAME is one of");
         for (name, what, _) in TASKS {
             eprintln!("  {name:12} {what}");
         }
         return ExitCode::from(2);
     };
-    match task() {
+    let outcome = match run {
+        Run::Plain(_) if !rest.is_empty() => Err(format!("takes no arguments, found {rest:?}")),
+        Run::Plain(task) => task(),
+        Run::With(task) => task(rest),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("xtask {name}: {why}");

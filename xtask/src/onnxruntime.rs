@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::shell::{Outcome, cargo, program, root};
+use crate::python::{Packages, environment};
+use crate::shell::{Outcome, cargo, program, root, text};
 
 const EXAMPLE: &str = "examples/fashion-mnist";
 
 /// Checks the import and the engine on a set of models, and the example before and after compression.
 pub(crate) fn compare() -> Outcome {
-    let python = environment()?;
+    let python = environment("onnxruntime-env", &[Packages::Whole("requirements.txt")])?;
     let cases = folder("onnxruntime-cases")?;
     program(&python, &[".ci/python/make_cases.py", &text(&cases)]).output()?;
     let test =
@@ -115,48 +116,10 @@ fn check(result: &Value) -> Outcome {
     }
 }
 
-/// The Python of an environment with exactly the packages of `.ci/python/requirements.txt`.
-fn environment() -> Outcome<PathBuf> {
-    let home = root().join("target/onnxruntime-env");
-    let python = home.join("bin/python");
-    let wanted = read(&root().join(".ci/python/requirements.txt"))?;
-    let stamp = home.join("installed.txt");
-    if python.exists() && std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
-    }
-    let _ = std::fs::remove_dir_all(&home);
-    let make = || program("python3", &["-m", "venv", &text(&home)]).run();
-    if make().is_err() {
-        program("apt-get", &["update"]).run()?;
-        program("apt-get", &["install", "--yes", "python3", "python3-venv"]).run()?;
-        make()?;
-    }
-    let install = [
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-r",
-        ".ci/python/requirements.txt",
-    ];
-    program(&python, &install).run()?;
-    std::fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))?;
-    Ok(python)
-}
-
 /// An empty folder below `target/`.
 fn folder(name: &str) -> Outcome<PathBuf> {
     let path = root().join("target").join(name);
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(path)
-}
-
-fn read(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -13,6 +13,16 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// A whole text file.
+pub(crate) fn read(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// A program to run in the workspace's folder; its output is shown unless it is asked for.
 pub(crate) struct Program(Command);
 

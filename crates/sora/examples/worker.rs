@@ -1,7 +1,8 @@
 //! Holds one model ready and times it on request: what `cargo xtask peers` runs beside other runtimes.
 //!
-//! `worker MODEL THREADS [BATCH]` prints one JSON line about loading; then, for each line with a number of seconds on
-//! standard input, runs the model that long and prints the median and the least time of a run.
+//! `worker MODEL THREADS [BATCH [PRECISION]]` prints one JSON line about loading; then, for each line with a number of
+//! seconds on standard input, runs the model that long and prints the median and the least time of a run. `f32` and
+//! `int8` compute as the model's file says.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -13,9 +14,13 @@ use sora::tensor::Tensor;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, path, threads, rest @ ..] = &args[..] else {
-        return Err("usage: worker MODEL THREADS [BATCH]".into());
+        return Err("usage: worker MODEL THREADS [BATCH [PRECISION]]".into());
     };
     let batch: usize = rest.first().map_or(Ok(1), |b| b.parse())?;
+    if let Some(precision) = rest.get(1).filter(|p| !["f32", "int8"].contains(&p.as_str())) {
+        return Err(format!("no way to compute in {precision}").into());
+    }
+    let before = memory_mb("VmRSS:");
     let start = Instant::now();
     let model = Model::load(path)?;
     let mut state = 1u32;
@@ -40,11 +45,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let load_ms = milliseconds(start);
     session.run(&given)?;
     let load_first_ms = milliseconds(start);
+    let peak = memory_mb("VmHWM:");
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{{\"load_ms\":{load_ms:.3},\"load_first_ms\":{load_first_ms:.3},\"hwm_mb\":{:.2}}}",
-        peak_mb().unwrap_or(0.0)
+        "{{\"load_ms\":{load_ms:.3},\"load_first_ms\":{load_first_ms:.3},\"hwm_mb\":{peak:.2},\"memory_mb\":{:.2}}}",
+        peak - before
     )?;
     for line in std::io::stdin().lock().lines() {
         let seconds: f64 = line?.trim().parse()?;
@@ -62,9 +68,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The most memory the process has held, in units of 2²⁰ bytes; `None` where the system does not tell.
-fn peak_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<f64>().ok().map(|kb| kb / 1024.0)
+/// A row of the process's status in units of 2²⁰ bytes, such as the most memory it has held; 0 where the system does not
+/// tell.
+fn memory_mb(row: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let value = status.lines().find_map(|l| l.strip_prefix(row));
+    value.and_then(|v| v.trim().trim_end_matches("kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
