@@ -191,6 +191,15 @@ impl Graph {
         }
     }
 
+    /// Makes the copies of mapped constants that working on this graph may need die with it.
+    fn detach_constants(&mut self) {
+        for value in &mut self.values {
+            if let Def::Const(tensor) = &mut value.def {
+                *tensor = tensor.detached();
+            }
+        }
+    }
+
     /// Renames a value.
     pub fn rename(&mut self, id: ValueId, name: &str) {
         self.values[id.index()].name = name.to_owned();
@@ -335,6 +344,7 @@ impl Graph {
     /// does not accept, [`IrError::Infer`] where a node refuses the shapes.
     pub fn specialize(&self, shapes: &[(&str, &[usize])]) -> Result<Graph, IrError> {
         let mut graph = self.clone();
+        graph.detach_constants();
         let mut symbols: HashMap<String, usize> = HashMap::new();
         for &(name, shape) in shapes {
             let id = self.inputs.iter().copied().find(|&id| self.value(id).name == name);

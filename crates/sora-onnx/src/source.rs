@@ -20,12 +20,12 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// Maps a file and decodes it; tensors' raw bytes stay in the mapping.
-pub(crate) fn read_model(path: &Path) -> Result<ModelProto, OnnxError> {
+/// Maps a file and decodes it; tensors' raw bytes stay in the mapping, which comes along.
+pub(crate) fn read_model(path: &Path) -> Result<(ModelProto, Buffer), OnnxError> {
     let io = |source| OnnxError::io(path, source);
     let file = File::open(path).map_err(io)?;
     let buffer = Buffer::map(&file).map_err(io)?;
-    decode(Bytes::from_owner(Mapped(buffer)))
+    Ok((decode(Bytes::from_owner(Mapped(buffer.clone())))?, buffer))
 }
 
 /// Beginnings of files that people mistake for ONNX: offset, bytes, what it is.
@@ -68,12 +68,24 @@ pub(crate) fn decode(bytes: Bytes) -> Result<ModelProto, OnnxError> {
 pub(crate) struct External {
     folder: Option<PathBuf>,
     files: HashMap<String, Buffer>,
+    /// The model's own file, if it is mapped.
+    model: Option<Buffer>,
 }
 
 impl External {
     /// External data is looked for in `folder` only; `None` refuses all of it.
     pub(crate) fn new(folder: Option<&Path>) -> Self {
-        External { folder: folder.map(Path::to_owned), files: HashMap::new() }
+        External { folder: folder.map(Path::to_owned), files: HashMap::new(), model: None }
+    }
+
+    /// The same beside a model in this mapped file.
+    pub(crate) fn beside(self, model: Buffer) -> Self {
+        External { model: Some(model), ..self }
+    }
+
+    /// Raw bytes of the model: where they lie in its mapped file, else a copy.
+    pub(crate) fn raw(&self, raw: &[u8]) -> Buffer {
+        self.model.as_ref().and_then(|file| file.part(raw)).unwrap_or_else(|| Buffer::copy_of(raw))
     }
 
     /// The bytes that a tensor's `external_data` entries describe; `expected` is what its shape needs.

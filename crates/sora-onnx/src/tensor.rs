@@ -74,7 +74,7 @@ pub(crate) fn from_proto(proto: &TensorProto, external: &mut External) -> Result
         return wrap(external.read(&proto.external_data, bytes)?);
     }
     if let Some(raw) = &proto.raw_data {
-        return wrap(little_endian(Buffer::copy_of(raw), dtype));
+        return wrap(little_endian(external.raw(raw), dtype));
     }
     let found = [
         proto.float_data.len(),

@@ -249,23 +249,6 @@ fn broken_initializers_and_inputs_are_refused_by_name() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_named() {
-    let mut model = model(vec![node("Add", &["x", "w"], &["y"]), node("Mul", &["y", "v"], &["z"])], &["z"]);
-    for (name, value) in [("w", f32::NAN), ("v", 1.0)] {
-        let data = vec![1.0, value, 1.0];
-        let tensor = onnx::Tensor {
-            name: name.into(),
-            dims: vec![3],
-            data_type: 1,
-            float_data: data,
-            ..Default::default()
-        };
-        model.graph.as_mut().unwrap().initializer.push(tensor);
-    }
-    assert_eq!(from_bytes(model.encode_to_vec(), None).unwrap().non_finite, ["w"]);
-}
-
-#[test]
 fn files_of_other_kinds_and_versions_are_named() {
     let message = |bytes: &[u8]| from_bytes(bytes.to_vec(), None).unwrap_err().to_string();
     assert!(message(b"").contains("empty"));

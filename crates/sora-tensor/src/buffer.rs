@@ -63,6 +63,28 @@ impl Buffer {
         Ok(Buffer(Storage::Mapped { map: Arc::new(map), range }))
     }
 
+    /// Lets go of the memory that holds a mapped file's bytes; they are read again when used again. Owned bytes
+    /// stay. Call it after a pass over bytes that will not be needed for long, to keep the process small.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped { map, range } = &self.0 {
+            // SAFETY: the mapping is of a file and never written, so dropped pages come back from the file
+            // with the same bytes (see `map` for a file that changes).
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // Refused advice costs memory, nothing else.
+            let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+    }
+
+    /// The part of this mapped buffer that `bytes` is; `None` for bytes from elsewhere, and for owned buffers.
+    pub fn part(&self, bytes: &[u8]) -> Option<Self> {
+        let start = bytes.as_ptr().addr().checked_sub(self.as_ptr().addr())?;
+        match &self.0 {
+            Storage::Owned { .. } => None,
+            Storage::Mapped { .. } => self.slice(start..start.checked_add(bytes.len())?),
+        }
+    }
+
     /// The part `range` of this buffer; shares a mapping, copies owned bytes. `None` when out of bounds.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         let bytes = self.get(range.clone())?;

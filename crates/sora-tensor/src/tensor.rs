@@ -1,7 +1,7 @@
 //! Tensors: a dtype, a shape and row-major bytes.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::{Buffer, DType, Element, with_element};
 
@@ -51,11 +51,28 @@ pub enum TensorError {
 pub struct Tensor {
     dtype: DType,
     shape: Vec<usize>,
-    data: Arc<Buffer>,
+    data: Arc<Data>,
+}
+
+/// Bytes, and an aligned copy of them once somebody needs one: a file may hold tensors anywhere.
+#[derive(Clone)]
+struct Data {
+    given: Buffer,
+    aligned: OnceLock<Buffer>,
+}
+
+impl Data {
+    fn new(given: Buffer) -> Arc<Self> {
+        Arc::new(Data { given, aligned: OnceLock::new() })
+    }
+
+    fn is_aligned(&self, dtype: DType) -> bool {
+        self.given.as_ptr().addr().is_multiple_of(dtype.size())
+    }
 }
 
 impl Tensor {
-    /// A tensor over `data`, which is copied only if its address is not aligned for `dtype`.
+    /// A tensor over `data`. If its address is not aligned for `dtype`, the first use of its elements copies it.
     ///
     /// # Errors
     /// [`TensorError::Length`] unless `data` has exactly the bytes that `dtype` and `shape` need.
@@ -65,9 +82,7 @@ impl Tensor {
             let shape = shape.to_vec();
             return Err(TensorError::Length { dtype, shape, expected, found: data.len() });
         }
-        let aligned = data.as_ptr().addr().is_multiple_of(dtype.size());
-        let data = if aligned { data } else { Buffer::copy_of(&data) };
-        Ok(Tensor { dtype, shape: shape.to_vec(), data: Arc::new(data) })
+        Ok(Tensor { dtype, shape: shape.to_vec(), data: Data::new(data) })
     }
 
     /// A tensor of zeros.
@@ -90,7 +105,7 @@ impl Tensor {
     /// A one-dimensional tensor with a copy of `values`.
     pub fn vector<T: Element>(values: &[T]) -> Self {
         let data = Buffer::copy_of(bytemuck::cast_slice(values));
-        Tensor { dtype: T::DTYPE, shape: vec![values.len()], data: Arc::new(data) }
+        Tensor { dtype: T::DTYPE, shape: vec![values.len()], data: Data::new(data) }
     }
 
     /// A tensor of rank 0.
@@ -137,22 +152,54 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.data.len() / self.dtype.size()
+        self.data.given.len() / self.dtype.size()
     }
 
     /// Whether there is no element.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.data.given.is_empty()
     }
 
-    /// The elements as bytes, row-major, in the machine's byte order.
+    /// The elements as bytes, row-major, in the machine's byte order, aligned for the dtype.
     pub fn bytes(&self) -> &[u8] {
-        &self.data
+        match self.data.is_aligned(self.dtype) {
+            true => &self.data.given,
+            false => self.data.aligned.get_or_init(|| {
+                let copy = Buffer::copy_of(&self.data.given);
+                self.data.given.release();
+                copy
+            }),
+        }
+    }
+
+    /// As [`Tensor::bytes`], at any address: never copies, so what only passes over a mapped file's weights
+    /// once, and then [releases](Tensor::release) them, holds no second copy.
+    pub fn raw(&self) -> &[u8] {
+        &self.data.given
+    }
+
+    /// Lets go of the memory behind elements that are mapped from a file; see [`Buffer::release`].
+    pub fn release(&self) {
+        self.data.given.release();
+    }
+
+    /// The same elements. An aligned copy that [`Tensor::bytes`] of the result may have to keep dies with the
+    /// result instead of living as long as `self`.
+    pub fn detached(&self) -> Self {
+        match self.data.is_aligned(self.dtype) {
+            true => self.clone(),
+            false => Tensor { data: Data::new(self.data.given.clone()), ..self.clone() },
+        }
     }
 
     /// Mutable bytes, copied first when shared.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        Arc::make_mut(&mut self.data).bytes_mut()
+        if !self.data.is_aligned(self.dtype) {
+            self.data = Data::new(Buffer::copy_of(self.bytes()));
+        }
+        let data = Arc::make_mut(&mut self.data);
+        data.aligned = OnceLock::new();
+        data.given.bytes_mut()
     }
 
     /// The elements, row-major.
@@ -161,7 +208,7 @@ impl Tensor {
     /// [`TensorError::DType`] unless the tensor holds `T`.
     pub fn as_slice<T: Element>(&self) -> Result<&[T], TensorError> {
         self.expect(T::DTYPE)?;
-        Ok(bytemuck::cast_slice(&self.data))
+        Ok(bytemuck::cast_slice(self.bytes()))
     }
 
     /// Mutable elements, copied first when shared.
@@ -223,7 +270,7 @@ impl Tensor {
     }
 
     fn iter<T: Element>(&self) -> impl Iterator<Item = T> + '_ {
-        bytemuck::cast_slice::<u8, T>(&self.data).iter().copied()
+        bytemuck::cast_slice::<u8, T>(self.bytes()).iter().copied()
     }
 
     fn expect(&self, expected: DType) -> Result<(), TensorError> {
@@ -304,7 +351,17 @@ mod tests {
         let part = map.slice(1..9).unwrap();
         assert!(map.slice(1..10).is_none());
         let tensor = Tensor::new(DType::I32, &[2], part).unwrap();
+        let detached = tensor.detached();
+        assert_eq!(detached.as_slice::<i32>().unwrap(), [1, 2]);
+        assert!(tensor.data.aligned.get().is_none());
+        assert_eq!(tensor.raw(), detached.bytes());
+        tensor.release();
         assert_eq!(tensor.as_slice::<i32>().unwrap(), [1, 2]);
+        let mut changed = tensor.clone();
+        changed.as_mut_slice::<i32>().unwrap()[0] = 9;
+        assert_eq!((tensor.to_i64s(), changed.to_i64s()), (vec![1, 2], vec![9, 2]));
+        assert_eq!(map.part(&map[3..5]).unwrap()[..], map[3..5]);
+        assert!(map.part(&[0u8; 2]).is_none());
         std::fs::remove_file(&path).unwrap();
     }
 }

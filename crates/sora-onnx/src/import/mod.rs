@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use sora_ir::{Dim, Graph, TensorType, ValueId};
-use sora_tensor::{Tensor, with_element};
+use sora_tensor::Tensor;
 
 use crate::error::{NodeIssue, OnnxError, Refusal};
 use crate::names::Names;
@@ -50,21 +50,19 @@ pub struct Imported {
     pub metadata: Vec<(String, String)>,
     /// Remarks on what was read leniently.
     pub warnings: Vec<String>,
-    /// Names of float initializers that hold NaN or an infinity.
-    pub non_finite: Vec<String>,
 }
 
-/// Reads a model from a file; external data is looked for in the file's folder only and stays memory-mapped.
+/// Reads a model from a file; weights stay memory-mapped. External data is looked for in the file's folder only.
 ///
 /// # Errors
 /// [`OnnxError::Nodes`] with every node, initializer and input that is broken or unsupported; other variants
 /// when the file as a whole is unreadable.
 pub fn load(path: impl AsRef<Path>) -> Result<Imported, OnnxError> {
     let path = path.as_ref();
-    let model = source::read_model(path)?;
+    let (model, file) = source::read_model(path)?;
     // The parent of a plain file name is empty, and an empty path is no folder.
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    import(model, &mut External::new(Some(folder)))
+    import(model, &mut External::new(Some(folder)).beside(file))
 }
 
 /// Reads a model from memory; external data is looked for in `folder`, and refused without one.
@@ -117,7 +115,6 @@ fn import(model: ModelProto, external: &mut External) -> Result<Imported, OnnxEr
         producer: producer.trim().to_owned(),
         metadata: model.metadata_props.into_iter().map(|p| (p.key, p.value)).collect(),
         warnings,
-        non_finite: importer.non_finite,
     })
 }
 
@@ -158,7 +155,6 @@ struct Importer {
     names: Names,
     issues: Vec<NodeIssue>,
     warnings: Vec<String>,
-    non_finite: Vec<String>,
 }
 
 impl Importer {
@@ -171,7 +167,6 @@ impl Importer {
             names: Names::default(),
             issues: Vec::new(),
             warnings: Vec::new(),
-            non_finite: Vec::new(),
         }
     }
 
@@ -197,12 +192,7 @@ impl Importer {
         for init in &proto.initializer {
             self.names.reserve(&init.name);
             let slot = match tensor::from_proto(init, external) {
-                Ok(tensor) => {
-                    if !all_finite(&tensor) {
-                        self.non_finite.push(init.name.clone());
-                    }
-                    Slot::Value(self.graph.constant(&init.name, tensor))
-                }
+                Ok(tensor) => Slot::Value(self.graph.constant(&init.name, tensor)),
                 Err(refusal) => {
                     self.issues.push(refusal.at(&init.name, "Initializer"));
                     Slot::Poisoned
@@ -410,12 +400,4 @@ fn symbol(name: &str) -> Dim {
         Some(dim) if dim.constant().is_none() => dim,
         _ => Dim::symbol(&name.replace('\'', "")),
     }
-}
-
-fn all_finite(tensor: &Tensor) -> bool {
-    use sora_tensor::Element;
-    !tensor.dtype().is_float()
-        || with_element!(tensor.dtype(), T => tensor
-            .as_slice::<T>()
-            .is_ok_and(|values| values.iter().all(|v| v.to_f64().is_finite())))
 }
