@@ -208,11 +208,11 @@ fn bytes(network: &Network, index: usize, int8: bool) -> (usize, usize) {
     let (graph, layer) = (&network.graph, &network.layers[index]);
     let nodes = layer.nodes.iter().filter_map(|&id| graph.node(id));
     let constants = nodes.flat_map(|n| n.inputs.iter().flatten()).filter_map(|&v| graph.const_value(v));
-    let before: usize = constants.map(|t| t.bytes().len()).sum();
+    let before: usize = constants.map(|t| t.byte_len()).sum();
     let weight = layer.linear().filter(|_| int8).and_then(|l| Some((graph.const_value(l.weight)?, l.axis)));
     let after = match weight {
         // A byte each, and per channel the weights' scale and zero point.
-        Some((w, axis)) => before - w.bytes().len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),
+        Some((w, axis)) => before - w.byte_len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),
         None => before,
     };
     (before, after)

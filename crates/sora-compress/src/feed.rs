@@ -135,7 +135,7 @@ pub(crate) fn head(tensor: &Tensor, len: usize) -> Result<Tensor, CompressError>
     if len >= first {
         return Ok(tensor.clone());
     }
-    let bytes = tensor.bytes().len() / first * len;
+    let bytes = tensor.byte_len() / first * len;
     let shape = [&[len], rest].concat();
     let data = sora_tensor::Buffer::copy_of(&tensor.bytes()[..bytes]);
     Ok(Tensor::new(tensor.dtype(), &shape, data)?)

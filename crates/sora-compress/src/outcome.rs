@@ -328,5 +328,5 @@ fn weight_bytes(graph: &Graph) -> usize {
     let uses = graph.uses();
     let is_output = |id: ValueId| graph.outputs().iter().any(|o| o.value == id);
     let used = graph.values().filter(|(id, _)| !uses[id.index()].is_empty() || is_output(*id));
-    used.filter_map(|(id, _)| graph.const_value(id)).map(|t| t.bytes().len()).sum()
+    used.filter_map(|(id, _)| graph.const_value(id)).map(|t| t.byte_len()).sum()
 }

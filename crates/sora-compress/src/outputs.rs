@@ -36,7 +36,7 @@ pub fn outputs(
         let fed = fed?;
         for (i, (name, tensor)) in session.run(&fed.refs())?.into_iter().enumerate() {
             let batch = tensor.shape().first().copied().filter(|&n| n >= fed.len && n > 0);
-            let row = batch.map(|n| tensor.bytes().len() / n).ok_or_else(|| {
+            let row = batch.map(|n| tensor.byte_len() / n).ok_or_else(|| {
                 let found = sora_ir::TensorType::of(&tensor).to_string();
                 CompressError::Output { output: name, found }
             })?;

@@ -1,6 +1,10 @@
 //! The right operand of a matrix product, stored in the order micro-kernels read it.
 
-use alloc::vec::Vec;
+use alloc::{
+    alloc::{alloc_zeroed, handle_alloc_error},
+    vec::Vec,
+};
+use core::alloc::Layout;
 use core::marker::PhantomData;
 
 use crate::{
@@ -9,10 +13,14 @@ use crate::{
     table::{Tile, gemm_bf16_tiles, gemm_f32_tiles, gemm_u8i8_tiles},
 };
 
-/// A cache line; the unit of allocation of [`Aligned`].
+/// Alignment of [`Aligned`]: a cache line.
+const LINE: usize = 64;
+
+/// The unit of allocation of [`Aligned`]: as much alignment as the system gives zeroed memory for without
+/// writing it.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+#[repr(C, align(16))]
+struct Block([u8; 16]);
 
 /// Types that any bytes make up and that may be read as bytes.
 ///
@@ -39,40 +47,58 @@ unsafe impl Plain for i32 {
 }
 
 /// A growable buffer that starts on a cache line.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Aligned<T> {
-    lines: Vec<Line>,
+    blocks: Vec<Block>,
+    /// Bytes before the first element.
+    start: usize,
     len: usize,
     element: PhantomData<T>,
 }
 
 impl<T: Plain> Aligned<T> {
+    /// Zeros that the system hands out untouched, where filling a vector would write each page first.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let mut buffer = Self { lines: Vec::new(), len: 0, element: PhantomData };
-        buffer.resize(len);
-        buffer
+        let empty = Self { blocks: Vec::new(), start: 0, len: 0, element: PhantomData };
+        if len == 0 {
+            return empty;
+        }
+        let count = (len * size_of::<T>() + LINE).div_ceil(size_of::<Block>());
+        let layout = Layout::array::<Block>(count).expect("a tensor in memory has an addressable size");
+        // SAFETY: the layout has a size.
+        let memory = unsafe { alloc_zeroed(layout) };
+        if memory.is_null() {
+            handle_alloc_error(layout);
+        }
+        // SAFETY: the global allocator gave `count` blocks of this layout, and zeros make up a block.
+        let blocks = unsafe { Vec::from_raw_parts(memory.cast(), count, count) };
+        Self { blocks, start: memory.addr().next_multiple_of(LINE) - memory.addr(), len, ..empty }
     }
 
     /// Changes the length; the contents become unspecified.
     pub(crate) fn resize(&mut self, len: usize) {
-        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        self.lines.resize(lines, Line([0; 64]));
-        self.len = len;
+        match self.start + len * size_of::<T>() <= size_of_val(&self.blocks[..]) {
+            true => self.len = len,
+            false => *self = Self::zeroed(len),
+        }
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: `lines` holds at least `len` initialized elements of plain data, well aligned.
-        unsafe { core::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        let start = self.blocks.as_ptr().cast::<u8>().wrapping_add(self.start);
+        // SAFETY: from `start` on, `blocks` holds at least `len` initialized elements of plain data, and it
+        // starts on a cache line (or nothing is read).
+        unsafe { core::slice::from_raw_parts(start.cast(), self.len) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        let start = self.blocks.as_mut_ptr().cast::<u8>().wrapping_add(self.start);
         // SAFETY: as in `as_slice`, and borrowed exclusively.
-        unsafe { core::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        unsafe { core::slice::from_raw_parts_mut(start.cast(), self.len) }
     }
 }
 
 /// Panels `[n / nr][taps][kc / granule][nr][granule]`, padded with zeros.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Panels<A: 'static, B: 'static, C: 'static> {
     pub(crate) data: Aligned<B>,
     pub(crate) n: usize,
@@ -100,20 +126,45 @@ impl<A, B: Plain, C> Panels<A, B, C> {
         self.taps * self.kc.next_multiple_of(self.tile.k_granule) * self.tile.nr
     }
 
+    /// Writes every element; `value(k, n)` with `k = tap * kc + channel`.
+    ///
+    /// Weights lie column by column in most files, so a column is read some depth at a time: long enough to
+    /// use whole cache lines of the source, short enough for the lines written to stay in the first-level cache.
     fn fill(&mut self, value: impl Fn(usize, usize) -> B) {
-        let (n, kc, stride) = (self.n, self.kc, self.stride());
-        let Tile { nr, k_granule, .. } = self.tile;
+        match self.tile.k_granule {
+            1 => self.fill_granules::<1>(value),
+            2 => self.fill_granules::<2>(value),
+            4 => self.fill_granules::<4>(value),
+            8 => self.fill_granules::<8>(value),
+            granule => panic!("no kernel reads {granule} depths together"),
+        }
+    }
+
+    fn fill_granules<const G: usize>(&mut self, value: impl Fn(usize, usize) -> B) {
+        const DEPTH: usize = 16;
+        let (n, kc, taps, nr, stride) = (self.n, self.kc, self.taps, self.tile.nr, self.stride());
         if stride == 0 {
             return;
         }
-        let groups = kc.div_ceil(k_granule);
-        for (p, panel) in self.data.as_mut_slice().chunks_exact_mut(stride).enumerate() {
-            for (g, step) in panel.chunks_exact_mut(nr * k_granule).enumerate() {
-                let (tap, group) = (g / groups, g % groups);
-                for (j, cell) in step.chunks_exact_mut(k_granule).enumerate() {
-                    for (u, slot) in cell.iter_mut().enumerate() {
-                        let (k, col) = (group * k_granule + u, p * nr + j);
-                        *slot = if k < kc && col < n { value(tap * kc + k, col) } else { B::ZERO };
+        let piece = stride / taps;
+        for (first, panel) in (0..n).step_by(nr).zip(self.data.as_mut_slice().chunks_exact_mut(stride)) {
+            let cols = nr.min(n - first);
+            if cols < nr || kc % G > 0 {
+                panel.fill(B::ZERO);
+            }
+            let (cells, _) = panel.as_chunks_mut::<G>();
+            for start in (0..kc).step_by(DEPTH) {
+                let end = kc.min(start + DEPTH);
+                for j in 0..cols {
+                    for tap in 0..taps {
+                        let cells = &mut cells[tap * piece / G..][..piece / G];
+                        let at = |k: usize| value(tap * kc + k, first + j);
+                        for group in start / G..end / G {
+                            cells[group * nr + j] = core::array::from_fn(|u| at(group * G + u));
+                        }
+                        for k in (end / G * G).max(start)..end {
+                            cells[k / G * nr + j][k % G] = at(k);
+                        }
                     }
                 }
             }
@@ -122,7 +173,7 @@ impl<A, B: Plain, C> Panels<A, B, C> {
 }
 
 /// Packed right operand of [`crate::gemm_f32`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PackedF32 {
     pub(crate) panels: Panels<f32, f32, f32>,
 }
@@ -134,7 +185,7 @@ pub struct PackedBf16 {
 }
 
 /// Packed right operand of [`crate::gemm_u8i8`], with its column sums.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PackedI8 {
     pub(crate) panels: Panels<u8, i8, i32>,
     /// Padded with zeros to whole panels.
@@ -306,10 +357,11 @@ impl PackedI8 {
         }
         let panels = self.panels.data.as_slice().chunks_exact(stride);
         for (sums, panel) in sums.chunks_exact_mut(nr).zip(panels) {
-            for step in panel.chunks_exact(nr * k_granule) {
-                for (sum, cell) in sums.iter_mut().zip(step.chunks_exact(k_granule)) {
-                    *sum += cell.iter().map(|&b| i32::from(b)).sum::<i32>();
-                }
+            match k_granule {
+                1 => add_steps::<1>(panel, sums),
+                2 => add_steps::<2>(panel, sums),
+                4 => add_steps::<4>(panel, sums),
+                _ => add_steps::<8>(panel, sums),
             }
         }
     }
@@ -335,6 +387,18 @@ impl PackedI8 {
     /// Σₖ B\[k\]\[n\] for each of the `n` columns.
     pub fn col_sums(&self) -> &[i32] {
         &self.sums.as_slice()[..self.panels.n]
+    }
+}
+
+/// Adds a panel's elements, column by column, to `sums`.
+fn add_steps<const G: usize>(panel: &[i8], sums: &mut [i32]) {
+    let (cells, _) = panel.as_chunks::<G>();
+    for step in cells.chunks_exact(sums.len()) {
+        for (sum, cell) in sums.iter_mut().zip(step) {
+            for &b in cell {
+                *sum += i32::from(b);
+            }
+        }
     }
 }
 

@@ -155,6 +155,11 @@ impl Tensor {
         self.data.given.len() / self.dtype.size()
     }
 
+    /// The number of bytes of all elements.
+    pub fn byte_len(&self) -> usize {
+        self.data.given.len()
+    }
+
     /// Whether there is no element.
     pub fn is_empty(&self) -> bool {
         self.data.given.is_empty()
@@ -284,7 +289,7 @@ impl Tensor {
 /// Equal dtype, shape and bytes: NaN equals NaN of the same bits, 0.0 differs from -0.0.
 impl PartialEq for Tensor {
     fn eq(&self, other: &Self) -> bool {
-        self.dtype == other.dtype && self.shape == other.shape && self.bytes() == other.bytes()
+        self.dtype == other.dtype && self.shape == other.shape && self.raw() == other.raw()
     }
 }
 

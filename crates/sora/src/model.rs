@@ -109,7 +109,7 @@ impl Model {
         };
         // External data lies in files of its own; the weights then outweigh the model's file.
         let consts = imported.graph.values().filter_map(|(id, _)| imported.graph.const_value(id));
-        let weights: u64 = consts.map(|tensor| tensor.bytes().len() as u64).sum();
+        let weights: u64 = consts.map(|tensor| tensor.byte_len() as u64).sum();
         let bytes = if weights > bytes { bytes + weights } else { bytes };
         Ok(Model { graph: imported.graph, metadata, bytes, warnings })
     }

@@ -247,7 +247,7 @@ pub(crate) fn pass_through(array: &Tensor, indices: &[usize]) -> Result<Tensor, 
         *first = indices.len();
     }
     let mut tensor = Tensor::zeros(array.dtype(), &shape).map_err(memory)?;
-    let size = tensor.bytes().len().checked_div(indices.len()).unwrap_or(0);
+    let size = tensor.byte_len().checked_div(indices.len()).unwrap_or(0);
     if size > 0 {
         let parts = tensor.bytes_mut().chunks_exact_mut(size);
         parts.zip(indices).for_each(|(to, &i)| to.copy_from_slice(&array.bytes()[i * size..(i + 1) * size]));

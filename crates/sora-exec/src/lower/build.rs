@@ -64,7 +64,7 @@ impl Builder {
 
     /// A constant.
     pub(crate) fn constant(&mut self, tensor: Tensor) -> Buf {
-        let bytes = tensor.bytes().len();
+        let bytes = tensor.byte_len();
         self.constants.push(tensor);
         self.place(Place::Constant(self.constants.len() - 1), bytes)
     }

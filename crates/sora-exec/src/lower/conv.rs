@@ -8,7 +8,7 @@ use sora_tensor::DType;
 use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
-use super::layout::{Affine, Layout};
+use super::layout::{Affine, Layout, numbers};
 use super::weights::ByteWeights;
 use super::winograd::Dense;
 use crate::steps::gemm::{Bytes, BytesDepthwise, Product, Real, RealDepthwise, Rows, Weights};
@@ -122,20 +122,22 @@ impl Lowering<'_> {
                 return self.convolve_bytes(c, x, affine, &weights, &steps, &bias, chain);
             }
         }
-        let weights = self.constant_f32(w)?;
+        let weights = self.constant(w).filter(|w| w.dtype() == DType::F32)?;
         let bias = match bias {
             Some(bias) => Some(self.per_channel(bias, c.groups * c.channels[1])?),
             None => None,
         };
         let x = self.exact(x, layout)?;
-        self.convolve_reals(c, x, &weights, bias.as_deref(), chain)
+        let done = self.convolve_reals(c, x, numbers(&weights), bias.as_deref(), chain);
+        weights.release();
+        done
     }
 
     fn convolve_reals(
         &mut self,
         c: &Convolution,
         x: Buf,
-        weights: &[f32],
+        weights: &[[u8; 4]],
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
@@ -144,7 +146,7 @@ impl Lowering<'_> {
         let pad = |kc: usize| vec![0.0f32; kc];
         if c.is_depthwise() {
             let gathered = self.windows(c, x, c.groups)?;
-            let value = |tap, channel| weights[(c.index)(channel, 0, 0, tap)];
+            let value = |tap, channel| f32::from_ne_bytes(weights[(c.index)(channel, 0, 0, tap)]);
             let packed = PackedDwF32::pack(kernels, gathered.taps, c.groups, value);
             let group = RealDepthwise { packed, bias: bias.map(<[f32]>::to_vec) };
             return self.product(c, "depthwise.f32", gathered, vec![group], c.groups, pad(c.groups), chain);
@@ -158,7 +160,8 @@ impl Lowering<'_> {
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
-            let value = |k, n| c.weight(g, n, k, kc, merged).map_or(0.0, |at| weights[at]);
+            let at = c.weights(g, taps * kc, kc, merged);
+            let value = |k, n| at(k, n).map_or(0.0, |at| f32::from_ne_bytes(weights[at]));
             let packed = PackedF32::pack(kernels, taps, kc, cout, value);
             Real { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
         });
@@ -193,7 +196,8 @@ impl Lowering<'_> {
         let gathered = self.gathered(c, x, 4, DType::U8, &[zero])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
-            let value = |k, n| c.weight(g, n, k, kc, merged).map_or(0, |at| weights.values[at]);
+            let at = c.weights(g, taps * kc, kc, merged);
+            let value = |k, n| at(k, n).map_or(0, |at| weights.values[at]);
             let packed = PackedI8::pack(kernels, taps, kc, cout, value);
             let columns = g * cout..(g + 1) * cout;
             let bias = fold_zero_point(Some(&bias[columns.clone()]), packed.col_sums(), input.zero_point);
@@ -293,11 +297,24 @@ impl Convolution<'_> {
         self.groups > 1 && self.channels == [1, 1]
     }
 
-    /// The weight that element `k` of a packed column meets; `None` beyond the window's width.
-    fn weight(&self, group: usize, n: usize, k: usize, kc: usize, merged: usize) -> Option<usize> {
-        let cin = self.channels[0];
-        let (piece, within) = (k / kc, k % kc);
-        let (tap, channel) = (piece * merged + within / cin, within % cin);
-        (within < merged * cin).then(|| (self.index)(group, n, channel, tap))
+    /// Finds the weight that element `k` (of `depth`) of packed column `n` meets; `None` beyond the window's
+    /// width. Positions are linear in `k`'s part and `n`'s part, so both are looked up.
+    fn weights(
+        &self,
+        group: usize,
+        depth: usize,
+        kc: usize,
+        merged: usize,
+    ) -> impl Fn(usize, usize) -> Option<usize> {
+        let [cin, cout] = self.channels;
+        let origin = (self.index)(group, 0, 0, 0);
+        let place = |k: usize| {
+            let (piece, within) = (k / kc, k % kc);
+            let (tap, channel) = (piece * merged + within / cin, within % cin);
+            (within < merged * cin).then(|| (self.index)(group, 0, channel, tap) - origin)
+        };
+        let rows: Vec<Option<usize>> = (0..depth).map(place).collect();
+        let columns: Vec<usize> = (0..cout).map(|n| (self.index)(group, n, 0, 0)).collect();
+        move |k, n| Some(columns[n] + rows[k]?)
     }
 }

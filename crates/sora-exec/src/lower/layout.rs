@@ -44,6 +44,11 @@ pub(crate) struct Form {
     pub(crate) encoding: Encoding,
 }
 
+/// The elements of an `f32` tensor where they lie in the file, at any address.
+pub(crate) fn numbers(tensor: &Tensor) -> &[[u8; 4]] {
+    tensor.raw().as_chunks().0
+}
+
 impl Lowering<'_> {
     /// The concrete shape of a value.
     pub(crate) fn shape(&self, v: ValueId) -> Vec<usize> {
@@ -97,7 +102,10 @@ impl Lowering<'_> {
 
     /// The value as `f32` numbers, if it is a constant of that dtype.
     pub(crate) fn constant_f32(&self, v: ValueId) -> Option<Vec<f32>> {
-        self.constant(v)?.as_slice::<f32>().ok().map(<[f32]>::to_vec)
+        let tensor = self.constant(v).filter(|t| t.dtype() == DType::F32)?;
+        let numbers = numbers(&tensor).iter().map(|&n| f32::from_ne_bytes(n)).collect();
+        tensor.release();
+        Some(numbers)
     }
 
     /// The channels-last layout of a value of rank 2 and more.

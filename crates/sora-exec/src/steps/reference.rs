@@ -38,7 +38,7 @@ impl Work for Reference {
         let inputs: Vec<_> = tensors.iter().map(Option::as_ref).collect();
         let results = self.op.eval(&EvalCx { inputs: &inputs }).map_err(|why| why.0)?;
         for (output, result) in io.outs.into_iter().zip(&results) {
-            if output.len() != result.bytes().len() {
+            if output.len() != result.byte_len() {
                 return Err(format!("gave {:?} where {} bytes are planned", result.shape(), output.len()));
             }
             output.copy_from_slice(result.bytes());

@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use sora_ir::{Dim, Graph, TensorType, ValueId};
-use sora_tensor::Tensor;
+
 
 use crate::error::{NodeIssue, OnnxError, Refusal};
 use crate::names::Names;

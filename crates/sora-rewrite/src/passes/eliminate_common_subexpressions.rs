@@ -80,8 +80,8 @@ fn merge_constants(graph: &mut Graph) {
 /// What equal constants have in common and different ones rarely do: cheap, whatever their size.
 fn fingerprint(tensor: &Tensor) -> (DType, Vec<usize>, Vec<u8>) {
     const SAMPLES: usize = 64;
-    let step = (tensor.bytes().len() / SAMPLES).max(1);
-    let bytes = tensor.bytes().iter().step_by(step).copied().collect();
+    let step = (tensor.raw().len() / SAMPLES).max(1);
+    let bytes = tensor.raw().iter().step_by(step).copied().collect();
     (tensor.dtype(), tensor.shape().to_vec(), bytes)
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn fold_constants(
         let Some(folded) = fold(graph, id, &uses, budget) else { continue };
         let Some(node) = graph.node(id) else { continue };
         let (name, label, outputs) = (node.name.clone(), node.op.label(), node.outputs.clone());
-        let bytes: usize = folded.iter().map(|t| t.bytes().len()).sum();
+        let bytes: usize = folded.iter().map(|t| t.byte_len()).sum();
         report.push(NAME, &name, format!("{label} → constant of {bytes} bytes"));
         for (old, tensor) in outputs.into_iter().zip(folded) {
             let name = graph.value(old).name.clone();

@@ -107,7 +107,7 @@ impl Summary {
         for (_, value) in graph.values() {
             if let Def::Const(tensor) = &value.def {
                 summary.parameters += tensor.len() as u64;
-                summary.weight_bytes += tensor.bytes().len() as u64;
+                summary.weight_bytes += tensor.byte_len() as u64;
             }
         }
         summary.zeros = zeros as f64 / weights.max(1) as f64;
