@@ -126,6 +126,38 @@ impl<A, B: Plain, C> Panels<A, B, C> {
         self.taps * self.kc.next_multiple_of(self.tile.k_granule) * self.tile.nr
     }
 
+    /// Writes every element, each at `origin + n * strides[0] + channel * strides[1] + tap * strides[2]` of
+    /// `source`.
+    fn fill_strided<S: Copy>(
+        &mut self,
+        source: &[S],
+        origin: usize,
+        strides: [usize; 3],
+        convert: impl Fn(S) -> B,
+    ) {
+        match self.tile.k_granule {
+            1 => self.fill_strided_granules::<1, _>(source, origin, strides, convert),
+            2 => self.fill_strided_granules::<2, _>(source, origin, strides, convert),
+            4 => self.fill_strided_granules::<4, _>(source, origin, strides, convert),
+            8 => self.fill_strided_granules::<8, _>(source, origin, strides, convert),
+            granule => panic!("no kernel reads {granule} depths together"),
+        }
+    }
+
+    fn fill_strided_granules<const G: usize, S: Copy>(
+        &mut self,
+        source: &[S],
+        origin: usize,
+        [of_column, of_channel, of_tap]: [usize; 3],
+        convert: impl Fn(S) -> B,
+    ) {
+        let convert = &convert;
+        self.fill_columns::<G, _>(|tap, col| {
+            let piece = &source[origin + col * of_column + tap * of_tap..];
+            move |k| convert(piece[k * of_channel])
+        });
+    }
+
     /// Writes every element; `value(k, n)` with `k = tap * kc + channel`.
     ///
     /// Weights lie column by column in most files, so a column is read some depth at a time: long enough to
@@ -141,6 +173,15 @@ impl<A, B: Plain, C> Panels<A, B, C> {
     }
 
     fn fill_granules<const G: usize>(&mut self, value: impl Fn(usize, usize) -> B) {
+        let kc = self.kc;
+        self.fill_columns::<G, _>(|tap, col| {
+            let value = &value;
+            move |k| value(tap * kc + k, col)
+        });
+    }
+
+    /// `column(tap, n)` gives the elements of a piece of column `n` by their depth.
+    fn fill_columns<const G: usize, R: Fn(usize) -> B>(&mut self, column: impl Fn(usize, usize) -> R) {
         const DEPTH: usize = 16;
         let (n, kc, taps, nr, stride) = (self.n, self.kc, self.taps, self.tile.nr, self.stride());
         if stride == 0 {
@@ -158,7 +199,7 @@ impl<A, B: Plain, C> Panels<A, B, C> {
                 for j in 0..cols {
                     for tap in 0..taps {
                         let cells = &mut cells[tap * piece / G..][..piece / G];
-                        let at = |k: usize| value(tap * kc + k, first + j);
+                        let at = column(tap, first + j);
                         for group in start / G..end / G {
                             cells[group * nr + j] = core::array::from_fn(|u| at(group * G + u));
                         }
@@ -179,7 +220,7 @@ pub struct PackedF32 {
 }
 
 /// Packed right operand of [`crate::gemm_bf16`]: bits of bf16, as [`crate::bf16::round`] makes them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PackedBf16 {
     pub(crate) panels: Panels<u16, u16, f32>,
 }
@@ -206,7 +247,26 @@ macro_rules! packed {
                 value: impl Fn(usize, usize) -> $element,
             ) -> Self {
                 let mut packed = Self::empty(kernels, taps, kc, n);
-                packed.fill(value);
+                packed.fill_with(|panels| panels.fill(value));
+                packed
+            }
+
+            /// Packs elements at fixed strides: that of column `n`, channel `c` and tap `t` is
+            /// `convert(source[origin + n * strides[0] + c * strides[1] + t * strides[2]])`.
+            ///
+            /// # Panics
+            /// When `source` is too short.
+            #[allow(clippy::too_many_arguments)]
+            pub fn from_strided<S: Copy>(
+                kernels: Kernels,
+                (taps, kc, n): (usize, usize, usize),
+                source: &[S],
+                origin: usize,
+                strides: [usize; 3],
+                convert: impl Fn(S) -> $element,
+            ) -> Self {
+                let mut packed = Self::empty(kernels, taps, kc, n);
+                packed.fill_with(|panels| panels.fill_strided(source, origin, strides, convert));
                 packed
             }
 
@@ -262,8 +322,8 @@ impl PackedF32 {
         Self { panels: Panels::new(tile, tiles, taps, kc, n) }
     }
 
-    fn fill(&mut self, value: impl Fn(usize, usize) -> f32) {
-        self.panels.fill(value);
+    fn fill_with(&mut self, fill: impl FnOnce(&mut Panels<f32, f32, f32>)) {
+        fill(&mut self.panels);
     }
 
     /// [`Self::from_kn`] into the memory of an earlier operand.
@@ -316,8 +376,8 @@ impl PackedBf16 {
         Self { panels: Panels::new(tile, tiles, taps, kc, n) }
     }
 
-    fn fill(&mut self, value: impl Fn(usize, usize) -> u16) {
-        self.panels.fill(value);
+    fn fill_with(&mut self, fill: impl FnOnce(&mut Panels<u16, u16, f32>)) {
+        fill(&mut self.panels);
     }
 
     /// [`Self::from_kn`] into the memory of an earlier operand.
@@ -326,7 +386,7 @@ impl PackedBf16 {
     /// When the matrix does not fit `data`.
     pub fn repack_kn(&mut self, data: &[u16], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill(|i, j| data[i * ld + j]);
+        self.fill_with(|panels| panels.fill(|i, j| data[i * ld + j]));
     }
 
     /// [`Self::from_nk`] into the memory of an earlier operand.
@@ -335,7 +395,7 @@ impl PackedBf16 {
     /// When the matrix does not fit `data`.
     pub fn repack_nk(&mut self, data: &[u16], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill(|i, j| data[j * ld + i]);
+        self.fill_with(|panels| panels.fill(|i, j| data[j * ld + i]));
     }
 }
 
@@ -345,8 +405,9 @@ impl PackedI8 {
         Self { panels: Panels::new(tile, tiles, taps, kc, n), sums: Aligned::zeroed(0) }
     }
 
-    fn fill(&mut self, value: impl Fn(usize, usize) -> i8) {
-        self.panels.fill(value);
+    /// Fills the panels and adds up their columns.
+    fn fill_with(&mut self, fill: impl FnOnce(&mut Panels<u8, i8, i32>)) {
+        fill(&mut self.panels);
         let Tile { nr, k_granule, .. } = self.panels.tile;
         let stride = self.panels.stride();
         self.sums.resize(self.panels.n.next_multiple_of(nr));
@@ -372,7 +433,7 @@ impl PackedI8 {
     /// When the matrix does not fit `data`.
     pub fn repack_kn(&mut self, data: &[i8], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill(|i, j| data[i * ld + j]);
+        self.fill_with(|panels| panels.fill(|i, j| data[i * ld + j]));
     }
 
     /// [`Self::from_nk`] into the memory of an earlier operand.
@@ -381,7 +442,7 @@ impl PackedI8 {
     /// When the matrix does not fit `data`.
     pub fn repack_nk(&mut self, data: &[i8], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill(|i, j| data[j * ld + i]);
+        self.fill_with(|panels| panels.fill(|i, j| data[j * ld + i]));
     }
 
     /// Σₖ B\[k\]\[n\] for each of the `n` columns.

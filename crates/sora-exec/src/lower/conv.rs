@@ -160,9 +160,15 @@ impl Lowering<'_> {
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
-            let at = c.weights(g, taps * kc, kc, merged);
-            let value = |k, n| at(k, n).map_or(0.0, |at| f32::from_ne_bytes(weights[at]));
-            let packed = PackedF32::pack(kernels, taps, kc, cout, value);
+            let packed = match (merged, c.strides(g)) {
+                (1, (origin, strides)) => {
+                    let extents = (taps, kc, cout);
+                    PackedF32::from_strided(kernels, extents, weights, origin, strides, f32::from_ne_bytes)
+                }
+                _ => PackedF32::pack(kernels, taps, kc, cout, |k, n| {
+                    c.weight(g, n, k, kc, merged).map_or(0.0, |at| f32::from_ne_bytes(weights[at]))
+                }),
+            };
             Real { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
         });
         let groups = groups.collect();
@@ -196,9 +202,14 @@ impl Lowering<'_> {
         let gathered = self.gathered(c, x, 4, DType::U8, &[zero])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
-            let at = c.weights(g, taps * kc, kc, merged);
-            let value = |k, n| at(k, n).map_or(0, |at| weights.values[at]);
-            let packed = PackedI8::pack(kernels, taps, kc, cout, value);
+            let packed = match (merged, c.strides(g)) {
+                (1, (origin, strides)) => {
+                    PackedI8::from_strided(kernels, (taps, kc, cout), &weights.values, origin, strides, |w| w)
+                }
+                _ => PackedI8::pack(kernels, taps, kc, cout, |k, n| {
+                    c.weight(g, n, k, kc, merged).map_or(0, |at| weights.values[at])
+                }),
+            };
             let columns = g * cout..(g + 1) * cout;
             let bias = fold_zero_point(Some(&bias[columns.clone()]), packed.col_sums(), input.zero_point);
             Bytes { packed, bias, scale: steps[columns].to_vec() }
@@ -297,24 +308,19 @@ impl Convolution<'_> {
         self.groups > 1 && self.channels == [1, 1]
     }
 
-    /// Finds the weight that element `k` (of `depth`) of packed column `n` meets; `None` beyond the window's
-    /// width. Positions are linear in `k`'s part and `n`'s part, so both are looked up.
-    fn weights(
-        &self,
-        group: usize,
-        depth: usize,
-        kc: usize,
-        merged: usize,
-    ) -> impl Fn(usize, usize) -> Option<usize> {
-        let [cin, cout] = self.channels;
-        let origin = (self.index)(group, 0, 0, 0);
-        let place = |k: usize| {
-            let (piece, within) = (k / kc, k % kc);
-            let (tap, channel) = (piece * merged + within / cin, within % cin);
-            (within < merged * cin).then(|| (self.index)(group, 0, channel, tap) - origin)
-        };
-        let rows: Vec<Option<usize>> = (0..depth).map(place).collect();
-        let columns: Vec<usize> = (0..cout).map(|n| (self.index)(group, n, 0, 0)).collect();
-        move |k, n| Some(columns[n] + rows[k]?)
+    /// Where the weights of a group begin, and how far apart those of neighbouring output channels, input
+    /// channels and taps lie.
+    fn strides(&self, group: usize) -> (usize, [usize; 3]) {
+        let at = |n: usize, channel: usize, tap: usize| (self.index)(group, n, channel, tap);
+        let origin = at(0, 0, 0);
+        (origin, [at(1, 0, 0) - origin, at(0, 1, 0) - origin, at(0, 0, 1) - origin])
+    }
+
+    /// The weight that element `k` of a packed column meets; `None` beyond the window's width.
+    fn weight(&self, group: usize, n: usize, k: usize, kc: usize, merged: usize) -> Option<usize> {
+        let cin = self.channels[0];
+        let (piece, within) = (k / kc, k % kc);
+        let (tap, channel) = (piece * merged + within / cin, within % cin);
+        (within < merged * cin).then(|| (self.index)(group, n, channel, tap))
     }
 }
