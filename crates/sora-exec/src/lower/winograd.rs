@@ -58,7 +58,7 @@ impl Lowering<'_> {
         &mut self,
         conv: &Dense,
         x: Buf,
-        weights: &[f32],
+        weights: &[[u8; 4]],
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
@@ -73,6 +73,7 @@ impl Lowering<'_> {
         if chain.quantize.is_some() || matches!(residual, Some((_, ResidualKind::Bytes(_)))) {
             return None;
         }
+        let weights: Vec<f32> = weights.iter().map(|&w| f32::from_ne_bytes(w)).collect();
         let (out, _, dtype) = self.store(chain, layout);
         let info = self.info("winograd.f32", &chain.nodes, Some(chain.result), dtype);
         let work = Winograd {
@@ -81,7 +82,7 @@ impl Lowering<'_> {
             input: [height, width],
             pad: [top, left],
             output: [down, across],
-            packed: PackedWinograd::pack(self.kernels, edge, conv.channels, conv.n, weights),
+            packed: PackedWinograd::pack(self.kernels, edge, conv.channels, conv.n, &weights),
             bias: bias.map(<[f32]>::to_vec),
             residual: residual.is_some(),
             activation: chain.activation,

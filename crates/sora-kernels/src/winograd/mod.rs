@@ -90,7 +90,7 @@ impl Images<'_> {
 }
 
 /// Transformed and packed weights of [`winograd_f32`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PackedWinograd {
     /// One tap per element of the transformed tile.
     panels: Panels<f32, f32, f32>,

@@ -22,7 +22,6 @@ use std::path::Path;
 
 use sora_ir::{Dim, Graph, TensorType, ValueId};
 
-
 use crate::error::{NodeIssue, OnnxError, Refusal};
 use crate::names::Names;
 use crate::proto::{Extent, GraphProto, ModelProto, NodeProto, ValueInfoProto};
