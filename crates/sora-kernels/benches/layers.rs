@@ -155,7 +155,7 @@ fn vectors(k: Kernels) {
     let mut state = vec![0.1; N / 4];
     let mut hidden = vec![0.1; N / 4];
     report(k, "lstm step", N / 4, "Gelem/s", || {
-        recurrent::lstm_step(k, &x, None, &mut state, &mut hidden);
+        recurrent::lstm_step(k, &x, &x, None, &mut state, &mut hidden);
     });
     let mut b = PackedF32::from_nk(k, &x, 64, 256, 64);
     report(k, "repack 64x256 transposed", N, "Gelem/s", || b.repack_nk(&x, 64, 256, 64));

@@ -176,6 +176,31 @@ pub struct EpilogueI32<'a> {
     pub activation: Activation,
 }
 
+/// Finish of an integer accumulator whose rows of A were each quantized over their own range:
+/// `activation(f32(acc − zero_point[r] · col_sum[n]) · (row_scale[r] · scale[n]) + bias[n] + residual)`.
+#[derive(Clone, Copy, Debug)]
+pub struct EpilogueRows<'a> {
+    /// The real value of one step of A, for each row, or one for all rows.
+    pub row_scales: &'a [f32],
+    /// The byte that stands for zero in A, likewise.
+    pub zero_points: &'a [u8],
+    /// Weight scale, one value per column.
+    pub scale: &'a [f32],
+    /// One value per column.
+    pub bias: Option<&'a [f32]>,
+    /// A tensor of the output's shape.
+    pub residual: Option<Residual<'a>>,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+/// An [`EpilogueRows`] with the column sums of B.
+#[derive(Clone, Copy)]
+pub(crate) struct FinishRows<'a> {
+    pub(crate) epilogue: &'a EpilogueRows<'a>,
+    pub(crate) sums: &'a [i32],
+}
+
 /// Turns one row of accumulators into real values.
 pub(crate) trait Finish<C>: Copy {
     /// Panics unless columns `..n` have parameters and `rows` rows have residuals.
@@ -185,7 +210,14 @@ pub(crate) trait Finish<C>: Copy {
     /// the arithmetic runs without tails.
     type Columns<const N: usize>: Copy;
     fn columns<const N: usize>(&self, first: usize, cols: usize) -> Self::Columns<N>;
-    fn scale_and_shift<const N: usize>(c: &Self::Columns<N>, acc: &[C; N], y: &mut [f32; N]);
+    /// The reals of row `row`, counted from the call's first one.
+    fn scale_and_shift<const N: usize>(
+        &self,
+        c: &Self::Columns<N>,
+        row: usize,
+        acc: &[C; N],
+        y: &mut [f32; N],
+    );
     fn residual(&self) -> Option<Residual<'_>>;
     fn activation(&self) -> Activation;
 }
@@ -232,7 +264,13 @@ impl Finish<f32> for EpilogueF32<'_> {
     }
 
     #[inline(always)]
-    fn scale_and_shift<const N: usize>(c: &Self::Columns<N>, acc: &[f32; N], y: &mut [f32; N]) {
+    fn scale_and_shift<const N: usize>(
+        &self,
+        c: &Self::Columns<N>,
+        _: usize,
+        acc: &[f32; N],
+        y: &mut [f32; N],
+    ) {
         match c {
             None => *y = *acc,
             Some(bias) => {
@@ -273,7 +311,13 @@ impl Finish<i32> for EpilogueI32<'_> {
     }
 
     #[inline(always)]
-    fn scale_and_shift<const N: usize>(c: &Self::Columns<N>, acc: &[i32; N], y: &mut [f32; N]) {
+    fn scale_and_shift<const N: usize>(
+        &self,
+        c: &Self::Columns<N>,
+        _: usize,
+        acc: &[i32; N],
+        y: &mut [f32; N],
+    ) {
         for j in 0..N {
             y[j] = acc[j].wrapping_add(c.0[j]) as f32 * c.1[j];
         }
@@ -287,6 +331,55 @@ impl Finish<i32> for EpilogueI32<'_> {
     #[inline(always)]
     fn activation(&self) -> Activation {
         self.activation
+    }
+}
+
+impl Finish<i32> for FinishRows<'_> {
+    fn validate(&self, rows: usize, n: usize) {
+        let e = self.epilogue;
+        let fits = |len: usize| len == 1 || len == rows;
+        let (scales, zeros) = (e.row_scales.len(), e.zero_points.len());
+        assert!(fits(scales) && scales == zeros, "{scales} scales and {zeros} zero points for {rows} rows");
+        assert!(e.scale.len() >= n, "{} scales for {n} columns", e.scale.len());
+        if let Some(bias) = e.bias {
+            assert!(bias.len() >= n, "{} biases for {n} columns", bias.len());
+        }
+        validate_residual(&e.residual, rows, n);
+    }
+
+    type Columns<const N: usize> = ([i32; N], [f32; N], [f32; N]);
+
+    #[inline(always)]
+    fn columns<const N: usize>(&self, first: usize, cols: usize) -> Self::Columns<N> {
+        let range = first..first + cols;
+        let bias = self.epilogue.bias.map_or(&[][..], |b| &b[range.clone()]);
+        (padded(&self.sums[range.clone()], 0), padded(&self.epilogue.scale[range], 0.0), padded(bias, 0.0))
+    }
+
+    #[inline(always)]
+    fn scale_and_shift<const N: usize>(
+        &self,
+        c: &Self::Columns<N>,
+        row: usize,
+        acc: &[i32; N],
+        y: &mut [f32; N],
+    ) {
+        let row = if self.epilogue.row_scales.len() == 1 { 0 } else { row };
+        let (scale, zero_point) = (self.epilogue.row_scales[row], i32::from(self.epilogue.zero_points[row]));
+        for j in 0..N {
+            let sum = acc[j].wrapping_sub(c.0[j].wrapping_mul(zero_point));
+            y[j] = sum as f32 * (scale * c.1[j]) + c.2[j];
+        }
+    }
+
+    #[inline(always)]
+    fn residual(&self) -> Option<Residual<'_>> {
+        self.epilogue.residual
+    }
+
+    #[inline(always)]
+    fn activation(&self) -> Activation {
+        self.epilogue.activation
     }
 }
 
@@ -431,8 +524,8 @@ fn finish<const N: usize, C: Copy, E: Finish<C>>(
     let columns = e.columns::<N>(first, place.cols);
     let (tile, _) = scratch.acc[start..].as_chunks::<N>();
     let (rows, _) = scratch.reals.as_chunks_mut::<N>();
-    for (y, acc) in rows.iter_mut().zip(tile).take(place.rows) {
-        E::scale_and_shift(&columns, acc, y);
+    for (i, (y, acc)) in rows.iter_mut().zip(tile).take(place.rows).enumerate() {
+        e.scale_and_shift(&columns, place.row + i, acc, y);
     }
     if let Some(residual) = &e.residual() {
         for (i, y) in rows.iter_mut().enumerate().take(place.rows) {
@@ -520,4 +613,10 @@ pub(crate) fn finish_i32<const N: usize>(
         }
     }
     finish_i32_in_passes::<N>(kernels, e, scratch, start, place, out);
+}
+
+per_isa! {
+    pub(crate) fn finish_rows [const N: usize] (e: &FinishRows<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
+        finish::<N, i32, _>(e, scratch, start, place, out);
+    }
 }

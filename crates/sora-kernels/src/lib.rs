@@ -57,8 +57,10 @@ mod winograd;
 pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
 pub use elementwise::{Binary, Rhs, Unary};
 
-pub use epilogue::{Activation, EpilogueF32, EpilogueI32, Residual};
-pub use gemm::{Bf16Tiles, F32Tiles, I8Tiles, Tiles, gemm_bf16, gemm_f32, gemm_u8i8};
+pub use epilogue::{Activation, EpilogueF32, EpilogueI32, EpilogueRows, Residual};
+pub use gemm::{
+    Bf16Tiles, F32Tiles, I8Tiles, Tiles, gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_f32, gemv_u8i8,
+};
 pub use isa::{Isa, IsaError, Kernels};
 pub use layout::Window;
 pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant};

@@ -5,7 +5,7 @@ use crate::{
     elementwise::{Binary, Piece, Rhs, broadcast},
     epilogue::{Activation, activate_and_quantize},
     isa::per_isa,
-    lanes::{greater, lesser},
+    lanes::{fold, greater, lesser},
     math,
     operands::{Dequant, Quant},
 };
@@ -56,6 +56,71 @@ per_isa! {
     /// When the lengths differ.
     pub fn quantize_i8(x: &[f32], scale: f32, zero_point: i32, out: &mut [i8]) {
         divide_and_quantize(x, scale, zero_point, -128, out, |q| q as i8);
+    }
+}
+
+/// Lowest and highest of the values and 0, NaN left out.
+#[inline(always)]
+fn range_of(x: &[f32]) -> [f32; 2] {
+    [
+        fold(x, 0.0, |x| x, |a, b| if b < a { b } else { a }),
+        fold(x, 0.0, |x| x, |a, b| if b > a { b } else { a }),
+    ]
+}
+
+per_isa! {
+    /// Lowest and highest of the values and 0.
+    pub fn range(x: &[f32]) -> [f32; 2] {
+        range_of(x)
+    }
+}
+
+/// Scale and zero point of unsigned bytes over a range that holds 0. ONNX DynamicQuantizeLinear.
+#[inline(always)]
+pub fn dynamic_scale([low, high]: [f32; 2]) -> Dequant {
+    let scale = (high - low) / 255.0;
+    let scale = if scale == 0.0 { 1.0 } else { scale };
+    let zero_point = math::round_ties_even(math::clamp(-low / scale, 0.0, 255.0));
+    // The cast makes 0 of NaN.
+    Dequant { scale, zero_point: zero_point as i32 }
+}
+
+per_isa! {
+    /// Quantizes each row of `cols` values over its own range ([`dynamic_scale`]), as [`quantize_u8`] does.
+    ///
+    /// # Panics
+    /// When `x` and `out` differ in length, or are not as many rows as there are scales and zero points.
+    pub fn dynamic_rows_u8(x: &[f32], cols: usize, out: &mut [u8], scales: &mut [f32], zero_points: &mut [u8]) {
+        let rows = scales.len();
+        assert!(
+            x.len() == rows * cols && out.len() == x.len() && zero_points.len() == rows,
+            "{} values in {rows} rows of {cols} to {} bytes and {} zero points",
+            x.len(),
+            out.len(),
+            zero_points.len()
+        );
+        for r in 0..rows {
+            let row = r * cols..(r + 1) * cols;
+            let Dequant { scale, zero_point } = dynamic_scale(range_of(&x[row.clone()]));
+            (scales[r], zero_points[r]) = (scale, zero_point as u8);
+            divide_and_quantize(&x[row.clone()], scale, zero_point, 0, &mut out[row], |q| q);
+        }
+    }
+}
+
+per_isa! {
+    /// The reals of exact sums of products: `f32(sums[n] − zero_point · col_sums[n]) · (scale · scales[n])`, with
+    /// scale and zero point of the left operand, and column sums and scales of the right one.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn dequantize_sums(sums: &[i32], left: Dequant, col_sums: &[i32], scales: &[f32], out: &mut [f32]) {
+        let n = out.len();
+        assert!(sums.len() == n && col_sums.len() == n && scales.len() == n, "vectors of {n} elements");
+        for j in 0..n {
+            let sum = sums[j].wrapping_sub(col_sums[j].wrapping_mul(left.zero_point));
+            out[j] = sum as f32 * (left.scale * scales[j]);
+        }
     }
 }
 
@@ -251,6 +316,54 @@ mod tests {
                 u8_to_i8(k, &there, &mut back);
                 assert_eq!(back, i);
                 assert!(i.iter().zip(&there).all(|(&i, &u)| i32::from(i) + 128 == i32::from(u)));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_quantized_over_their_own_range_on_every_isa() {
+        let mut rng = Rng::with_seed(21);
+        for cols in [1, 5, 31, 32, 33, 100, 1500] {
+            let rows = 4;
+            let mut x: Vec<f32> =
+                (0..rows * cols).map(|i| (rng.f32() - 0.3) * [1.0, 40.0][i / cols % 2]).collect();
+            x[2 * cols..3 * cols].fill(0.0);
+            for k in Kernels::all_available() {
+                let (mut q, mut scales, mut zeros) = (vec![7u8; x.len()], vec![0.0; rows], vec![0u8; rows]);
+                dynamic_rows_u8(k, &x, cols, &mut q, &mut scales, &mut zeros);
+                for r in 0..rows {
+                    let row = &x[r * cols..][..cols];
+                    let low = row.iter().fold(0.0f32, |m, &v| m.min(v));
+                    let high = row.iter().fold(0.0f32, |m, &v| m.max(v));
+                    assert_eq!(range(k, row), [low, high]);
+                    let scale = if low == high { 1.0 } else { (high - low) / 255.0 };
+                    let zero = (-low / scale).round_ties_even();
+                    assert_eq!((scales[r], f32::from(zeros[r])), (scale, zero));
+                    for (&q, &v) in q[r * cols..].iter().zip(row) {
+                        let want = ((v / scale).round_ties_even() + zero).clamp(0.0, 255.0);
+                        assert_eq!(f32::from(q), want);
+                    }
+                }
+            }
+        }
+        // What is no number does not spoil the range.
+        assert_eq!(range(Kernels::best(), &[f32::NAN, 2.0, f32::NAN, -1.0]), [-1.0, 2.0]);
+    }
+
+    #[test]
+    fn sums_become_reals() {
+        let mut rng = Rng::with_seed(22);
+        for n in [1, 33, 100] {
+            let sums: Vec<i32> = (0..n).map(|_| rng.i32(-9_000_000..9_000_000)).collect();
+            let cols: Vec<i32> = (0..n).map(|_| rng.i32(-40_000..40_000)).collect();
+            let scales: Vec<f32> = (0..n).map(|_| rng.f32() * 0.01).collect();
+            let left = Dequant { scale: 0.02, zero_point: 99 };
+            for k in Kernels::all_available() {
+                let mut y = vec![0.0; n];
+                dequantize_sums(k, &sums, left, &cols, &scales, &mut y);
+                for j in 0..n {
+                    assert_eq!(y[j], (sums[j] - 99 * cols[j]) as f32 * (0.02 * scales[j]));
+                }
             }
         }
     }

@@ -6,8 +6,8 @@ use crate::{isa::per_isa, math};
 per_isa! {
     /// One step of an LSTM cell with the default activations (ONNX LSTM).
     ///
-    /// `gates` holds the pre-activations `[i, o, f, c]` of `4h` units (both products and both biases
-    /// added); `peephole` the diagonal weights `[i, o, f]`; `c` and `h` the state, updated in place:
+    /// `x_gates` is `W·x` with both biases and `h_gates` is `R·h`, both `[i, o, f, c]` of `4h` units; `peephole`
+    /// the diagonal weights `[i, o, f]`; `c` and `h` the state, updated in place. With `g = x_gates + h_gates`:
     ///
     /// ```text
     /// i = σ(gi + Pi·c)   f = σ(gf + Pf·c)   c' = f·c + i·tanh(gc)
@@ -15,21 +15,25 @@ per_isa! {
     /// ```
     ///
     /// # Panics
-    /// When the lengths are not `4h`, `3h`, `h` and `h`.
-    pub fn lstm_step(gates: &[f32], peephole: Option<&[f32]>, c: &mut [f32], h: &mut [f32]) {
+    /// When the lengths are not `4h`, `4h`, `3h`, `h` and `h`.
+    pub fn lstm_step(x_gates: &[f32], h_gates: &[f32], peephole: Option<&[f32]>, c: &mut [f32], h: &mut [f32]) {
         let n = h.len();
-        assert_eq!(gates.len(), 4 * n, "four gates of {n} units");
+        assert_eq!(x_gates.len(), 4 * n, "four input gates of {n} units");
+        assert_eq!(h_gates.len(), 4 * n, "four recurrent gates of {n} units");
         assert_eq!(c.len(), n, "a cell state of {n} units");
-        let (gi, rest) = gates.split_at(n);
-        let (go, rest) = rest.split_at(n);
-        let (gf, gc) = rest.split_at(n);
+        let (xi, rest) = x_gates.split_at(n);
+        let (xo, rest) = rest.split_at(n);
+        let (xf, xc) = rest.split_at(n);
+        let (hi, rest) = h_gates.split_at(n);
+        let (ho, rest) = rest.split_at(n);
+        let (hf, hc) = rest.split_at(n);
         match peephole {
             None => {
                 for j in 0..n {
-                    let i = math::sigmoid(gi[j]);
-                    let f = math::sigmoid(gf[j]);
-                    c[j] = f * c[j] + i * math::tanh(gc[j]);
-                    h[j] = math::sigmoid(go[j]) * math::tanh(c[j]);
+                    let i = math::sigmoid(xi[j] + hi[j]);
+                    let f = math::sigmoid(xf[j] + hf[j]);
+                    c[j] = f * c[j] + i * math::tanh(xc[j] + hc[j]);
+                    h[j] = math::sigmoid(xo[j] + ho[j]) * math::tanh(c[j]);
                 }
             }
             Some(p) => {
@@ -37,10 +41,10 @@ per_isa! {
                 let (pi, rest) = p.split_at(n);
                 let (po, pf) = rest.split_at(n);
                 for j in 0..n {
-                    let i = math::sigmoid(gi[j] + pi[j] * c[j]);
-                    let f = math::sigmoid(gf[j] + pf[j] * c[j]);
-                    c[j] = f * c[j] + i * math::tanh(gc[j]);
-                    h[j] = math::sigmoid(go[j] + po[j] * c[j]) * math::tanh(c[j]);
+                    let i = math::sigmoid(xi[j] + hi[j] + pi[j] * c[j]);
+                    let f = math::sigmoid(xf[j] + hf[j] + pf[j] * c[j]);
+                    c[j] = f * c[j] + i * math::tanh(xc[j] + hc[j]);
+                    h[j] = math::sigmoid(xo[j] + ho[j] + po[j] * c[j]) * math::tanh(c[j]);
                 }
             }
         }
@@ -50,16 +54,18 @@ per_isa! {
 per_isa! {
     /// One step of a GRU cell that resets after the product (ONNX GRU, `linear_before_reset = 1`).
     ///
-    /// `x_gates` is `W·x + Wb` and `h_gates` is `R·h + Rb`, both `[z, r, h]` of `3h` units:
+    /// `x_gates` is `W·x` with all biases but that of the candidate's recurrent part, which is `bias`, and `h_gates`
+    /// is `R·h`, both `[z, r, h]` of `3h` units:
     ///
     /// ```text
-    /// z = σ(xz + hz)   r = σ(xr + hr)   n = tanh(xh + r·hh)   h' = (1 − z)·n + z·h
+    /// z = σ(xz + hz)   r = σ(xr + hr)   n = tanh(xh + r·(hh + bias))   h' = (1 − z)·n + z·h
     /// ```
     ///
     /// # Panics
-    /// When the lengths are not `3h`, `3h` and `h`.
-    pub fn gru_step(x_gates: &[f32], h_gates: &[f32], h: &mut [f32]) {
+    /// When the lengths are not `3h`, `3h`, `h` and `h`.
+    pub fn gru_step(x_gates: &[f32], h_gates: &[f32], bias: &[f32], h: &mut [f32]) {
         let n = h.len();
+        assert_eq!(bias.len(), n, "a bias of {n} units");
         assert_eq!(x_gates.len(), 3 * n, "three input gates of {n} units");
         assert_eq!(h_gates.len(), 3 * n, "three recurrent gates of {n} units");
         let (xz, rest) = x_gates.split_at(n);
@@ -69,7 +75,7 @@ per_isa! {
         for j in 0..n {
             let z = math::sigmoid(xz[j] + hz[j]);
             let r = math::sigmoid(xr[j] + hr[j]);
-            let candidate = math::tanh(xh[j] + r * hh[j]);
+            let candidate = math::tanh(xh[j] + r * (hh[j] + bias[j]));
             h[j] = (1.0 - z) * candidate + z * h[j];
         }
     }
@@ -133,7 +139,9 @@ mod tests {
         let mut rng = Rng::with_seed(13);
         for n in [1, 7, 16, 50] {
             let mut reals = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.f32() * 6.0 - 3.0).collect() };
-            let (g, p, c0, h0) = (reals(4 * n), reals(3 * n), reals(n), reals(n));
+            let (x4, h4, p, c0, h0) = (reals(4 * n), reals(4 * n), reals(3 * n), reals(n), reals(n));
+            let g: Vec<f32> = x4.iter().zip(&h4).map(|(x, h)| x + h).collect();
+            let bias = reals(n);
             let (x3, h3) = (reals(3 * n), reals(3 * n));
             let f = |v: &[f32], gate: usize, j: usize| f64::from(v[gate * n + j]);
             let mut seen: Option<Vec<f32>> = None;
@@ -147,7 +155,7 @@ mod tests {
                             + sigmoid(f(&g, 0, j) + peep(0, j) * c) * f(&g, 3, j).tanh()
                     };
                     let (mut c, mut h) = (c0.clone(), h0.clone());
-                    lstm_step(k, &g, peephole, &mut c, &mut h);
+                    lstm_step(k, &x4, &h4, peephole, &mut c, &mut h);
                     close(&c, cell);
                     close(&h, |j| sigmoid(f(&g, 1, j) + peep(1, j) * cell(j)) * cell(j).tanh());
                     all.extend(c);
@@ -157,8 +165,8 @@ mod tests {
                 let r = |j| sigmoid(f(&x3, 1, j) + f(&h3, 1, j));
                 let mix = |j, cand: f64| (1.0 - z(j)) * cand + z(j) * f64::from(h0[j]);
                 let mut h = h0.clone();
-                gru_step(k, &x3, &h3, &mut h);
-                close(&h, |j| mix(j, (f(&x3, 2, j) + r(j) * f(&h3, 2, j)).tanh()));
+                gru_step(k, &x3, &h3, &bias, &mut h);
+                close(&h, |j| mix(j, (f(&x3, 2, j) + r(j) * (f(&h3, 2, j) + f(&bias, 0, j))).tanh()));
                 all.extend(&h);
                 let (mut rh, mut zs) = (h0.clone(), h0.clone());
                 gru_reset(k, &x3, &h3, &h0, &mut rh, &mut zs);

@@ -150,6 +150,8 @@ impl Lowering<'_> {
         if self.forms[v.index()].is_empty() {
             if let Some((source, view)) = self.views.remove(&v) {
                 self.materialize(v, source, &view);
+            } else if let Some(dynamic) = self.dynamic(v) {
+                self.materialize_dynamic(v, dynamic);
             } else if let (false, Some(tensor)) = (self.is_input(v), self.constant(v)) {
                 let buf = self.build.constant(tensor);
                 self.define_exact(v, buf, Layout::Plain);

@@ -6,7 +6,9 @@ use sora_tensor::DType;
 
 use super::Lowering;
 use super::chain::Chain;
+use super::dynamic::Dynamic;
 use super::layout::{Encoding, Layout};
+use crate::steps::dynamic::{DynamicProduct, RowBytes};
 use crate::steps::gemm::{Bytes, Product, Real, Rows, Weights};
 use crate::steps::matmul::{BatchProduct, Order};
 use crate::steps::movement::View;
@@ -34,6 +36,15 @@ impl Lowering<'_> {
         let rows = self.len(a) / k.max(1);
         let kernels = self.kernels;
 
+        if let (Some(dynamic), Some(weights)) = (self.dynamic(a), self.byte_weights(b, axis)) {
+            let bias = match chain.bias {
+                Some(bias) => Some(self.per_channel(bias, n)?),
+                None => None,
+            };
+            let packed = PackedI8::from_kn(kernels, &weights.values, k, n, n);
+            let scale = (0..n).map(|n| weights.scale(n)).collect();
+            return self.dynamic_product(&dynamic, rows, RowBytes { packed, scale, bias }, chain);
+        }
         if let (Some(affine), Some(weights)) = (self.affine(a), self.byte_weights(b, axis)) {
             let steps: Vec<f32> = (0..n).map(|n| weights.step(affine, n)).collect();
             if let Some(bias) = self.byte_bias(chain.bias, &steps) {
@@ -102,6 +113,23 @@ impl Lowering<'_> {
             groups: vec![weights],
             group_cols: n,
             pad: Vec::new(),
+            residual: residual.map(|r| r.1),
+            activation: chain.activation,
+            store,
+            macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
+        };
+        self.build.step(info, work, &reads, &[out]);
+        Some(())
+    }
+
+    fn dynamic_product(&mut self, x: &Dynamic, rows: usize, weights: RowBytes, chain: &Chain) -> Option<()> {
+        let residual = self.residual(chain, Layout::Plain)?;
+        let (out, store, dtype) = self.store(chain, Layout::Plain);
+        let info = self.info("gemm.dynamic", &chain.nodes, Some(chain.result), dtype);
+        let reads: Vec<_> = x.reads().into_iter().chain(residual.map(|r| r.0)).collect();
+        let work = DynamicProduct {
+            rows,
+            weights,
             residual: residual.map(|r| r.1),
             activation: chain.activation,
             store,

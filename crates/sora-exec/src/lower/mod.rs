@@ -9,6 +9,7 @@
 mod build;
 pub(crate) mod chain;
 mod conv;
+mod dynamic;
 mod elementwise;
 pub(crate) mod layout;
 mod matmul;
@@ -45,6 +46,8 @@ pub(crate) struct Lowering<'g> {
     forms: Vec<Vec<Form>>,
     /// Transposes that exist only as a view of another value, until someone asks for their elements.
     views: HashMap<ValueId, (ValueId, View)>,
+    /// Values quantized over ranges found at run time.
+    dynamics: HashMap<ValueId, dynamic::Dynamic>,
     /// By value: the nodes that read it.
     uses: Vec<Vec<NodeId>>,
     /// By value: whether it is a result.
@@ -75,8 +78,10 @@ pub(crate) fn lower(graph: &Graph, kernels: Kernels, threads: usize) -> Result<L
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
     let forms = vec![Vec::new(); count];
     let build = Builder::new(kernels);
-    let (uses, claimed, views) = (graph.uses(), HashSet::new(), HashMap::new());
-    let mut lowering = Lowering { graph, kernels, threads, build, forms, views, uses, is_output, claimed };
+    let (uses, claimed) = (graph.uses(), HashSet::new());
+    let (views, dynamics) = (HashMap::new(), HashMap::new());
+    let mut lowering =
+        Lowering { graph, kernels, threads, build, forms, views, dynamics, uses, is_output, claimed };
 
     for (n, &id) in graph.inputs().iter().enumerate() {
         let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());
@@ -158,7 +163,8 @@ impl Lowering<'_> {
     fn emit(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
         let done = match &node.op {
             Op::QuantizeLinear(_) => self.quantize(id, node),
-            Op::DequantizeLinear(_) => self.dequantize(node),
+            Op::DequantizeLinear(_) => self.dequantize(node).or_else(|| self.dynamic_dequantize(node)),
+            Op::DynamicQuantizeLinear(op) => self.dynamic_quantize(op, id, node),
             Op::MaxPool(op) => self.max_pool(op, id, node),
             Op::BatchNorm(op) => self.batch_norm(op, id, node),
             Op::Softmax(op) => self.softmax(op, id, node),

@@ -1,19 +1,44 @@
 //! Recurrent layers with constant weights over whole sequences.
 
+use std::ops::Range;
+
 use sora_ir::ops::{Direction as Order, RnnActivation};
 use sora_ir::{Node, NodeId, Op};
-use sora_kernels::{Activation, PackedF32};
+use sora_kernels::{Activation, Kernels, PackedF32, PackedI8};
 use sora_tensor::DType;
 
 use super::Lowering;
 use super::layout::Layout;
-use crate::steps::recurrent::{Cell, Direction, Recurrent};
+use super::weights::ByteWeights;
+use crate::steps::dynamic::RowBytes;
+use crate::steps::recurrent::{Cell, Direction, Matrix, Recurrent};
 
 /// Inputs of all recurrent operators, by position.
 const BIAS: usize = 3;
 const LENGTHS: usize = 4;
 const STATES: usize = 5;
 const PEEPHOLES: usize = 7;
+
+/// The weights of all directions, one row for each gate of each unit.
+enum Values {
+    Real(Vec<f32>),
+    Bytes(ByteWeights),
+}
+
+impl Values {
+    /// Some rows of `depth` elements as columns; a bias is kept beside bytes.
+    fn packed(&self, kernels: Kernels, rows: Range<usize>, depth: usize, bias: Option<&[f32]>) -> Matrix {
+        let (at, n) = (rows.start * depth, rows.len());
+        match self {
+            Values::Real(values) => Matrix::Real(PackedF32::from_nk(kernels, &values[at..], depth, n, depth)),
+            Values::Bytes(bytes) => Matrix::Bytes(RowBytes {
+                packed: PackedI8::from_nk(kernels, &bytes.values[at..], depth, n, depth),
+                scale: rows.map(|row| bytes.scale(row)).collect(),
+                bias: bias.map(<[f32]>::to_vec),
+            }),
+        }
+    }
+}
 
 impl Lowering<'_> {
     pub(crate) fn recurrent(&mut self, id: NodeId, node: &Node) -> Option<()> {
@@ -45,7 +70,21 @@ impl Lowering<'_> {
             Some(v) => self.constant_f32(v).map(Some),
             None => Some(None),
         };
-        let (w, r) = (numbers(1)??, numbers(2)??);
+        // Bytes meet bytes: X as it comes, the state as the layer says.
+        let quantize_state = match &node.op {
+            Op::Lstm(op) => op.quantize_state,
+            Op::Gru(op) => op.quantize_state,
+            _ => false,
+        };
+        let dynamic = self.dynamic(x);
+        let w = match dynamic.and_then(|_| self.byte_lines(input(1)?)) {
+            Some(bytes) => Values::Bytes(bytes),
+            None => Values::Real(numbers(1)??),
+        };
+        let r = match quantize_state {
+            true => Values::Bytes(self.byte_lines(input(2)?)?),
+            false => Values::Real(numbers(2)??),
+        };
         let bias = numbers(BIAS)?;
         let peepholes = if cell == Cell::Lstm { numbers(PEEPHOLES)? } else { None };
 
@@ -57,31 +96,24 @@ impl Lowering<'_> {
         };
         let kernels = self.kernels;
         let directions = reversed.iter().enumerate().map(|(d, &reverse)| {
-            let w = &w[d * gates * features..][..gates * features];
-            let r = &r[d * gates * hidden..][..gates * hidden];
-            let (of_input, of_state) = match &bias {
-                Some(bias) => bias[d * 2 * gates..][..2 * gates].split_at(gates),
-                None => (&[][..], &[][..]),
+            let mut bias = match &bias {
+                Some(bias) => bias[d * 2 * gates..][..2 * gates].to_vec(),
+                None => vec![0.0; 2 * gates],
             };
-            let filled = |bias: &[f32]| if bias.is_empty() { vec![0.0; gates] } else { bias.to_vec() };
-            let (of_input, of_state) = (filled(of_input), filled(of_state));
-            // Only a GRU uses the two parts' sums apart.
-            let apart = matches!(cell, Cell::GruAfter | Cell::GruBefore);
-            let input_bias = match apart {
-                true => of_input,
-                false => of_input.iter().zip(&of_state).map(|(a, b)| a + b).collect(),
-            };
+            let mut of_state = bias.split_off(gates);
+            let candidate_bias =
+                if cell == Cell::GruAfter { of_state.split_off(2 * hidden) } else { Vec::new() };
+            bias.iter_mut().zip(of_state).for_each(|(b, s)| *b += s);
             let early = if cell == Cell::GruBefore { 2 * hidden } else { gates };
+            let first = d * gates;
             Direction {
                 reverse,
-                input: PackedF32::from_nk(kernels, w, features, gates, features),
-                input_bias,
-                state: PackedF32::from_nk(kernels, &r[..early * hidden], hidden, early, hidden),
-                state_bias: apart.then(|| of_state[..early].to_vec()),
-                candidate: (early < gates).then(|| {
-                    let packed = PackedF32::from_nk(kernels, &r[early * hidden..], hidden, hidden, hidden);
-                    (packed, of_state[early..].to_vec())
-                }),
+                input: w.packed(kernels, first..first + gates, features, Some(&bias)),
+                state: r.packed(kernels, first..first + early, hidden, None),
+                candidate: (early < gates)
+                    .then(|| r.packed(kernels, first + early..first + gates, hidden, None)),
+                bias,
+                candidate_bias,
                 peephole: peepholes.as_ref().map(|p| p[d * 3 * hidden..][..3 * hidden].to_vec()),
             }
         });
@@ -90,13 +122,17 @@ impl Lowering<'_> {
         let initial = states.iter().map(Option::is_some).collect();
         let work = Recurrent { cell, steps, batch, features, hidden, directions, initial };
 
-        let mut reads = vec![self.plain(x)?];
+        let mut reads = match (&w, dynamic) {
+            (Values::Bytes(_), Some(dynamic)) => dynamic.reads().to_vec(),
+            _ => vec![self.plain(x)?],
+        };
         for state in states.into_iter().flatten() {
             reads.push(self.plain(state)?);
         }
         let mut writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, DType::F32)).collect();
         writes.push(self.build.arena(work.scratch() * size_of::<f32>()));
-        let kernel = format!("{}.f32", node.op.name().to_lowercase());
+        let dtype = if quantize_state { "dynamic" } else { "f32" };
+        let kernel = format!("{}.{dtype}", node.op.name().to_lowercase());
         let info = self.info(&kernel, &[id], node.outputs.first().copied(), DType::F32);
         self.build.step(info, work, &reads, &writes);
         for (&v, &buf) in node.outputs.iter().zip(&writes) {

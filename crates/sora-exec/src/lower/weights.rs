@@ -1,7 +1,7 @@
 //! Constant weights and biases, as kernels want them.
 
-use sora_ir::{Op, ValueId, resolve_axis};
-use sora_tensor::DType;
+use sora_ir::{Node, Op, ValueId, resolve_axis};
+use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
 use super::build::Buf;
@@ -20,7 +20,12 @@ pub(crate) struct ByteWeights {
 impl ByteWeights {
     /// Input scale × weight scale of output channel `n`: the value of one accumulator step.
     pub(crate) fn step(&self, input: Affine, n: usize) -> f32 {
-        input.scale * self.scale.get(n).or(self.scale.first()).copied().unwrap_or(1.0)
+        input.scale * self.scale(n)
+    }
+
+    /// The weight scale of output channel `n`.
+    pub(crate) fn scale(&self, n: usize) -> f32 {
+        self.scale.get(n).or(self.scale.first()).copied().unwrap_or(1.0)
     }
 }
 
@@ -31,10 +36,44 @@ impl Lowering<'_> {
         let (_, node, _) = self.graph.producer(v)?;
         let Op::DequantizeLinear(op) = &node.op else { return None };
         let q = self.graph.const_value((*node.inputs.first()?)?)?;
-        let scale = self.graph.const_value((*node.inputs.get(1)?)?)?.as_slice::<f32>().ok()?.to_vec();
-        let per_axis =
-            scale.len() == *q.shape().get(axis)? && resolve_axis(op.axis, q.rank()).ok() == Some(axis);
-        if !matches!(q.dtype(), DType::I8 | DType::U8) || scale.len() != 1 && !per_axis {
+        let scale = self.graph.const_value((*node.inputs.get(1)?)?)?;
+        let at = resolve_axis(op.axis, q.rank()).ok();
+        let per_axis = match scale.rank() {
+            0 | 1 => scale.len() == *q.shape().get(axis)? && at == Some(axis),
+            // Lines along one axis of a matrix are slices of the other.
+            _ => q.rank() == 2 && at != Some(axis),
+        };
+        (scale.len() == 1 || per_axis).then_some(())?;
+        let inner: usize = q.shape()[axis + 1..].iter().product();
+        self.centred(node, q, scale, |i| i / inner % q.shape()[axis])
+    }
+
+    /// As [`Lowering::byte_weights`], with one scale for each line along the last axis, or one in all.
+    pub(crate) fn byte_lines(&self, v: ValueId) -> Option<ByteWeights> {
+        let (_, node, _) = self.graph.producer(v)?;
+        let Op::DequantizeLinear(op) = &node.op else { return None };
+        let q = self.graph.const_value((*node.inputs.first()?)?)?;
+        let scale = self.graph.const_value((*node.inputs.get(1)?)?)?;
+        let (&last, at) = (q.shape().last()?, resolve_axis(op.axis, q.rank()).ok()?);
+        let lines = q.len() / last.max(1);
+        let per_line = match scale.rank() {
+            0 | 1 => scale.len() == lines && at + 2 == q.rank(),
+            _ => at + 1 == q.rank(),
+        };
+        (scale.len() == 1 || per_line).then_some(())?;
+        self.centred(node, q, scale, |i| i / last)
+    }
+
+    /// The bytes `q` of a `DequantizeLinear` with its zero points, one for each slice, subtracted.
+    fn centred(
+        &self,
+        node: &Node,
+        q: &Tensor,
+        scale: &Tensor,
+        slice: impl Fn(usize) -> usize,
+    ) -> Option<ByteWeights> {
+        let scale = scale.as_slice::<f32>().ok()?.to_vec();
+        if !matches!(q.dtype(), DType::I8 | DType::U8) {
             return None;
         }
         let zero_points = match node.inputs.get(2).copied().flatten() {
@@ -44,10 +83,8 @@ impl Lowering<'_> {
         if let (Ok(values), true) = (q.as_slice::<i8>(), zero_points.iter().all(|&z| z == 0)) {
             return Some(ByteWeights { values: values.to_vec(), scale });
         }
-        let inner: usize = q.shape()[axis + 1..].iter().product();
-        let channel = |i: usize| i / inner % q.shape()[axis];
         let centred = q.to_i64s().into_iter().enumerate().map(|(i, q)| {
-            let zero_point = if zero_points.len() == 1 { zero_points[0] } else { zero_points[channel(i)] };
+            let zero_point = if zero_points.len() == 1 { zero_points[0] } else { zero_points[slice(i)] };
             i8::try_from(q - zero_point).ok()
         });
         Some(ByteWeights { values: centred.collect::<Option<_>>()?, scale })

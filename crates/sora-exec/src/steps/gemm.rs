@@ -199,7 +199,7 @@ pub(crate) struct Product<W: Weights> {
 ///
 /// Bands of rows read all weights and their part of the input, bands of columns the other way round: the longer side
 /// is cut, so that less is read twice, unless its granules cannot be shared evenly.
-fn bands(
+pub(crate) fn bands(
     out: Output<'_>,
     parts: usize,
     granule: Option<usize>,
@@ -226,6 +226,22 @@ fn bands(
         (rest, start) = (tail, end);
     }
     bands
+}
+
+/// The residual that begins at element `skip` of a buffer.
+pub(crate) fn residual_from(kind: ResidualKind, data: &[u8], skip: usize, ld: usize) -> Residual<'_> {
+    match kind {
+        ResidualKind::Real => Residual::F32 { data: &bytemuck::cast_slice(data)[skip..], ld },
+        ResidualKind::Bytes(a) => {
+            Residual::U8 { data: &data[skip..], ld, scale: a.scale, zero_point: a.zero_point }
+        }
+        ResidualKind::QuantizedSum { product, input } => Residual::QuantizedSum {
+            product: dequant(product),
+            data: &data[skip..],
+            ld,
+            input: dequant(input),
+        },
+    }
 }
 
 impl<W: Weights> Product<W> {
@@ -283,18 +299,7 @@ impl<W: Weights> Product<W> {
     fn finish<'a>(&self, residual: &'a [u8], row: usize, col: usize) -> Finish<'a> {
         let ld = self.cols();
         let skip = row * ld + col;
-        let residual = self.residual.map(|kind| match kind {
-            ResidualKind::Real => Residual::F32 { data: &bytemuck::cast_slice(residual)[skip..], ld },
-            ResidualKind::Bytes(a) => {
-                Residual::U8 { data: &residual[skip..], ld, scale: a.scale, zero_point: a.zero_point }
-            }
-            ResidualKind::QuantizedSum { product, input } => Residual::QuantizedSum {
-                product: dequant(product),
-                data: &residual[skip..],
-                ld,
-                input: dequant(input),
-            },
-        });
+        let residual = self.residual.map(|kind| residual_from(kind, residual, skip, ld));
         Finish { residual, activation: self.activation }
     }
 }

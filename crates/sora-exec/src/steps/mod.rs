@@ -1,6 +1,7 @@
 //! The kinds of work that steps do: each file holds one kind, with its parameters fixed at compile time.
 
 pub(crate) mod convert;
+pub(crate) mod dynamic;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod matmul;

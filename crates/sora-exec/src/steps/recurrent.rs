@@ -1,9 +1,11 @@
 //! Recurrent layers: the input's part of all steps as one product, then step by step the state's part.
 
 use sora_kernels::{
-    ARows, Activation, Dense, EpilogueF32, Kernels, MatMut, Output, PackedF32, Residual, gemm_f32, recurrent,
+    ARows, Activation, Binary, Dense, Dequant, EpilogueF32, Kernels, MatMut, Output, PackedF32, Rhs, Unary,
+    elementwise, gemm_f32, gemv_f32, gemv_u8i8, quantize, recurrent,
 };
 
+use super::dynamic::{RowBytes, of_rows};
 use super::{Cx, Io, Work};
 
 /// The cell of a layer.
@@ -33,26 +35,43 @@ impl Cell {
     }
 }
 
+/// A matrix of weights.
+pub(crate) enum Matrix {
+    Real(PackedF32),
+    /// For a left operand that is quantized row by row, or comes so.
+    Bytes(RowBytes),
+}
+
+impl Matrix {
+    fn bytes(&self) -> usize {
+        match self {
+            Matrix::Real(packed) => packed.bytes(),
+            Matrix::Bytes(weights) => weights.packed.bytes(),
+        }
+    }
+}
+
 /// The weights of one direction.
 pub(crate) struct Direction {
     pub(crate) reverse: bool,
     /// `[input, gates * hidden]`.
-    pub(crate) input: PackedF32,
-    /// Added with the input's part.
-    pub(crate) input_bias: Vec<f32>,
+    pub(crate) input: Matrix,
+    /// Added with the input's part: all biases, but for [`Cell::GruAfter`] that of the candidate's recurrent part.
+    pub(crate) bias: Vec<f32>,
     /// `[hidden, gates * hidden]`, the candidate's columns left out for [`Cell::GruBefore`].
-    pub(crate) state: PackedF32,
-    /// Added with the state's part.
-    pub(crate) state_bias: Option<Vec<f32>>,
-    /// Columns and biases of the candidate for [`Cell::GruBefore`].
-    pub(crate) candidate: Option<(PackedF32, Vec<f32>)>,
+    pub(crate) state: Matrix,
+    /// Columns of the candidate for [`Cell::GruBefore`].
+    pub(crate) candidate: Option<Matrix>,
+    /// `[hidden]`, for [`Cell::GruAfter`].
+    pub(crate) candidate_bias: Vec<f32>,
     /// `[3 * hidden]`, for [`Cell::Lstm`].
     pub(crate) peephole: Option<Vec<f32>>,
 }
 
 /// A recurrent layer.
 ///
-/// Inputs: X `[steps, batch, features]`, then the initial states that are given, `[directions, batch, hidden]`.
+/// Inputs: X `[steps, batch, features]`, as bytes with scales and zero points if the input's matrix is of bytes;
+/// then the initial states that are given, `[directions, batch, hidden]`.
 /// Outputs: Y `[steps, directions, batch, hidden]`, the final states, and scratch of [`Recurrent::scratch`].
 pub(crate) struct Recurrent {
     pub(crate) cell: Cell,
@@ -65,88 +84,170 @@ pub(crate) struct Recurrent {
     pub(crate) initial: Vec<bool>,
 }
 
+/// The features of all steps.
+#[derive(Clone, Copy)]
+enum Features<'a> {
+    Real(&'a [f32]),
+    Bytes(&'a [u8], (&'a [f32], &'a [u8])),
+}
+
+/// Memory for what lies between a state and its products.
+struct Rounding<'a> {
+    sums: &'a mut [i32],
+    bytes: &'a mut [u8],
+    scales: &'a mut [f32],
+    zero_points: &'a mut [u8],
+}
+
 impl Recurrent {
-    /// Scratch, in `f32` elements: input parts of all steps, state part of one, and two vectors.
+    fn columns(&self) -> usize {
+        self.cell.gates() * self.hidden
+    }
+
+    /// Lengths of the parts of the scratch, in `f32` elements: the input's part of all steps and the state's part
+    /// of one, two vectors, and the parts of [`Rounding`].
+    fn parts(&self) -> [usize; 8] {
+        let (columns, states) = (self.columns(), self.batch * self.hidden);
+        let rows = self.steps * self.batch;
+        let words = |bytes: usize| bytes.div_ceil(size_of::<f32>());
+        [
+            rows * columns,
+            self.batch * columns,
+            states,
+            states,
+            columns,
+            words(states),
+            self.batch,
+            words(self.batch),
+        ]
+    }
+
+    /// Scratch, in `f32` elements.
     pub(crate) fn scratch(&self) -> usize {
-        let gates = self.cell.gates() * self.hidden;
-        self.steps * self.batch * gates + self.batch * gates + 2 * self.batch * self.hidden
+        self.parts().iter().sum()
+    }
+
+    /// The input's part of all steps.
+    fn inputs(&self, cx: &Cx, direction: &Direction, x: Features, out: &mut [f32]) {
+        let (columns, features) = (self.columns(), self.features);
+        cx.threads.chunks(out.len() * features, columns, out, |start, out| {
+            let (first, rows) = (start / columns, out.len() / columns);
+            let part = first * features..(first + rows) * features;
+            let out = Output::F32(MatMut::new(out, rows, columns, columns));
+            match (&direction.input, x) {
+                (Matrix::Real(b), Features::Real(x)) => {
+                    let bias = Some(&direction.bias[..]);
+                    let a = Dense { data: &x[part], rows, stride: features, k: features };
+                    let epilogue = EpilogueF32 { bias, ..EpilogueF32::default() };
+                    gemm_f32(cx.kernels, &ARows::Dense(a), b, 0, &epilogue, out);
+                }
+                (Matrix::Bytes(b), Features::Bytes(x, params)) => {
+                    let (params, plain) = (of_rows(params, first, rows), (None, Activation::None));
+                    b.multiply(cx.kernels, &x[part], params, 0, plain, out);
+                }
+                _ => unreachable!("the input's matrix is of bytes where the features are"),
+            }
+        });
+    }
+
+    /// `out = state · matrix`, the state `[batch, hidden]`. One row walks the matrix the other way at every step
+    /// and so finds a part of it in the nearest cache.
+    fn product(
+        &self,
+        k: Kernels,
+        state: &[f32],
+        matrix: &Matrix,
+        step: usize,
+        rounding: &mut Rounding,
+        out: &mut [f32],
+    ) {
+        let (hidden, backwards) = (self.hidden, step % 2 == 1);
+        let columns = out.len() / self.batch;
+        match matrix {
+            Matrix::Real(b) if self.batch == 1 => gemv_f32(k, state, b, 0, backwards, out),
+            Matrix::Real(b) => {
+                let a = ARows::Dense(Dense { data: state, rows: self.batch, stride: hidden, k: hidden });
+                let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
+                gemm_f32(k, &a, b, 0, &EpilogueF32::default(), out);
+            }
+            Matrix::Bytes(b) => {
+                let Rounding { sums, bytes, scales, zero_points } = rounding;
+                quantize::dynamic_rows_u8(k, state, hidden, bytes, scales, zero_points);
+                if let (&[scale], &[zero_point]) = (&scales[..], &zero_points[..]) {
+                    let (sums, left) =
+                        (&mut sums[..columns], Dequant { scale, zero_point: i32::from(zero_point) });
+                    gemv_u8i8(k, bytes, &b.packed, 0, backwards, sums);
+                    quantize::dequantize_sums(k, sums, left, b.packed.col_sums(), &b.scale, out);
+                } else {
+                    let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
+                    b.multiply(k, bytes, (scales, zero_points), 0, (None, Activation::None), out);
+                }
+            }
+        }
     }
 
     fn direction(
         &self,
         cx: &Cx,
         d: usize,
-        x: &[f32],
+        x: Features,
         y: &mut [f32],
         states: [&mut [f32]; 2],
-        scratch: &mut [f32],
+        mut scratch: &mut [f32],
     ) {
         let (direction, k) = (&self.directions[d], cx.kernels);
-        let (batch, hidden, gates) = (self.batch, self.hidden, self.cell.gates() * self.hidden);
-        let (inputs, rest) = scratch.split_at_mut(self.steps * batch * gates);
-        let (sums, rest) = rest.split_at_mut(batch * gates);
-        let (first, second) = rest.split_at_mut(batch * hidden);
-        let bias = Some(&direction.input_bias[..]);
-        cx.threads.chunks(inputs.len() * self.features, gates, inputs, |start, inputs| {
-            let rows = inputs.len() / gates;
-            let x = &x[start / gates * self.features..][..rows * self.features];
-            let epilogue = EpilogueF32 { bias, ..EpilogueF32::default() };
-            product(k, x, &direction.input, &epilogue, inputs);
-        });
+        let (batch, hidden, columns) = (self.batch, self.hidden, self.columns());
+        let [inputs, sums, first, second, integers, bytes, scales, zero_points] =
+            self.parts().map(|len| scratch.split_off_mut(..len).unwrap_or_default());
+        let rounding = &mut Rounding {
+            sums: bytemuck::cast_slice_mut(integers),
+            bytes: &mut bytemuck::cast_slice_mut(bytes)[..batch * hidden],
+            scales,
+            zero_points: &mut bytemuck::cast_slice_mut(zero_points)[..batch],
+        };
+        self.inputs(cx, direction, x, inputs);
         let [h, c] = states;
         for step in 0..self.steps {
             let t = if direction.reverse { self.steps - 1 - step } else { step };
-            let inputs = &inputs[t * batch * gates..][..batch * gates];
-            let residual = Some(Residual::F32 { data: inputs, ld: gates });
-            let bias = direction.state_bias.as_deref();
+            let inputs = &inputs[t * batch * columns..][..batch * columns];
+            let rows = inputs.chunks_exact(columns);
             match self.cell {
                 Cell::Lstm => {
-                    let epilogue = EpilogueF32 { bias, residual, activation: Activation::None };
-                    product(k, h, &direction.state, &epilogue, sums);
-                    for b in 0..batch {
-                        let unit = b * hidden..(b + 1) * hidden;
-                        let gates = &sums[b * gates..][..gates];
-                        let (c, h) = (&mut c[unit.clone()], &mut h[unit]);
-                        recurrent::lstm_step(k, gates, direction.peephole.as_deref(), c, h);
+                    self.product(k, h, &direction.state, step, rounding, sums);
+                    let states = c.chunks_exact_mut(hidden).zip(h.chunks_exact_mut(hidden));
+                    for ((x, sums), (c, h)) in rows.zip(sums.chunks_exact(columns)).zip(states) {
+                        recurrent::lstm_step(k, x, sums, direction.peephole.as_deref(), c, h);
                     }
                 }
                 Cell::GruAfter => {
-                    product(k, h, &direction.state, &EpilogueF32 { bias, ..EpilogueF32::default() }, sums);
-                    for b in 0..batch {
-                        let row = b * gates..(b + 1) * gates;
-                        let h = &mut h[b * hidden..(b + 1) * hidden];
-                        recurrent::gru_step(k, &inputs[row.clone()], &sums[row], h);
+                    self.product(k, h, &direction.state, step, rounding, sums);
+                    let states = h.chunks_exact_mut(hidden);
+                    for ((x, sums), h) in rows.zip(sums.chunks_exact(columns)).zip(states) {
+                        recurrent::gru_step(k, x, sums, &direction.candidate_bias, h);
                     }
                 }
                 Cell::GruBefore => {
-                    let Some((candidate, candidate_bias)) = &direction.candidate else { continue };
+                    let Some(candidate) = &direction.candidate else { continue };
                     let two = 2 * hidden;
-                    let sums = &mut sums[..batch * two];
-                    product(k, h, &direction.state, &EpilogueF32 { bias, ..EpilogueF32::default() }, sums);
-                    for b in 0..batch {
-                        let unit = b * hidden..(b + 1) * hidden;
-                        let (rh, z) = (&mut first[unit.clone()], &mut second[unit.clone()]);
-                        recurrent::gru_reset(
-                            k,
-                            &inputs[b * gates..],
-                            &sums[b * two..][..two],
-                            &h[unit],
-                            rh,
-                            z,
-                        );
+                    let gates = &mut sums[..batch * two];
+                    self.product(k, h, &direction.state, step, rounding, gates);
+                    let vectors = first.chunks_exact_mut(hidden).zip(second.chunks_exact_mut(hidden));
+                    let gates = gates.chunks_exact(two).zip(h.chunks_exact(hidden));
+                    for ((x, (gates, h)), (rh, z)) in rows.zip(gates).zip(vectors) {
+                        recurrent::gru_reset(k, x, gates, h, rh, z);
                     }
                     let sums = &mut sums[..batch * hidden];
-                    let epilogue = EpilogueF32 { bias: Some(candidate_bias), ..EpilogueF32::default() };
-                    product(k, first, candidate, &epilogue, sums);
-                    for b in 0..batch {
-                        let unit = b * hidden..(b + 1) * hidden;
-                        let x = &inputs[b * gates + two..][..hidden];
-                        recurrent::gru_finish(k, x, &sums[unit.clone()], &second[unit.clone()], &mut h[unit]);
+                    self.product(k, first, candidate, step, rounding, sums);
+                    let sums = sums.chunks_exact(hidden).zip(second.chunks_exact(hidden));
+                    let rows = inputs.chunks_exact(columns).zip(h.chunks_exact_mut(hidden));
+                    for ((x, h), (sums, z)) in rows.zip(sums) {
+                        recurrent::gru_finish(k, &x[two..], sums, z, h);
                     }
                 }
                 Cell::Rnn(activation) => {
-                    product(k, h, &direction.state, &EpilogueF32 { bias, residual, activation }, first);
-                    h.copy_from_slice(first);
+                    self.product(k, h, &direction.state, step, rounding, sums);
+                    elementwise::binary(k, Binary::Add, sums, Rhs::Same(inputs), h);
+                    elementwise::unary_inplace(k, Unary::Activation(activation), h);
                 }
             }
             let row = (t * self.directions.len() + d) * batch * hidden;
@@ -155,24 +256,18 @@ impl Recurrent {
     }
 }
 
-/// `out = epilogue(a · b)` with contiguous rows.
-fn product(k: Kernels, a: &[f32], b: &PackedF32, epilogue: &EpilogueF32<'_>, out: &mut [f32]) {
-    let (n, depth) = (b.n(), b.kc());
-    let rows = out.len() / n;
-    let a = ARows::Dense(Dense { data: a, rows, stride: depth, k: depth });
-    gemm_f32(k, &a, b, 0, epilogue, Output::F32(MatMut::new(out, rows, n, n)));
-}
-
 impl Work for Recurrent {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
-        let x = io.input::<f32>(0);
+        let (x, mut input) = match self.directions[0].input {
+            Matrix::Real(_) => (Features::Real(io.input(0)), 0),
+            Matrix::Bytes(_) => (Features::Bytes(io.input(0), (io.input(1), io.input(2))), 2),
+        };
         let y = io.output::<f32>();
         let h = io.output_at::<f32>(1);
         let states = self.cell.states();
         let mut none = [];
         let c = if states == 2 { io.output_at::<f32>(2) } else { &mut none[..] };
         let scratch = io.output_at::<f32>(1 + states);
-        let mut input = 0;
         for (state, &given) in [&mut *h, &mut *c].into_iter().zip(&self.initial) {
             input += usize::from(given);
             match given {
@@ -190,7 +285,8 @@ impl Work for Recurrent {
     }
 
     fn weight_bytes(&self) -> usize {
-        let candidate = |d: &Direction| d.candidate.as_ref().map_or(0, |(packed, _)| packed.bytes());
-        self.directions.iter().map(|d| d.input.bytes() + d.state.bytes() + candidate(d)).sum()
+        let matrices =
+            |d: &Direction| d.input.bytes() + d.state.bytes() + d.candidate.as_ref().map_or(0, Matrix::bytes);
+        self.directions.iter().map(matrices).sum()
     }
 }

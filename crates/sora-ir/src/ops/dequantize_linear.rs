@@ -10,10 +10,12 @@ use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType};
 attrs! {
     /// `(x - zero_point) · scale`, of the scale's type. Inputs: x (i8, u8, i16, u16 or i32), scale, optional zero
     /// point of the type of x (0 where absent). Scale and zero point have one shape: one element for the whole
-    /// tensor, or `[C]` for slices along `axis`. The difference is exact, the product is computed in `f32`.
-    /// Source: ONNX DequantizeLinear, per tensor and per axis.
+    /// tensor, `[C]` for slices along `axis`, or the shape of x with 1 for the extent of `axis`: one element for every
+    /// line along the axis. The difference is exact, the product is computed in `f32`.
+    /// Source: ONNX DequantizeLinear, per tensor, per axis and per line.
     pub struct DequantizeLinear {
-        /// The axis of a `[C]` scale; negative counts from the end. Ignored for a scale of one element.
+        /// The axis of a `[C]` scale, or the one along which a scale of rank 2 or more has extent 1; negative counts
+        /// from the end. Ignored for a scale of one element.
         axis: i64,
     }
 }
@@ -50,6 +52,15 @@ impl OpDef for DequantizeLinear {
                 let op = DequantizeLinear { axis: i64::try_from(axis).unwrap_or(0) };
                 cases.push(Case::new(op, [x, Arg::Const(scale), zero_point.map_or(Arg::Absent, Arg::Const)]));
             }
+        }
+        for axis in [0, 1, 2, -1] {
+            let mut shape = g.shape(3);
+            let x = g.tensor(DType::I8, &shape);
+            shape[usize::try_from(axis).unwrap_or(2)] = 1;
+            let (scale, zero_point) =
+                (g.uniform(DType::F32, &shape, 0.005, 0.1), g.uniform(DType::I8, &shape, -100.0, 100.0));
+            let x = if g.flag() { Arg::Const(x) } else { Arg::Var(x) };
+            cases.push(Case::new(DequantizeLinear { axis }, [x, Arg::Var(scale), Arg::Var(zero_point)]));
         }
         cases.push(Case::new(
             DequantizeLinear { axis: 1 },

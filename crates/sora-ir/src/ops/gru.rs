@@ -3,7 +3,7 @@
 use sora_tensor::Tensor;
 
 use super::attrs;
-use super::recurrent::{Recurrent, sigmoid};
+use super::recurrent::{Recurrent, rounding, sigmoid};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
 use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType};
@@ -24,12 +24,24 @@ attrs! {
         direction: Direction,
         /// Whether the reset gate multiplies `R h + bias` instead of h: what cuDNN and PyTorch compute.
         linear_before_reset: bool,
+        /// Whether what meets R at a step is rounded first, each sequence by itself, as by one row of
+        /// [`DynamicQuantizeLinear`](struct@super::DynamicQuantizeLinear) and back: the state's part is then a
+        /// product of bytes where R is quantized too. X has its own operators for that in front of the layer.
+        #[serde(default)]
+        quantize_state: bool,
     }
 }
 
 impl Gru {
     fn layout(&self) -> Recurrent {
-        Recurrent { hidden: self.hidden, direction: self.direction, gates: 3, states: 1, peepholes: 0 }
+        Recurrent {
+            hidden: self.hidden,
+            direction: self.direction,
+            gates: 3,
+            states: 1,
+            peepholes: 0,
+            quantize_state: self.quantize_state,
+        }
     }
 }
 
@@ -64,9 +76,11 @@ impl OpDef for Gru {
         let mut cases = Vec::new();
         for direction in Direction::ALL {
             for linear_before_reset in [false, true] {
-                let op = Gru { hidden: g.size(1, 20), direction, linear_before_reset };
-                let inputs = op.layout().inputs(g);
-                cases.push(Case::new(op, inputs));
+                for quantize_state in [false, true] {
+                    let op = Gru { hidden: g.size(1, 20), direction, linear_before_reset, quantize_state };
+                    let inputs = op.layout().inputs(g);
+                    cases.push(Case::new(op, inputs).with_tolerance(rounding(quantize_state)));
+                }
             }
         }
         cases
@@ -91,7 +105,8 @@ mod tests {
             (false, (0.6 + 0.03 - 0.7 * reset + 0.3).tanh()),
             (true, (0.6 + 0.03 + reset * (-0.7 + 0.3)).tanh()),
         ] {
-            let op = Gru { hidden: 1, direction: Direction::Reverse, linear_before_reset };
+            let op =
+                Gru { hidden: 1, direction: Direction::Reverse, linear_before_reset, quantize_state: false };
             let inputs = [Some(&x), Some(&w), Some(&r), Some(&b), None, Some(&h0)];
             let out = op.eval(&EvalCx { inputs: &inputs }).unwrap();
             for found in out {

@@ -3,7 +3,7 @@
 use sora_tensor::Tensor;
 
 use super::attrs;
-use super::recurrent::{Recurrent, sigmoid};
+use super::recurrent::{Recurrent, rounding, sigmoid};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
 use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType};
@@ -24,12 +24,24 @@ attrs! {
         hidden: usize,
         /// The order of the steps.
         direction: Direction,
+        /// Whether what meets R at a step is rounded first, each sequence by itself, as by one row of
+        /// [`DynamicQuantizeLinear`](struct@super::DynamicQuantizeLinear) and back: the state's part is then a
+        /// product of bytes where R is quantized too. X has its own operators for that in front of the layer.
+        #[serde(default)]
+        quantize_state: bool,
     }
 }
 
 impl Lstm {
     fn layout(&self) -> Recurrent {
-        Recurrent { hidden: self.hidden, direction: self.direction, gates: 4, states: 2, peepholes: 3 }
+        Recurrent {
+            hidden: self.hidden,
+            direction: self.direction,
+            gates: 4,
+            states: 2,
+            peepholes: 3,
+            quantize_state: self.quantize_state,
+        }
     }
 }
 
@@ -58,9 +70,11 @@ impl OpDef for Lstm {
     fn cases(g: &mut Gen) -> Vec<Case> {
         let mut cases = Vec::new();
         for direction in Direction::ALL.repeat(2) {
-            let op = Lstm { hidden: g.size(1, 20), direction };
-            let inputs = op.layout().inputs(g);
-            cases.push(Case::new(op, inputs));
+            for quantize_state in [false, true] {
+                let op = Lstm { hidden: g.size(1, 20), direction, quantize_state };
+                let inputs = op.layout().inputs(g);
+                cases.push(Case::new(op, inputs).with_tolerance(rounding(quantize_state)));
+            }
         }
         cases
     }
@@ -79,7 +93,7 @@ mod tests {
         let b = tensor(&[1, 8], &[0.01, 0.02, 0.03, 0.04, 0.1, 0.2, 0.3, 0.4]);
         let (h0, c0) = (tensor(&[1, 1, 1], &[-1.0]), tensor(&[1, 1, 1], &[0.5]));
         let p = tensor(&[1, 3], &[0.9, 1.1, 1.3]);
-        let op = Lstm { hidden: 1, direction: Direction::Forward };
+        let op = Lstm { hidden: 1, direction: Direction::Forward, quantize_state: false };
         let inputs = [Some(&x), Some(&w), Some(&r), Some(&b), None, Some(&h0), Some(&c0), Some(&p)];
         let out = op.eval(&EvalCx { inputs: &inputs }).unwrap();
         let i = sigmoid(0.2 - 0.5 + 0.11 + 0.45);

@@ -10,6 +10,7 @@ mod conv;
 mod conv_transpose;
 mod cum_sum;
 mod dequantize_linear;
+mod dynamic_quantize_linear;
 mod elementwise;
 mod expand;
 mod flatten;
@@ -51,6 +52,7 @@ pub use conv::Conv;
 pub use conv_transpose::ConvTranspose;
 pub use cum_sum::CumSum;
 pub use dequantize_linear::DequantizeLinear;
+pub use dynamic_quantize_linear::DynamicQuantizeLinear;
 pub use elementwise::{Binary, BinaryKind, Unary, UnaryKind};
 pub use expand::Expand;
 pub use flatten::Flatten;
@@ -174,6 +176,7 @@ ops! {
     ConvTranspose,
     CumSum,
     DequantizeLinear,
+    DynamicQuantizeLinear,
     Expand,
     Flatten,
     Gather,

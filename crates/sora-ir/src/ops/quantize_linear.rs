@@ -5,16 +5,18 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// `saturate(round(x / scale) + zero_point)`, halves rounded to even. Inputs: x, scale of the same float type
     /// (not `f64`), optional zero point of the type `to` (0 where absent). Scale and zero point have one shape: one
-    /// element for the whole tensor, or `[C]` for slices along `axis`. The quotient is computed in `f32`, as
+    /// element for the whole tensor, `[C]` for slices along `axis`, or the shape of x with 1 for the extent of `axis`:
+    /// one element for every line along the axis, what ONNX calls a block of the whole extent. The quotient is computed in `f32`, as
     /// runtimes do, so that values next to a rounding boundary fall on the same side; NaN becomes the zero point.
-    /// Source: ONNX QuantizeLinear, per tensor and per axis.
+    /// Source: ONNX QuantizeLinear, per tensor, per axis and per line.
     pub struct QuantizeLinear {
-        /// The axis of a `[C]` scale; negative counts from the end. Ignored for a scale of one element.
+        /// The axis of a `[C]` scale, or the one along which a scale of rank 2 or more has extent 1; negative counts
+        /// from the end. Ignored for a scale of one element.
         axis: i64,
         /// The type of the result: i8, u8, i16, u16 or i32.
         to: DType,
@@ -34,10 +36,18 @@ pub(crate) fn check_scale(
 ) -> Result<(), Mismatch> {
     ensure!(QUANTIZED.contains(&integer), "{integer} is none of the quantized types {QUANTIZED:?}");
     ensure!(
-        matches!(scale.dtype, DType::F32 | DType::F16 | DType::BF16) && scale.rank() <= 1,
-        "the scale must be f32, f16 or bf16, one element or one per slice, found {scale}"
+        matches!(scale.dtype, DType::F32 | DType::F16 | DType::BF16),
+        "the scale must be f32, f16 or bf16, found {scale}"
     );
-    if let Some(count) = scale.shape.first().filter(|count| count.constant() != Some(1)) {
+    if scale.rank() > 1 {
+        let mut shape = x.shape.clone();
+        shape[resolve_axis(axis, x.rank())?] = Dim::from(1usize);
+        let expected = TensorType { dtype: scale.dtype, shape };
+        ensure!(
+            expected.accepts(scale),
+            "a scale for lines along axis {axis} of {x} must be {expected}, found {scale}"
+        );
+    } else if let Some(count) = scale.shape.first().filter(|count| count.constant() != Some(1)) {
         let extent = &x.shape[resolve_axis(axis, x.rank())?];
         ensure!(count.compatible(extent), "scale {scale} does not fit axis {axis} of {x}");
     }
@@ -60,12 +70,15 @@ pub(crate) fn for_each_scaled(
         return Ok(());
     }
     let (scales, zero_points) = (scale.to_f32s(), zero_point.map(Tensor::to_i128s));
-    let inner: usize = match scales.len() {
-        1 => 1,
-        _ => x.shape()[resolve_axis(axis, x.rank())? + 1..].iter().product(),
-    };
+    let (mut inner, mut extent) = (1, 1);
+    if scales.len() > 1 {
+        let axis = resolve_axis(axis, x.rank())?;
+        (inner, extent) = (x.shape()[axis + 1..].iter().product(), x.shape()[axis]);
+    }
+    let lines = scale.rank() > 1;
     for i in 0..x.len() {
-        let slice = i / inner % scales.len();
+        let slice = if lines { i / (inner * extent) * inner + i % inner } else { i / inner };
+        let slice = slice % scales.len();
         visit(i, scales[slice], zero_points.as_ref().map_or(0, |z| z[slice]));
     }
     Ok(())
@@ -184,11 +197,17 @@ mod tests {
         assert_eq!(quantize(DType::I8, -1, &x, &columns, Some(&zero)), [11, 21, 31, 14, 22, 32]);
         let rows = Tensor::vector(&[1f32, 0.5]);
         assert_eq!(quantize(DType::I8, 0, &x, &rows, None), [1, 2, 3, 8, 10, 12]);
+        // Lines along the last axis are the slices of the first one, and the other way round.
+        let lines = Tensor::from_slice(&[2, 1], &[1f32, 0.5]).unwrap();
+        assert_eq!(quantize(DType::I8, -1, &x, &lines, None), quantize(DType::I8, 0, &x, &rows, None));
+        let lines = Tensor::from_slice(&[1, 3], &[1f32, 2., 3.]).unwrap();
+        assert_eq!(quantize(DType::I8, 0, &x, &lines, None), quantize(DType::I8, 1, &x, &columns, None));
         let op = QuantizeLinear { axis: 1, to: DType::I8 };
         let refuse = |scale: &Tensor, zero_point: Option<&Tensor>| {
             EvalCx { inputs: &[Some(&x), Some(scale), zero_point] }.infer(&op).is_err()
         };
         assert!(refuse(&rows, None));
+        assert!(refuse(&lines, None));
         assert!(refuse(&columns, Some(&Tensor::vector(&[0u8, 0, 0]))));
         assert!(refuse(&columns, Some(&Tensor::scalar(0i8))));
         assert!(!refuse(&columns, Some(&zero)));

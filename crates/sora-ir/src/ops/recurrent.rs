@@ -2,6 +2,7 @@
 
 use sora_tensor::{DType, Tensor};
 
+use super::dynamic_quantize_linear::rounded;
 use super::rnn::Direction;
 use super::room;
 use crate::case::{Arg, Gen};
@@ -20,6 +21,8 @@ pub(crate) struct Recurrent {
     pub(crate) states: usize,
     /// Peephole vectors; with none there is no such input.
     pub(crate) peepholes: usize,
+    /// Whether the state's part has its left operand rounded as one row of DynamicQuantizeLinear.
+    pub(crate) quantize_state: bool,
 }
 
 /// The weights of one direction.
@@ -31,6 +34,7 @@ pub(crate) struct Weights<'a> {
     hidden: usize,
     features: usize,
     gates: usize,
+    quantize_state: bool,
 }
 
 impl Weights<'_> {
@@ -39,9 +43,12 @@ impl Weights<'_> {
         self.affine(self.w, self.features, gate, 0, x)
     }
 
-    /// `R h + bias` of one gate.
+    /// `R h + bias` of one gate, h perhaps rounded.
     pub(crate) fn state(&self, gate: usize, h: &[f64]) -> Vec<f64> {
-        self.affine(self.r, self.hidden, gate, self.gates, h)
+        match self.quantize_state {
+            true => self.affine(self.r, self.hidden, gate, self.gates, &rounded(h)),
+            false => self.affine(self.r, self.hidden, gate, self.gates, h),
+        }
     }
 
     /// `W x + R h + biases` of one gate.
@@ -151,6 +158,7 @@ impl Recurrent {
                 hidden,
                 features,
                 gates: self.gates,
+                quantize_state: self.quantize_state,
             };
             for (b, &length) in lengths.iter().enumerate() {
                 let row = d * batch + b;
@@ -214,6 +222,12 @@ impl Recurrent {
 fn part(values: &[f64], index: usize, count: usize) -> &[f64] {
     let len = values.len() / count;
     &values[index * len..][..len]
+}
+
+/// The tolerance of a case: a state next to a rounding boundary may fall on the other side of it, a 255th of the
+/// state's range, and moves the gates by that times a weight.
+pub(crate) fn rounding(quantize_state: bool) -> f64 {
+    if quantize_state { 2e-2 } else { 2e-5 }
 }
 
 /// The logistic function.

@@ -62,7 +62,14 @@ attrs! {
 
 impl Rnn {
     fn layout(&self) -> Recurrent {
-        Recurrent { hidden: self.hidden, direction: self.direction, gates: 1, states: 1, peepholes: 0 }
+        Recurrent {
+            hidden: self.hidden,
+            direction: self.direction,
+            gates: 1,
+            states: 1,
+            peepholes: 0,
+            quantize_state: false,
+        }
     }
 }
 

@@ -4,11 +4,14 @@ use alloc::{vec, vec::Vec};
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16::{Clamped, finish_clamped};
-use super::{MAX_TILE, TileArgs, WIDE};
+use super::{TileArgs, WIDE};
 use crate::{
     Kernels,
-    epilogue::{EpilogueF32, EpilogueI32, Finish, Place, Scratch, finish_f32, finish_i32},
-    operands::{ARows, Output},
+    epilogue::{
+        EpilogueF32, EpilogueI32, EpilogueRows, Finish, FinishRows, Place, Scratch, finish_f32, finish_i32,
+        finish_rows,
+    },
+    operands::{ARows, Dense, Output},
     pack::{PackedBf16, PackedF32, PackedI8, Panels, Plain},
 };
 
@@ -101,6 +104,108 @@ pub fn gemm_u8i8(
     };
     drive(kernels, a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
 }
+
+/// As [`gemm_u8i8`], for rows of A that each have their own scale and zero point.
+///
+/// # Panics
+/// As [`gemm_u8i8`].
+pub fn gemm_u8i8_rows(
+    kernels: Kernels,
+    a: &ARows<'_, u8>,
+    b: &PackedI8,
+    n0: usize,
+    ep: &EpilogueRows<'_>,
+    mut out: Output<'_>,
+) {
+    let finish = match b.col_granule() {
+        8 => finish_rows::<8>,
+        16 => finish_rows::<16>,
+        _ => finish_rows::<32>,
+    };
+    let ep = FinishRows { epilogue: ep, sums: b.sums.as_slice() };
+    let finish = |scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>| {
+        finish(kernels, &ep, scratch, start, place, out);
+    };
+    drive(kernels, a, &b.panels, b.sums.as_slice(), n0, &ep, &mut out, finish);
+}
+
+/// Row vector times matrix, the bare sums: `out[j] = Σₖ x[k] · B[k][n0 + j]`. Limited by the speed at which B
+/// arrives from the caches.
+///
+/// With `backwards` the columns are walked from the last to the first: a caller that multiplies by one matrix
+/// again and again, each time the other way, finds what it read last still in the nearer caches.
+///
+/// # Panics
+/// When `x` has not the depth of `b`, `b` has several taps, or the columns `n0 .. n0 + out.len()` do not lie in
+/// `b` and start at a multiple of [`PackedF32::col_granule`].
+pub fn gemv_f32(kernels: Kernels, x: &[f32], b: &PackedF32, n0: usize, backwards: bool, out: &mut [f32]) {
+    gemv(kernels, x, &b.panels, &[], n0, backwards, out);
+}
+
+/// As [`gemv_f32`], for unsigned bytes by signed bytes: exact sums in i32 (wrapping).
+///
+/// # Panics
+/// As [`gemv_f32`].
+pub fn gemv_u8i8(kernels: Kernels, x: &[u8], b: &PackedI8, n0: usize, backwards: bool, out: &mut [i32]) {
+    gemv(kernels, x, &b.panels, b.sums.as_slice(), n0, backwards, out);
+}
+
+fn gemv<A: Copy, B: Plain, C: Plain>(
+    kernels: Kernels,
+    x: &[A],
+    b: &Panels<A, B, C>,
+    sums: &[i32],
+    n0: usize,
+    backwards: bool,
+    out: &mut [C],
+) {
+    let nr = b.tile.nr;
+    assert!(
+        (1, x.len()) == (b.taps, b.kc),
+        "a vector of {} elements by {} taps of {}",
+        x.len(),
+        b.taps,
+        b.kc
+    );
+    assert!(
+        n0.is_multiple_of(nr) && n0 + out.len() <= b.n,
+        "columns {n0}..{} of {} do not start at a multiple of {nr}",
+        n0 + out.len(),
+        b.n
+    );
+    let mut wide = Vec::new();
+    let (mut row, mut kc) = (x.as_ptr(), b.kc);
+    if let Some(widen) = b.tiles.widen {
+        kc = kc.next_multiple_of(2);
+        wide.resize(kc, 0i16);
+        let rows = ARows::Dense(Dense { data: x, rows: 1, stride: x.len(), k: x.len() });
+        widen(kernels, &rows, 0, &mut wide, kc);
+        row = wide.as_ptr().cast();
+    }
+    let first = n0 / nr;
+    let whole = out.len() / (WIDE * nr);
+    let (groups, rest) = out.split_at_mut(whole * WIDE * nr);
+    let group = |i: usize, out: &mut [C]| run_tile(b, sums, first + i * WIDE, WIDE, &[row], (1, kc), out);
+    let last = |i: usize, out: &mut [C]| {
+        let mut tile = [C::ZERO; MAX_NR];
+        run_tile(b, sums, first + whole * WIDE + i, 1, &[row], (1, kc), &mut tile);
+        out.copy_from_slice(&tile[..out.len()]);
+    };
+    let (groups, rest) = (groups.chunks_exact_mut(WIDE * nr).enumerate(), rest.chunks_mut(nr).enumerate());
+    match backwards {
+        false => {
+            groups.for_each(|(i, out)| group(i, out));
+            rest.for_each(|(i, out)| last(i, out));
+        }
+        true => {
+            rest.rev().for_each(|(i, out)| last(i, out));
+            groups.rev().for_each(|(i, out)| group(i, out));
+        }
+    }
+}
+
+/// Columns of the widest panel.
+const MAX_NR: usize = 32;
 
 /// Rows of one call of a micro-kernel.
 struct RowTile {
@@ -217,7 +322,7 @@ fn run_tile<A, B: Plain, C>(
     count: usize,
     pointers: &[*const A],
     (taps, kc): (usize, usize),
-    tile: &mut [C; MAX_TILE],
+    tile: &mut [C],
 ) {
     let (nr, stride) = (b.tile.nr, b.stride());
     let rows = pointers.len() / taps;
@@ -232,7 +337,7 @@ fn run_tile<A, B: Plain, C>(
         sums: sums.as_ptr(),
     };
     let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };
-    assert!(rows * count * nr <= MAX_TILE && (count == 1 || (rows, count) == (1, WIDE)));
+    assert!(rows * count * nr <= tile.len() && (count == 1 || (rows, count) == (1, WIDE)));
     // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
     // every pointer starts a piece of `kc` elements in the form that the
     // kernel reads; `data` and `sums` hold

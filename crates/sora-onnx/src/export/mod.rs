@@ -1,5 +1,6 @@
 //! From a graph to an ONNX model.
 
+mod function;
 mod node;
 mod operators;
 mod write;

@@ -6,7 +6,9 @@ use prost::bytes::Bytes;
 use sora_ir::{Def, Graph, Node, TensorType, ValueId};
 use sora_tensor::Tensor;
 
+use super::function::Function;
 use crate::error::OnnxError;
+use crate::import::SORA;
 use crate::names::Names;
 use crate::proto::{AttributeProto, NodeProto, attribute_type};
 use crate::tensor::signed;
@@ -21,6 +23,8 @@ pub(super) struct Writer<'a> {
     value_names: HashMap<ValueId, String>,
     names: Names,
     node_names: Names,
+    /// Those that nodes call.
+    pub(super) functions: Vec<Function>,
 }
 
 impl<'a> Writer<'a> {
@@ -34,6 +38,7 @@ impl<'a> Writer<'a> {
             value_names: HashMap::new(),
             names: Names::default(),
             node_names: Names::default(),
+            functions: Vec::new(),
         };
         for &input in graph.inputs() {
             writer.names.reserve(&graph.value(input).name);
@@ -154,6 +159,17 @@ impl<'g> NodeWriter<'_, 'g> {
     pub(super) fn write(&mut self, op: &str, attributes: Vec<AttributeProto>) {
         let inputs = self.inputs();
         self.write_with(op, inputs, attributes);
+    }
+
+    /// Writes the node as a call of a function that comes with the file.
+    pub(super) fn call(&mut self, function: Function, attributes: Vec<AttributeProto>) {
+        self.write(function.name, attributes);
+        if let Some(node) = self.writer.nodes.last_mut() {
+            node.domain = SORA.to_owned();
+        }
+        if !self.writer.functions.contains(&function) {
+            self.writer.functions.push(function);
+        }
     }
 
     /// Writes a part of the node and gives the name of its result.

@@ -7,6 +7,7 @@ use sora_ir::ops::{
 use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
 use sora_tensor::{DType, Tensor, element_count};
 
+use super::function;
 use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
 use crate::error::OnnxError;
 use crate::proto::AttributeProto;
@@ -30,6 +31,7 @@ pub(super) fn since(graph: &Graph, node: &Node) -> i64 {
 
 fn quantized_since(integer: DType, scale: Option<&TensorType>) -> i64 {
     match (integer, scale.map(|ty| ty.dtype)) {
+        _ if scale.is_some_and(|ty| ty.rank() > 1) => 21,
         (DType::I16 | DType::U16, _) => 21,
         (_, Some(DType::F16 | DType::BF16)) => 19,
         _ => 13,
@@ -109,6 +111,8 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             w.write("CumSum", vec![flag("exclusive", op.exclusive), flag("reverse", op.reverse)])
         }
         Op::DequantizeLinear(op) => dequantize(w, op)?,
+        Op::DynamicQuantizeLinear(op) if op.rows => w.call(function::DYNAMIC_QUANTIZE_ROWS, Vec::new()),
+        Op::DynamicQuantizeLinear(_) => w.write("DynamicQuantizeLinear", Vec::new()),
         Op::Expand(_) => w.write("Expand", Vec::new()),
         Op::Flatten(op) => w.write("Flatten", vec![int("axis", op.axis)]),
         Op::Gather(op) => w.write("Gather", vec![int("axis", op.axis)]),
@@ -119,10 +123,19 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
                 direction(op.direction),
                 flag("linear_before_reset", op.linear_before_reset),
             ];
-            w.write("GRU", attributes);
+            match op.quantize_state {
+                true => w.call(function::GRU, attributes),
+                false => w.write("GRU", attributes),
+            }
         }
         Op::LayerNorm(op) => layer_norm(w, op)?,
-        Op::Lstm(op) => w.write("LSTM", vec![int("hidden_size", signed(op.hidden)), direction(op.direction)]),
+        Op::Lstm(op) => {
+            let attributes = vec![int("hidden_size", signed(op.hidden)), direction(op.direction)];
+            match op.quantize_state {
+                true => w.call(function::LSTM, attributes),
+                false => w.write("LSTM", attributes),
+            }
+        }
         Op::MatMul(_) => w.write("MatMul", Vec::new()),
         Op::MaxPool(op) => {
             let attributes = vec![
@@ -372,7 +385,24 @@ fn layer_norm(w: &mut NodeWriter, op: &LayerNorm) -> Result<(), OnnxError> {
 /// The axis of a scale with one element per slice; a scale of one element has none.
 fn scale_axis(w: &NodeWriter, axis: i64) -> Option<i64> {
     let scale = w.ty(1)?;
+    if scale.rank() > 1 {
+        return Some(axis);
+    }
     scale.shape.first().filter(|count| count.constant() != Some(1)).map(|_| axis)
+}
+
+/// What says how the scale lies along the tensor: the axis, and for lines along it that they are one block.
+fn scale_attributes(w: &NodeWriter, axis: Option<i64>) -> Result<Vec<AttributeProto>, OnnxError> {
+    let Some(axis) = axis else { return Ok(Vec::new()) };
+    let mut attributes = vec![int("axis", axis)];
+    if let (Some(x), Some(2..)) = (w.ty(0), w.ty(1).map(TensorType::rank)) {
+        let resolved = resolve_axis(axis, x.rank()).map_err(|e| w.refuse(e.0))?;
+        let extent = x.shape.get(resolved).and_then(Dim::known);
+        let extent =
+            extent.ok_or_else(|| w.refuse(format!("the extent of axis {axis} of {x} is not fixed")))?;
+        attributes.push(int("block_size", signed(extent)));
+    }
+    Ok(attributes)
 }
 
 /// Zeros in the shape of the scale. Runtimes recognize quantized weights by an explicit zero point.
@@ -389,7 +419,8 @@ fn dequantize(w: &mut NodeWriter, op: &DequantizeLinear) -> Result<(), OnnxError
     if inputs.len() == 2 && dtype != DType::I32 {
         inputs.extend(zero_point(w, dtype));
     }
-    w.write_with("DequantizeLinear", inputs, axis.map(|axis| int("axis", axis)).into_iter().collect());
+    let attributes = scale_attributes(w, axis)?;
+    w.write_with("DequantizeLinear", inputs, attributes);
     Ok(())
 }
 
@@ -407,7 +438,8 @@ fn quantize(w: &mut NodeWriter, op: &QuantizeLinear) -> Result<(), OnnxError> {
             None => return Err(w.refuse("its scale has no fixed shape")),
         }
     }
-    w.write_with("QuantizeLinear", inputs, axis.map(|axis| int("axis", axis)).into_iter().collect());
+    let attributes = scale_attributes(w, axis)?;
+    w.write_with("QuantizeLinear", inputs, attributes);
     Ok(())
 }
 

@@ -9,9 +9,11 @@ use sora_ir::{Dim, Graph, TensorType};
 use sora_tensor::Tensor;
 use tempfile::NamedTempFile;
 
+use super::function::{Function, domain};
 use super::node::{NodeWriter, Writer};
 use super::{ExportOptions, choose_opset, ir_version, operators};
 use crate::error::OnnxError;
+use crate::import::SORA;
 use crate::proto::{
     DimensionProto, Extent, GraphProto, LOCATION_EXTERNAL, ModelProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -100,6 +102,7 @@ struct Parts {
     opset: i64,
     nodes: Vec<crate::proto::NodeProto>,
     constants: Vec<(String, Tensor)>,
+    functions: Vec<Function>,
 }
 
 impl Parts {
@@ -111,7 +114,8 @@ impl Parts {
             operators::write(&mut NodeWriter { writer: &mut writer, node })?;
         }
         writer.outputs()?;
-        Ok(Parts { opset, nodes: writer.nodes, constants: writer.constants })
+        let Writer { nodes, constants, functions, .. } = writer;
+        Ok(Parts { opset, nodes, constants, functions })
     }
 
     /// Bytes of the constants that are smaller than `threshold`.
@@ -144,6 +148,15 @@ impl Parts {
         Ok(())
     }
 
+    /// The operator sets that the nodes belong to.
+    fn domains(&self) -> Vec<OperatorSetIdProto> {
+        let mut domains = vec![domain("", self.opset)];
+        if !self.functions.is_empty() {
+            domains.push(domain(SORA, 1));
+        }
+        domains
+    }
+
     /// The model with constants of at least `threshold` bytes referring to the file `data`.
     fn model(
         &self,
@@ -167,7 +180,7 @@ impl Parts {
             ir_version: Some(ir_version(self.opset)),
             producer_name: options.producer.clone(),
             producer_version: options.producer_version.clone(),
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: self.opset }],
+            opset_import: self.domains(),
             metadata_props: options.metadata.iter().map(|(key, value)| entry(key, value)).collect(),
             graph: Some(GraphProto {
                 name: if graph.name.is_empty() { "graph".to_owned() } else { graph.name.clone() },
@@ -177,7 +190,7 @@ impl Parts {
                 output: outputs.collect(),
                 sparse_initializer: Vec::new(),
             }),
-            functions: Vec::new(),
+            functions: self.functions.iter().map(|function| function.proto(self.opset)).collect(),
         })
     }
 }

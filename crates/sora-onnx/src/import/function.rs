@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::rows::{self, SORA};
 use crate::error::{NodeIssue, Refusal};
 use crate::proto::{AttributeProto, FunctionProto, NodeProto};
 
@@ -26,7 +27,8 @@ pub(super) fn inline(
     let mut calls = 0usize;
     while let Some((node, depth)) = open.pop() {
         let called = (node.domain.clone(), node.op_type.clone(), node.overload.clone());
-        let Some(function) = table.get(&called) else {
+        // What has a row is read by it.
+        let Some(function) = table.get(&called).filter(|_| !has_row(&node)) else {
             done.push(node);
             continue;
         };
@@ -39,6 +41,10 @@ pub(super) fn inline(
         open.extend(body.into_iter().rev().map(|node| (node, depth + 1)));
     }
     Ok(done)
+}
+
+fn has_row(node: &NodeProto) -> bool {
+    node.domain == SORA && rows::find(&node.domain, &node.op_type).is_ok()
 }
 
 /// The nodes of one call.

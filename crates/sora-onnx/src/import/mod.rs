@@ -29,6 +29,8 @@ use crate::source::{self, External};
 use crate::tensor;
 use node::NodeCx;
 
+pub(crate) use rows::SORA;
+
 /// The oldest opset of the default domain that can be imported.
 pub const MIN_OPSET: i64 = 7;
 /// The newest opset of the default domain whose operators are known; later ones are tried with a warning.

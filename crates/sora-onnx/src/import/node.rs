@@ -236,8 +236,18 @@ impl NodeCx<'_> {
         op: impl Into<Op>,
         inputs: impl IntoIterator<Item = impl Into<Option<ValueId>>>,
     ) -> Result<ValueId, Refusal> {
+        first(self.steps(part, op, inputs)?)
+    }
+
+    /// As [`NodeCx::step`], with several outputs.
+    pub(super) fn steps(
+        &mut self,
+        part: &str,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = impl Into<Option<ValueId>>>,
+    ) -> Built {
         let name = self.names.fresh(&format!("{}/{part}", self.name));
-        Ok(self.graph.op(&name, op, inputs)?)
+        Ok(self.graph.add(&name, op, inputs)?)
     }
 
     /// Adds a constant, named after the node.

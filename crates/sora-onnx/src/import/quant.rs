@@ -1,8 +1,8 @@
 //! Quantized operators. QuantizeLinear and DequantizeLinear stay; all others become float operators between them.
 
 use sora_ir::ops::{
-    Activation, ActivationKind, Binary, BinaryKind, Cast, Concat, DequantizeLinear, MatMul, QuantizeLinear,
-    Reduce, ReduceKind, Softmax, Squeeze, Unary, UnaryKind, Where,
+    Activation, ActivationKind, Binary, BinaryKind, Cast, Concat, DequantizeLinear, DynamicQuantizeLinear,
+    MatMul, QuantizeLinear, ReduceKind, Softmax, Squeeze, Unary, UnaryKind,
 };
 use sora_ir::{Op, Real, ValueId};
 use sora_tensor::{DType, Tensor};
@@ -10,7 +10,7 @@ use sora_tensor::{DType, Tensor};
 use super::conv::{average_pool_of, conv_of, global_of};
 use super::math::{scaled, transposed};
 use super::node::{Built, NodeCx};
-use super::rows::{Row, microsoft, onnx};
+use super::rows::{Row, microsoft, onnx, sora};
 use crate::error::Refusal;
 use crate::tensor::dtype_of;
 
@@ -21,8 +21,11 @@ pub(super) const ROWS: &[Row] = &[
     microsoft("DequantizeLinear", dequantize),
     onnx("DynamicQuantizeLinear", |cx| {
         let x = cx.input(0)?;
-        let (y, scale, zero_point) = dynamic(cx, x)?;
-        Ok(vec![y, scale, zero_point])
+        cx.add(DynamicQuantizeLinear { rows: false }, [x])
+    }),
+    sora("DynamicQuantizeRows", |cx| {
+        let x = cx.input(0)?;
+        cx.add(DynamicQuantizeLinear { rows: true }, [x])
     }),
     onnx("QLinearConv", qlinear_conv),
     onnx("QLinearMatMul", qlinear_mat_mul),
@@ -55,7 +58,7 @@ pub(super) const ROWS: &[Row] = &[
 ];
 
 fn quantize(cx: &mut NodeCx) -> Built {
-    cx.only_int("block_size", 0)?;
+    whole_block(cx)?;
     let zero_point = cx.opt(2).map(|id| cx.dtype(id));
     let to = match (zero_point, cx.int("output_dtype", 0)) {
         (Some(dtype), _) => dtype,
@@ -70,8 +73,24 @@ fn quantize(cx: &mut NodeCx) -> Built {
     cx.add(QuantizeLinear { axis: cx.int("axis", 1), to }, trimmed(&inputs))
 }
 
+/// A block must be a whole line along the axis.
+fn whole_block(cx: &NodeCx) -> Result<(), Refusal> {
+    let (x, scale) = (cx.ty(cx.input(0)?), cx.ty(cx.input(1)?));
+    let lines = || -> Option<bool> {
+        let axis = cx.axis(cx.int("axis", 1), cx.input(0).ok()?).ok()?;
+        Some(scale.rank() == x.rank() && scale.shape.get(axis)?.known() == Some(1))
+    };
+    match cx.int("block_size", 0) {
+        0 => Ok(()),
+        _ if lines() == Some(true) => Ok(()),
+        size => {
+            Err(Refusal::new(format!("block_size={size} of {x} with the scale {scale} is not supported")))
+        }
+    }
+}
+
 fn dequantize(cx: &mut NodeCx) -> Built {
-    cx.only_int("block_size", 0)?;
+    whole_block(cx)?;
     let (x, scale) = (cx.input(0)?, cx.input(1)?);
     let scale = one_scale(cx, scale)?;
     let zero_point = cx.opt(2).map(|zero| one_scale(cx, zero)).transpose()?;
@@ -104,9 +123,9 @@ fn one_scale(cx: &mut NodeCx, value: ValueId) -> Result<ValueId, Refusal> {
 
 /// Scale and zero-point of a quantized operand.
 #[derive(Clone, Copy)]
-struct Scale {
-    scale: ValueId,
-    zero_point: Option<ValueId>,
+pub(super) struct Scale {
+    pub(super) scale: ValueId,
+    pub(super) zero_point: Option<ValueId>,
 }
 
 impl Scale {
@@ -117,7 +136,7 @@ impl Scale {
 }
 
 /// The float value of a quantized operand; `axis` counts if the scale is a vector.
-fn real(cx: &mut NodeCx, x: ValueId, by: Scale, axis: i64) -> Result<ValueId, Refusal> {
+pub(super) fn real(cx: &mut NodeCx, x: ValueId, by: Scale, axis: i64) -> Result<ValueId, Refusal> {
     let scale = one_scale(cx, by.scale)?;
     let zero_point = by.zero_point.map(|zero| one_scale(cx, zero)).transpose()?;
     cx.step("dequantize", DequantizeLinear { axis }, trimmed(&[Some(x), Some(scale), zero_point]))
@@ -246,8 +265,7 @@ fn mat_mul_integer_to_float(cx: &mut NodeCx) -> Built {
 /// Inputs: A (float), B, B's scale, B's zero-point, bias.
 fn dynamic_mat_mul(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
-    let (a, scale, zero_point) = dynamic(cx, x)?;
-    let a = real(cx, a, Scale { scale, zero_point: Some(zero_point) }, -2)?;
+    let a = rounded(cx, x)?;
     let b_by = Scale::at(cx, 2)?;
     let b = real(cx, cx.input(1)?, b_by, -1)?;
     biased_product(cx, a, b, cx.opt(4))
@@ -290,29 +308,11 @@ fn qlinear_concat(cx: &mut NodeCx) -> Built {
     Ok(vec![quantized(cx, y, y_by)?])
 }
 
-/// Quantizes to `u8` over the range of the values, widened to hold 0: value, scale and zero-point.
-fn dynamic(cx: &mut NodeCx, x: ValueId) -> Result<(ValueId, ValueId, ValueId), Refusal> {
-    let dtype = cx.dtype(x);
-    let zero = cx.scalar("zero", dtype, 0.0);
-    let mut bound = |reduce, kind| {
-        let op = Reduce { kind: reduce, axes: Vec::new(), keep_dims: false };
-        let extreme = cx.step("extreme", op, [x])?;
-        cx.binary(kind, extreme, zero)
+/// The value rounded to 8 bits over its range.
+pub(super) fn rounded(cx: &mut NodeCx, x: ValueId) -> Result<ValueId, Refusal> {
+    let quantized = cx.steps("quantize", DynamicQuantizeLinear { rows: false }, [x])?;
+    let &[q, scale, zero_point] = &quantized[..] else {
+        return Err(Refusal::new("its input cannot be quantized"));
     };
-    let low = bound(ReduceKind::Min, BinaryKind::Min)?;
-    let high = bound(ReduceKind::Max, BinaryKind::Max)?;
-    let range = cx.binary(BinaryKind::Sub, high, low)?;
-    let steps = cx.scalar("steps", dtype, 255.0);
-    let scale = cx.binary(BinaryKind::Div, range, steps)?;
-    // All zeros have no range: any scale will do.
-    let empty = cx.binary(BinaryKind::Equal, scale, zero)?;
-    let one = cx.scalar("one", dtype, 1.0);
-    let scale = cx.step("scale", Where {}, [empty, one, scale])?;
-    let shifted = cx.binary(BinaryKind::Div, low, scale)?;
-    let shifted = cx.unary(UnaryKind::Neg, shifted)?;
-    let rounded = cx.unary(UnaryKind::Round, shifted)?;
-    // A float cast to u8 saturates.
-    let zero_point = cx.step("zero_point", Cast { to: DType::U8 }, [rounded])?;
-    let y = cx.op(QuantizeLinear { axis: 1, to: DType::U8 }, [x, scale, zero_point])?;
-    Ok((y, scale, zero_point))
+    real(cx, q, Scale { scale, zero_point: Some(zero_point) }, 0)
 }

@@ -2,28 +2,111 @@
 
 use sora_ir::ops::{Direction, Gru, Lstm, Rnn, RnnActivation};
 use sora_ir::{Dim, Op, ValueId};
+use sora_tensor::Tensor;
 
 use super::node::{Built, NodeCx, size};
-use super::rows::{Row, onnx};
+use super::quant::{Scale, real, rounded};
+use super::rows::{Row, microsoft, onnx, sora};
 use crate::error::Refusal;
 
-pub(super) const ROWS: &[Row] = &[onnx("LSTM", lstm), onnx("GRU", gru), onnx("RNN", rnn)];
+pub(super) const ROWS: &[Row] = &[
+    onnx("LSTM", |cx| lstm(cx, false)),
+    sora("LSTM", |cx| lstm(cx, true)),
+    onnx("GRU", |cx| gru(cx, false)),
+    sora("GRU", |cx| gru(cx, true)),
+    onnx("RNN", rnn),
+    microsoft("DynamicQuantizeLSTM", dynamic_lstm),
+];
 
-fn lstm(cx: &mut NodeCx) -> Built {
+fn lstm(cx: &mut NodeCx, quantize_state: bool) -> Built {
     cx.only_int("input_forget", 0)?;
     activations(cx, &["sigmoid", "tanh", "tanh"])?;
-    let op = Lstm { hidden: hidden(cx)?, direction: direction(cx)? };
+    let op = Lstm { hidden: hidden(cx)?, direction: direction(cx)?, quantize_state };
     layer(cx, op.into(), 8)
 }
 
-fn gru(cx: &mut NodeCx) -> Built {
+fn gru(cx: &mut NodeCx, quantize_state: bool) -> Built {
     activations(cx, &["sigmoid", "tanh"])?;
     let op = Gru {
         hidden: hidden(cx)?,
         direction: direction(cx)?,
         linear_before_reset: cx.flag("linear_before_reset", false),
+        quantize_state,
     };
     layer(cx, op.into(), 6)
+}
+
+/// Inputs: those of LSTM, with W `[D, I, 4H]` and R `[D, H, 4H]` as bytes, then scale and zero point of W and of R,
+/// `[D]` or `[D, 4H]`.
+///
+/// onnxruntime quantizes X as a whole and the states of a batch together. X is kept so; each sequence's state gets
+/// a range of its own, which lies within that of the batch: the same for one sequence, never coarser for more.
+fn dynamic_lstm(cx: &mut NodeCx) -> Built {
+    cx.only_int("input_forget", 0)?;
+    activations(cx, &["sigmoid", "tanh", "tanh"])?;
+    let hidden = size(cx.int("hidden_size", 0), "hidden_size")?;
+    let op = Lstm { hidden, direction: direction(cx)?, quantize_state: true };
+    for (matrix, scale) in [(1, 8), (2, 10)] {
+        let real = real_rows(cx, cx.input(matrix)?, cx.input(scale)?, cx.opt(scale + 1))?;
+        put(cx, matrix, real);
+    }
+    let x = cx.input(0)?;
+    let x = rounded(cx, x)?;
+    put(cx, 0, x);
+    layer(cx, op.into(), 8)
+}
+
+/// Replaces an input that is there.
+fn put(cx: &mut NodeCx, slot: usize, value: ValueId) {
+    cx.inputs.iter_mut().skip(slot).take(1).for_each(|input| *input = Some(value));
+}
+
+/// Bytes `[D, K, N]` by scales `[D]` or `[D, N]`, as real numbers `[D, N, K]`.
+fn real_rows(
+    cx: &mut NodeCx,
+    bytes: ValueId,
+    scale: ValueId,
+    zero_point: Option<ValueId>,
+) -> Result<ValueId, Refusal> {
+    let constant = |cx: &mut NodeCx, value: ValueId, what: &str| {
+        cx.constant(value).ok_or_else(|| Refusal::new(format!("its {what} is not constant")))
+    };
+    let bytes = constant(cx, bytes, "weight")?;
+    let &[directions, depth, columns] = bytes.shape() else {
+        return Err(Refusal::new(format!("its weights have the shape {:?}", bytes.shape())));
+    };
+    if bytes.is_empty() {
+        return Err(Refusal::new("its weights are empty"));
+    }
+    // By direction, row and line.
+    let spread = |cx: &mut NodeCx, part: &str, tensor: Tensor| {
+        let each = match tensor.len() {
+            len if len == directions * columns => 1,
+            len if len == directions => columns,
+            _ => return Err(Refusal::new(format!("its {part} has the shape {:?}", tensor.shape()))),
+        };
+        let values: Vec<f64> =
+            tensor.to_f64s().into_iter().flat_map(|v| std::iter::repeat_n(v, each)).collect();
+        let tensor = Tensor::from_f64s(tensor.dtype(), &[directions, columns, 1], &values);
+        Ok(cx.make(part, tensor.map_err(|e| Refusal::new(e.to_string()))?))
+    };
+    let scale = constant(cx, scale, "scale")?;
+    let scale = spread(cx, "scale", scale)?;
+    let zero_point = match zero_point {
+        Some(zero_point) => {
+            let zero_point = constant(cx, zero_point, "zero point")?;
+            Some(spread(cx, "zero_point", zero_point)?)
+        }
+        None => None,
+    };
+    let mut rows = Vec::with_capacity(bytes.len());
+    let values = bytes.to_f64s();
+    for matrix in values.chunks_exact((depth * columns).max(1)) {
+        rows.extend((0..columns * depth).filter_map(|i| matrix.get(i % depth * columns + i / depth)));
+    }
+    let rows = Tensor::from_f64s(bytes.dtype(), &[directions, columns, depth], &rows);
+    let rows = cx.make("rows", rows.map_err(|e| Refusal::new(e.to_string()))?);
+    real(cx, rows, Scale { scale, zero_point }, 2)
 }
 
 fn rnn(cx: &mut NodeCx) -> Built {

@@ -26,6 +26,15 @@ pub(super) const fn microsoft(op: &'static str, import: Import) -> Row {
     Row { domain: "com.microsoft", op, import }
 }
 
+/// The domain of what Sora writes where ONNX has no operator: calls of functions that the file defines in ONNX's
+/// operators, for other runtimes.
+pub(crate) const SORA: &str = "ai.sora";
+
+/// A row of Sora's own domain.
+pub(super) const fn sora(op: &'static str, import: Import) -> Row {
+    Row { domain: SORA, op, import }
+}
+
 const FAMILIES: &[&[Row]] = &[
     constant::ROWS,
     contrib::ROWS,

@@ -8,6 +8,7 @@ mod layer_norm;
 mod no_op;
 mod padding;
 mod product;
+mod quantized;
 mod reshape;
 mod sample;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub struct Rule {
 pub static RULES: &[Rule] = &[
     no_op::REMOVE_NO_OP,
     no_op::REMOVE_INVERSE_PAIR,
+    quantized::SCALE_INTEGER_PRODUCT,
     arithmetic::REMOVE_NEUTRAL_OPERAND,
     arithmetic::SUBTRACT_TO_ADD,
     arithmetic::DIVIDE_TO_MULTIPLY,
