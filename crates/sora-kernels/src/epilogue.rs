@@ -13,6 +13,7 @@ use crate::{
     isa::per_isa,
     math,
     operands::{Dequant, MatMut, Output, Quant},
+    vector::{self, Vector, load, per_vector},
 };
 
 /// A function that a layer applies before it stores.
@@ -618,5 +619,94 @@ pub(crate) fn finish_i32<const N: usize>(
 per_isa! {
     pub(crate) fn finish_rows [const N: usize] (e: &FinishRows<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
         finish::<N, i32, _>(e, scratch, start, place, out);
+    }
+}
+
+/// Finishes a tile of real sums where all that follows them is a bias, a real residual and bounds,
+/// in one pass and as real numbers; otherwise returns false and does nothing.
+///
+/// `acc` holds the place's rows, `nr` columns each.
+#[inline]
+pub(crate) fn finish_real(
+    kernels: Kernels,
+    e: &EpilogueF32<'_>,
+    acc: &[f32],
+    nr: usize,
+    place: Place,
+    out: &mut Output<'_>,
+) -> bool {
+    let Place { row, rows, col, cols, n0 } = place;
+    let (Output::F32(m), Some((low, high))) = (out, e.activation.bounds()) else { return false };
+    let residual = match e.residual {
+        None => None,
+        Some(Residual::F32 { data, ld }) => {
+            Some((data[row * ld + n0 + col..][..(rows - 1) * ld + cols].as_ptr(), ld))
+        }
+        Some(_) => return false,
+    };
+    let bias = e.bias.map(|b| b[n0 + col..][..cols].as_ptr());
+    assert!(rows * nr <= acc.len() && cols <= nr && row + rows <= m.rows() && col + cols <= m.cols());
+    let tile = Clamped { acc: acc.as_ptr(), nr, rows, cols, bias, residual, low, high };
+    let ld = m.ld();
+    // SAFETY: the sums, the bias, the residual and the output have these rows and columns.
+    unsafe { clamp_rows(kernels, &tile, m.ptr_at(row, col), ld) };
+    true
+}
+
+/// A tile for [`clamp_rows`].
+struct Clamped {
+    acc: *const f32,
+    nr: usize,
+    rows: usize,
+    cols: usize,
+    bias: Option<*const f32>,
+    /// First element, and distance between rows.
+    residual: Option<(*const f32, usize)>,
+    low: f32,
+    high: f32,
+}
+
+per_vector! {
+    /// `to = clamp(acc + bias + residual)`.
+    ///
+    /// # Safety
+    /// What the tile describes must be readable, and as many rows and columns writable at `to`.
+    unsafe fn clamp_rows<V>(t: &Clamped, to: *mut f32, ld: usize) {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut c = 0;
+            while c + V::LANES <= t.cols {
+                clamp_columns::<V, true>(t, c, to, ld);
+                c += V::LANES;
+            }
+            if c < t.cols {
+                clamp_columns::<V, false>(t, c, to, ld);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`clamp_rows`].
+#[inline(always)]
+unsafe fn clamp_columns<V: Vector, const WHOLE: bool>(t: &Clamped, c: usize, to: *mut f32, ld: usize) {
+    let n = t.cols - c;
+    // SAFETY: by the contract of `clamp_rows`.
+    unsafe {
+        let (low, high) = (V::splat(t.low), V::splat(t.high));
+        let bias = match t.bias {
+            Some(bias) => load::<V, WHOLE>(bias.add(c), n),
+            None => V::splat(0.0),
+        };
+        for i in 0..t.rows {
+            let mut y = load::<V, WHOLE>(t.acc.add(i * t.nr + c), n);
+            if t.bias.is_some() {
+                y = y.add(bias);
+            }
+            if let Some((residual, ld)) = t.residual {
+                y = y.add(load::<V, WHOLE>(residual.add(i * ld + c), n));
+            }
+            vector::store::<V, WHOLE>(y.clamp(low, high), to.add(i * ld + c), n);
+        }
     }
 }

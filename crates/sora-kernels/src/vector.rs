@@ -28,6 +28,77 @@ pub(crate) trait Vector: Copy {
     unsafe fn clamp(self, low: Self, high: Self) -> Self;
 }
 
+/// [`Vector::load`] or [`Vector::load_first`]: functions instead of closures, which would be compiled
+/// without the vector's features.
+///
+/// # Safety
+/// As theirs.
+#[inline(always)]
+pub(crate) unsafe fn load<V: Vector, const WHOLE: bool>(from: *const f32, n: usize) -> V {
+    // SAFETY: by the contract.
+    unsafe { if WHOLE { V::load(from) } else { V::load_first(from, n) } }
+}
+
+/// [`Vector::store`] or [`Vector::store_first`].
+///
+/// # Safety
+/// As theirs.
+#[inline(always)]
+pub(crate) unsafe fn store<V: Vector, const WHOLE: bool>(y: V, to: *mut f32, n: usize) {
+    // SAFETY: by the contract.
+    unsafe { if WHOLE { y.store(to) } else { y.store_first(to, n) } }
+}
+
+/// Defines a function whose body, generic over a [`Vector`], is compiled for the vectors of each
+/// instruction set and chosen by the handle in its first argument.
+macro_rules! per_vector {
+    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<$v:ident>($($arg:ident : $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis unsafe fn $name(kernels: $crate::Kernels, $($arg: $ty),*) {
+            #[inline(always)]
+            unsafe fn body<$v: $crate::vector::Vector>($($arg: $ty),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn avx2($($arg: $ty),*) {
+                    // SAFETY: by the contract of the function defined.
+                    unsafe { body::<core::arch::x86_64::__m256>($($arg),*) }
+                }
+                #[target_feature(enable = "avx512f")]
+                unsafe fn avx512($($arg: $ty),*) {
+                    // SAFETY: as above.
+                    unsafe { body::<core::arch::x86_64::__m512>($($arg),*) }
+                }
+                if kernels.isa().includes($crate::Isa::Avx512) {
+                    // SAFETY: as above, and the handle proves that the instruction set runs here.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if kernels.isa().includes($crate::Isa::Avx2) {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            let _ = kernels;
+            // SAFETY: as above.
+            unsafe { body::<[f32; 4]>($($arg),*) }
+        }
+    };
+}
+pub(crate) use per_vector;
+
+/// Asks for the cache line of an address, which need not be readable.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, part of the target's baseline, that cannot fault.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Four lanes in plain Rust, which every target has vectors for.
 impl Vector for [f32; 4] {
     const LANES: usize = 4;

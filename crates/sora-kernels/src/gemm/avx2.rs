@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use crate::vector::prefetch;
+
 use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_bytes};
 
 /// Vectors of 8 lanes per panel row.
@@ -20,10 +22,12 @@ unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, 
     // SAFETY: pieces of `kc` elements and panels of `taps * kc * NR` elements are readable,
     // and the tile holds MR rows of NP * NR elements, by the contract.
     unsafe {
-        let mut panel = args.panel;
+        let (mut panel, mut ahead) = (args.panel, args.ahead);
         for t in 0..args.taps {
             let rows = tap_rows::<MR, _, _>(args, t);
             for k in 0..args.kc {
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(args.ahead_step);
                 for p in 0..NP {
                     let at = panel.add(p * args.panel_stride);
                     let b = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))];

@@ -1,6 +1,7 @@
 //! The loops around the micro-kernels.
 
 use alloc::{vec, vec::Vec};
+use core::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16::{Clamped, finish_clamped};
@@ -9,7 +10,7 @@ use crate::{
     Kernels,
     epilogue::{
         EpilogueF32, EpilogueI32, EpilogueRows, Finish, FinishRows, Place, Scratch, finish_f32, finish_i32,
-        finish_rows,
+        finish_real, finish_rows,
     },
     operands::{ARows, Dense, Output},
     pack::{PackedBf16, PackedF32, PackedI8, Panels, Plain},
@@ -17,6 +18,12 @@ use crate::{
 
 /// Bytes of A that stay in the second-level cache while all panels of B pass by.
 const A_BLOCK_BYTES: usize = 256 * 1024;
+
+/// Bytes of B that stay in the second-level cache while all rows of A pass by.
+const B_BYTES: usize = 256 * 1024;
+
+/// Pointers to rows that need no allocation.
+const FEW_POINTERS: usize = 512;
 
 /// Bytes of A widened at a time: fewer, because they are allocated.
 const WIDE_BLOCK_BYTES: usize = 96 * 1024;
@@ -41,8 +48,11 @@ pub fn gemm_f32(
         16 => finish_f32::<16>,
         _ => finish_f32::<32>,
     };
+    let nr = b.col_granule();
     let finish = |scratch: &mut Scratch<f32>, start: usize, place: Place, out: &mut Output<'_>| {
-        finish(kernels, ep, scratch, start, place, out);
+        if !finish_real(kernels, ep, &scratch.acc[start..], nr, place, out) {
+            finish(kernels, ep, scratch, start, place, out);
+        }
     };
     drive(kernels, a, &b.panels, &[], n0, ep, &mut out, finish);
 }
@@ -185,10 +195,14 @@ fn gemv<A: Copy, B: Plain, C: Plain>(
     let first = n0 / nr;
     let whole = out.len() / (WIDE * nr);
     let (groups, rest) = out.split_at_mut(whole * WIDE * nr);
-    let group = |i: usize, out: &mut [C]| run_tile(b, sums, first + i * WIDE, WIDE, &[row], (1, kc), out);
+    let group = |i: usize, out: &mut [C]| {
+        let panels = first + i * WIDE..first + (i + 1) * WIDE;
+        run_tile(b, sums, panels, &[row], (1, kc), None, out);
+    };
     let last = |i: usize, out: &mut [C]| {
         let mut tile = [C::ZERO; MAX_NR];
-        run_tile(b, sums, first + whole * WIDE + i, 1, &[row], (1, kc), &mut tile);
+        let panel = first + whole * WIDE + i;
+        run_tile(b, sums, panel..panel + 1, &[row], (1, kc), None, &mut tile);
         out.copy_from_slice(&tile[..out.len()]);
     };
     let (groups, rest) = (groups.chunks_exact_mut(WIDE * nr).enumerate(), rest.chunks_mut(nr).enumerate());
@@ -207,14 +221,6 @@ fn gemv<A: Copy, B: Plain, C: Plain>(
 /// Columns of the widest panel.
 const MAX_NR: usize = 32;
 
-/// Rows of one call of a micro-kernel.
-struct RowTile {
-    first: usize,
-    rows: usize,
-    /// Where the call's pointers begin.
-    pointers: usize,
-}
-
 /// Splits `rows` into the fewest tiles of at most `mr` rows, of nearly equal height.
 pub(crate) fn row_tiles(rows: usize, mr: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(mr);
@@ -225,7 +231,7 @@ pub(crate) fn row_tiles(rows: usize, mr: usize) -> impl Iterator<Item = (usize, 
 }
 
 /// Computes and finishes all tiles: blocks of rows outside, panels of B inside, so that a block
-/// of A stays in the second-level cache and a panel of B in the first.
+/// of A, or all of B, stays in the second-level cache and a panel of B in the first.
 #[allow(clippy::too_many_arguments)]
 fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     kernels: Kernels,
@@ -270,41 +276,59 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         None => (A_BLOCK_BYTES, a.depth() * size_of::<A>()),
         Some(_) => (WIDE_BLOCK_BYTES, kc * size_of::<i16>()),
     };
-    let block = (block_bytes / row_bytes.max(1)).max(1).next_multiple_of(mr);
     let panels = n.div_ceil(nr);
+    let per_block = match panels * b.stride() * size_of::<B>() <= B_BYTES && b.tiles.widen.is_none() {
+        // All of B stays in cache: rows of the output are completed one tile after the other.
+        true => 1,
+        false => (block_bytes / row_bytes.max(1)).min(FEW_POINTERS / taps).div_ceil(mr).max(1),
+    };
     let mut scratch = Scratch::new(C::ZERO);
-    let mut wide = if b.tiles.widen.is_some() { vec![0i16; block.min(m) * kc] } else { Vec::new() };
-    let mut pointers = Vec::with_capacity(block.min(m) * taps);
-    let mut tiles = Vec::with_capacity(block.min(m).div_ceil(mr));
-
-    for block_start in (0..m).step_by(block) {
-        pointers.clear();
-        tiles.clear();
-        let block_rows = block.min(m - block_start);
-        if let Some(widen) = b.tiles.widen {
-            widen(kernels, a, block_start, &mut wide[..block_rows * kc], kc);
+    let most_rows = m.min(per_block * mr);
+    let mut wide = if b.tiles.widen.is_some() { vec![0i16; most_rows * kc] } else { Vec::new() };
+    let mut few = [core::ptr::null(); FEW_POINTERS];
+    let mut many = Vec::new();
+    let pointers = match most_rows * taps <= FEW_POINTERS {
+        true => &mut few[..],
+        false => {
+            many.resize(most_rows * taps, core::ptr::null());
+            &mut many[..]
         }
-        for (start, rows) in row_tiles(block_rows, mr) {
-            let first = block_start + start;
-            tiles.push(RowTile { first, rows, pointers: pointers.len() });
-            if b.tiles.widen.is_some() {
-                pointers.extend((start..start + rows).map(|row| wide[row * kc..].as_ptr().cast()));
-                continue;
-            }
-            for tap in 0..taps {
-                pointers.extend((first..first + rows).map(|row| a.piece(row, tap).as_ptr()));
+    };
+
+    // The fewest tiles of nearly equal height; tile `i` covers rows `row(i)..row(i + 1)`.
+    let tiles = m.div_ceil(mr);
+    let row = |i: usize| i * m / tiles;
+    for first_tile in (0..tiles).step_by(per_block) {
+        let block = first_tile..tiles.min(first_tile + per_block);
+        let block_start = row(block.start);
+        if let Some(widen) = b.tiles.widen {
+            widen(kernels, a, block_start, &mut wide[..(row(block.end) - block_start) * kc], kc);
+        }
+        for tile in block.clone() {
+            let (start, end) = (row(tile) - block_start, row(tile + 1) - block_start);
+            let pointers = &mut pointers[start * taps..end * taps];
+            for (tap, pointers) in pointers.chunks_exact_mut(end - start).enumerate() {
+                for (i, pointer) in pointers.iter_mut().enumerate() {
+                    *pointer = match b.tiles.widen {
+                        Some(_) => wide[(start + i) * kc..].as_ptr().cast(),
+                        None => a.piece(block_start + start + i, tap).as_ptr(),
+                    };
+                }
             }
         }
         let mut panel = 0;
         while panel < panels {
             let count = if m == 1 && panel + WIDE <= panels { WIDE } else { 1 };
-            for tile in &tiles {
-                let rows = &pointers[tile.pointers..][..tile.rows * taps];
-                run_tile(b, sums, n0 / nr + panel, count, rows, (taps, kc), &mut scratch.acc);
+            for tile in block.clone() {
+                let (start, end) = (row(tile), row(tile + 1));
+                let pointers = &pointers[(start - block_start) * taps..(end - block_start) * taps];
+                let first = n0 / nr + panel;
+                let share = Some((tile - block.start, block.len()));
+                run_tile(b, sums, first..first + count, pointers, (taps, kc), share, &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
-                    let place = Place { row: tile.first, rows: tile.rows, col, cols: nr.min(n - col), n0 };
+                    let place = Place { row: start, rows: end - start, col, cols: nr.min(n - col), n0 };
                     finish(&mut scratch, i * nr, place, out);
                 }
             }
@@ -313,27 +337,34 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     }
 }
 
-/// Computes `count` panels from `panel` on for the rows that `pointers` (`[taps][rows]`) start, in
-/// pieces of `kc` elements (of 16 bits, if the tiles want that).
+/// Computes panels for the rows that `pointers` (`[taps][rows]`) start, in pieces of `kc` elements
+/// (of 16 bits, if the tiles want that). The share `(call, calls)` says that this is one of so many
+/// calls with the same panels, which together prefetch the next ones.
 fn run_tile<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
-    panel: usize,
-    count: usize,
+    panels: Range<usize>,
     pointers: &[*const A],
     (taps, kc): (usize, usize),
+    share: Option<(usize, usize)>,
     tile: &mut [C],
 ) {
-    let (nr, stride) = (b.tile.nr, b.stride());
+    let (nr, stride, count) = (b.tile.nr, b.stride(), panels.len());
     let rows = pointers.len() / taps;
-    let data = &b.data.as_slice()[panel * stride..(panel + count) * stride];
-    let sums = if sums.is_empty() { sums } else { &sums[panel * nr..(panel + count) * nr] };
+    let data = &b.data.as_slice()[panels.start * stride..panels.end * stride];
+    let sums = if sums.is_empty() { sums } else { &sums[panels.start * nr..panels.end * nr] };
+    let (ahead, ahead_step) = match share {
+        Some((call, calls)) => (data.len() + call * data.len().div_ceil(calls), nr.div_ceil(calls)),
+        None => (0, 0),
+    };
     let args = TileArgs {
         rows: pointers.as_ptr(),
         taps,
         kc,
         panel: data.as_ptr(),
         panel_stride: stride,
+        ahead: data.as_ptr().wrapping_add(ahead),
+        ahead_step,
         sums: sums.as_ptr(),
     };
     let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };

@@ -28,6 +28,10 @@ pub(crate) struct TileArgs<A, B> {
     pub(crate) panel: *const B,
     /// Distance to the next panel, in elements.
     pub(crate) panel_stride: usize,
+    /// Where in the weights that are needed next to begin to prefetch.
+    pub(crate) ahead: *const B,
+    /// Elements to prefetch per step of the depth.
+    pub(crate) ahead_step: usize,
     /// Column sums of the panels (integer products only).
     #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code))]
     pub(crate) sums: *const i32,

@@ -382,7 +382,8 @@ fn multiply(
     for e in 0..panels.taps {
         let (input, products) = (&input[e * l.stride..], &mut products[e * l.products..]);
         let weights = &weights[e * depth..][..depth];
-        for (first, count) in row_tiles(tiles, mr) {
+        let calls = tiles.div_ceil(mr);
+        for (call, (first, count)) in row_tiles(tiles, mr).enumerate() {
             for (i, row) in rows[..count].iter_mut().enumerate() {
                 *row = input[(first + i) * l.width..][..panels.kc].as_ptr();
             }
@@ -392,6 +393,9 @@ fn multiply(
                 kc: panels.kc,
                 panel: weights.as_ptr(),
                 panel_stride: 0,
+                // The weights of the next element follow, and each call asks for its share of them.
+                ahead: weights.as_ptr().wrapping_add(depth + call * panels.kc * nr.div_ceil(calls)),
+                ahead_step: nr.div_ceil(calls),
                 sums: core::ptr::null(),
             };
             let tile = &mut products[first * nr..][..count * nr];

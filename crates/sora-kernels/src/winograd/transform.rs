@@ -3,7 +3,7 @@
 //! Interpolation points 0, ±1, ∞ for the small tile and 0, ±1, ±2, ∞ for the large one. All
 //! matrices are applied along columns, then along rows.
 
-use crate::vector::Vector;
+use crate::vector::{Vector, load, store};
 
 /// Elements of a kernel along an axis.
 pub(super) const KERNEL: usize = 3;
@@ -78,20 +78,6 @@ unsafe fn weight_line<V: Vector, const IN: usize>(g: [V; KERNEL]) -> [V; IN] {
         }
         u
     }
-}
-
-/// A vector, or its first `n` elements: in functions instead of closures, which would be compiled
-/// without the vector's features.
-#[inline(always)]
-unsafe fn load<V: Vector, const WHOLE: bool>(from: *const f32, n: usize) -> V {
-    // SAFETY: as in `input_tile`.
-    unsafe { if WHOLE { V::load(from) } else { V::load_first(from, n) } }
-}
-
-#[inline(always)]
-unsafe fn store<V: Vector, const WHOLE: bool>(y: V, to: *mut f32, n: usize) {
-    // SAFETY: as in `output_tile`.
-    unsafe { if WHOLE { y.store(to) } else { y.store_first(to, n) } }
 }
 
 /// Transforms `from` (`[IN · IN]` starts of pixels) channel by channel: element `e` of the tile goes

@@ -1,0 +1,95 @@
+//! Speed of the convolutions of a ResNet-50: `cargo bench -p sora-kernels --bench convolutions [-- NAME]`.
+//!
+//! Weights come from memory, as they do in a network larger than the caches: each call uses another
+//! copy of them.
+
+use std::time::Instant;
+
+use sora_kernels::{
+    ARows, Activation, Dense, EpilogueF32, Images, Kernels, MatMut, Output, PackedF32, PackedWinograd,
+    Residual, TileEdge, gemm_f32, winograd_f32,
+};
+
+/// Bytes of weights to go around in.
+const COLD: usize = 96 << 20;
+
+/// Prints the rate of calls of `f`, which is given the number of the copy to use.
+fn report(name: &str, macs: usize, copies: usize, mut f: impl FnMut(usize)) {
+    if std::env::args().skip(1).find(|a| !a.starts_with('-')).is_some_and(|w| !name.contains(&w)) {
+        return;
+    }
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while begin.elapsed().as_secs_f64() < 0.15 || times.len() < copies {
+        let start = Instant::now();
+        f(times.len() % copies);
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let [least, median] = [0, times.len() / 2].map(|i| times[i]);
+    let rate = macs as f64 / 1e9;
+    println!(
+        "{name:<34} least {:8.1} us {:6.1} Gmac/s   median {:8.1} us {:6.1} Gmac/s",
+        least * 1e6,
+        rate / least,
+        median * 1e6,
+        rate / median
+    );
+}
+
+fn pointwise(k: Kernels, m: usize, depth: usize, n: usize, shortcut: bool) {
+    let name = format!("1x1 {m}x{depth}x{n}{}", if shortcut { " +" } else { "" });
+    let copies = (COLD / (depth * n * 4)).clamp(1, 64);
+    let packed: Vec<_> =
+        (0..copies).map(|_| PackedF32::pack(k, 1, depth, n, |i, j| ((i * j) % 5) as f32)).collect();
+    let (x, residual, bias) = (vec![0.5f32; m * depth], vec![0.5f32; m * n], vec![0.5; n]);
+    let mut y = vec![0.0f32; m * n];
+    let residual = shortcut.then_some(Residual::F32 { data: &residual, ld: n });
+    let ep = EpilogueF32 { bias: Some(&bias), residual, activation: Activation::Relu };
+    let a = ARows::Dense(Dense { data: &x, rows: m, stride: depth, k: depth });
+    report(&name, m * depth * n, copies, |i| {
+        gemm_f32(k, &a, &packed[i], 0, &ep, Output::F32(MatMut::new(&mut y, m, n, n)));
+    });
+}
+
+fn winograd(k: Kernels, edge: TileEdge, images: usize, size: usize, channels: usize) {
+    let name = format!("winograd {edge:?} {images}x{size}x{size}x{channels}");
+    let copies = (COLD / (edge.elements() * channels * channels * 4)).clamp(1, 64);
+    let weights = vec![0.25; channels * channels * 9];
+    let packed: Vec<_> =
+        (0..copies).map(|_| PackedWinograd::pack(k, edge, channels, channels, &weights)).collect();
+    let pixels = images * size * size;
+    let data = vec![0.5f32; pixels * channels];
+    let (bias, mut y) = (vec![0.5; channels], vec![0.0f32; pixels * channels]);
+    let ep = EpilogueF32 { bias: Some(&bias), residual: None, activation: Activation::Relu };
+    let x = Images { data: &data, images, input: [size; 2], channels, pad: [1, 1], output: [size; 2] };
+    let rows = x.tile_rows(edge);
+    let mut scratch = vec![0.0; packed[0].scratch_len(rows * size.div_ceil(edge.pixels()))];
+    report(&name, pixels * channels * channels * 9, copies, |i| {
+        let out = MatMut::new(&mut y, pixels, channels, channels);
+        winograd_f32(k, &x, 0..rows, &packed[i], 0, &ep, &mut scratch, out);
+    });
+}
+
+fn main() {
+    let k = Kernels::selected().expect("an instruction set of this machine");
+    println!("{}", k.isa());
+    pointwise(k, 3136, 64, 64, false);
+    pointwise(k, 3136, 64, 256, true);
+    pointwise(k, 3136, 256, 64, false);
+    pointwise(k, 784, 128, 512, true);
+    pointwise(k, 784, 512, 128, false);
+    pointwise(k, 196, 256, 1024, true);
+    pointwise(k, 196, 1024, 256, false);
+    pointwise(k, 49, 512, 2048, true);
+    pointwise(k, 49, 2048, 512, false);
+    pointwise(k, 125, 64, 64, false);
+    for (size, channels) in [(56, 64), (28, 128), (14, 256), (7, 512)] {
+        for images in [1, 8] {
+            winograd(k, TileEdge::Four, images, size, channels);
+            if size < 28 {
+                winograd(k, TileEdge::Two, images, size, channels);
+            }
+        }
+    }
+}
