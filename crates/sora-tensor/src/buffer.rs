@@ -68,11 +68,12 @@ impl Buffer {
     pub fn release(&self) {
         #[cfg(unix)]
         if let Storage::Mapped { map, range } = &self.0 {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: the mapping is of a file and never written, so dropped pages come back from the file
             // with the same bytes (see `map` for a file that changes).
-            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let advised = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
             // Refused advice costs memory, nothing else.
-            let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+            drop(advised);
         }
     }
 
