@@ -7,7 +7,7 @@ use sora_tensor::DType;
 use super::Lowering;
 use super::chain::Chain;
 use super::dynamic::Dynamic;
-use super::layout::{Encoding, Layout};
+use super::layout::{Encoding, Layout, numbers};
 use crate::steps::dynamic::{DynamicProduct, RowBytes};
 use crate::steps::gemm::{Bytes, Product, Real, Rows, Weights};
 use crate::steps::matmul::{BatchProduct, Order};
@@ -51,13 +51,13 @@ impl Lowering<'_> {
                 let layout = self.row_layout(a, Encoding::Affine(affine));
                 let (x, _) = self.quantized(a, layout)?;
                 let order = self.weight_rows(a, k, layout);
-                let packed = PackedI8::pack(kernels, 1, k, n, |i, j| weights.values[order(i) * n + j]);
+                let packed = PackedI8::pack(kernels, 1, k, n, |i, j| weights.values[order[i] * n + j]);
                 let bias = fold_zero_point(Some(&bias), packed.col_sums(), affine.zero_point);
                 let group = Bytes { packed, bias, scale: steps };
                 return self.dense("gemm.u8i8", x, rows, k, n, group, chain);
             }
         }
-        let weights = self.constant_f32(b)?;
+        let weights = self.constant(b).filter(|b| b.dtype() == DType::F32)?;
         let bias = match chain.bias {
             Some(bias) => Some(self.per_channel(bias, n)?),
             None => None,
@@ -65,7 +65,10 @@ impl Lowering<'_> {
         let layout = self.row_layout(a, Encoding::Exact);
         let x = self.exact(a, layout)?;
         let order = self.weight_rows(a, k, layout);
-        let packed = PackedF32::pack(kernels, 1, k, n, |i, j| weights[order(i) * n + j]);
+        let values = numbers(&weights);
+        let value = |i: usize, j: usize| f32::from_ne_bytes(values[order[i] * n + j]);
+        let packed = PackedF32::pack(kernels, 1, k, n, value);
+        weights.release();
         self.dense("gemm.f32", x, rows, k, n, Real { packed, bias }, chain)
     }
 
@@ -83,14 +86,14 @@ impl Lowering<'_> {
         }
     }
 
-    /// The row of the weights that element `i` of a row in this layout meets.
-    fn weight_rows(&self, a: ValueId, k: usize, layout: Layout) -> impl Fn(usize) -> usize + use<> {
+    /// The row of the weights that each element of a row in this layout meets.
+    fn weight_rows(&self, a: ValueId, k: usize, layout: Layout) -> Vec<usize> {
         let channels = match layout {
             Layout::Last(channels) if self.shape(a).len() == 2 => channels.max(1),
             _ => 1,
         };
         let pixels = k / channels;
-        move |i| (i % channels) * pixels + i / channels
+        (0..k).map(|i| (i % channels) * pixels + i / channels).collect()
     }
 
     #[allow(clippy::too_many_arguments)]
