@@ -1,8 +1,10 @@
 //! Operations along contiguous rows.
 
+use core::f32::consts::LOG2_E;
+
 use crate::{
     isa::per_isa,
-    lanes::{fold, greater, lesser, sum},
+    lanes::{Add, Greatest, fold, greater, greatest, lesser, map_join, sum, zip_join},
     math,
 };
 
@@ -48,15 +50,43 @@ per_isa! {
     pub fn softmax(x: &[f32], cols: usize, out: &mut [f32]) {
         check(x, cols, out);
         for (x, out) in x.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(cols.max(1))) {
-            let max = fold(x, f32::NEG_INFINITY, |x| x, greater);
+            let max = greatest(x);
             for (y, &x) in out.iter_mut().zip(x) {
-                *y = math::exp(x - max);
+                *y = (x - max) * LOG2_E;
             }
-            let scale = 1.0 / sum(out, |y| y);
-            for y in out {
-                *y *= scale;
-            }
+            normalize(out, 0.0);
         }
+    }
+}
+
+per_isa! {
+    /// Softmax of `factor · x + mask` for each row of `cols` in place; row `r` adds `mask[r * step..][..cols]`,
+    /// and an empty mask nothing. Weights below 2⁻¹²⁶ of the row's largest are zero.
+    ///
+    /// # Panics
+    /// When `x` is not a whole number of rows, or the mask is too short for them.
+    pub fn softmax_scores(x: &mut [f32], cols: usize, factor: f32, mask: &[f32], step: usize) {
+        check_rows(x, cols);
+        let factor = factor * LOG2_E;
+        for (r, x) in x.chunks_exact_mut(cols.max(1)).enumerate() {
+            let max = if mask.is_empty() {
+                map_join::<Greatest>(x, |x| x * factor)
+            } else {
+                let mask = &mask[r * step..][..x.len()];
+                zip_join::<Greatest>(x, mask, |x, m| x * factor + m * LOG2_E)
+            };
+            normalize(x, max);
+        }
+    }
+}
+
+/// 2ˣ⁻ᵐᵃˣ of each element of a row, divided by their sum. What is NaN makes all NaN.
+#[inline(always)]
+fn normalize(x: &mut [f32], max: f32) {
+    let total = map_join::<Add>(x, |x| math::exp2_below_one(x - max));
+    let scale = 1.0 / total;
+    for y in x {
+        *y *= scale;
     }
 }
 
@@ -211,6 +241,44 @@ mod tests {
                     all.extend_from_slice(&y);
                 }
                 assert_eq!(*seen.get_or_insert_with(|| all.clone()), all);
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_scaled_masked_and_normalized() {
+        let mut rng = Rng::with_seed(8);
+        for cols in [1, 3, 31, 32, 33, 64, 100, 257] {
+            for step in [0, cols, cols + 3] {
+                let rows = 4;
+                let x: Vec<f32> = (0..rows * cols).map(|_| rng.f32() * 80.0 - 40.0).collect();
+                let masked = [0.0, 0.0, 1.5, -1e4, f32::NEG_INFINITY];
+                let mut mask: Vec<f32> =
+                    (0..rows * step + cols).map(|_| masked[rng.usize(0..masked.len())]).collect();
+                (0..rows).for_each(|r| mask[r * step] = 0.0);
+                let factor = rng.f32() + 0.1;
+                for mask in [&mask[..], &[]] {
+                    let score = |r: usize, j: usize| {
+                        let shift = if mask.is_empty() { 0.0 } else { f64::from(mask[r * step + j]) };
+                        f64::from(x[r * cols + j]) * f64::from(factor) + shift
+                    };
+                    let mut seen: Option<Vec<f32>> = None;
+                    for k in Kernels::all_available() {
+                        let mut y = x.clone();
+                        softmax_scores(k, &mut y, cols, factor, mask, step);
+                        for r in 0..rows {
+                            let max = (0..cols).map(|j| score(r, j)).fold(f64::MIN, f64::max);
+                            let total: f64 = (0..cols).map(|j| (score(r, j) - max).exp()).sum();
+                            for (j, &got) in y[r * cols..][..cols].iter().enumerate() {
+                                let want = (score(r, j) - max).exp() / total;
+                                // Scores of magnitude 50 in binary are rounded by up to 4e-6 thrice.
+                                let bound = 1.2e-5 * want + 1e-30;
+                                assert!((f64::from(got) - want).abs() <= bound, "[{r}][{j}] {got} {want}");
+                            }
+                        }
+                        assert_eq!(*seen.get_or_insert_with(|| y.clone()), y);
+                    }
+                }
             }
         }
     }

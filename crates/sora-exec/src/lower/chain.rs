@@ -65,7 +65,7 @@ pub(crate) enum Fusion {
 
 impl Lowering<'_> {
     /// The longest chain behind node `head`, whose first output has no reader outside the chain.
-    pub(crate) fn chain(&self, head: NodeId, fusion: Fusion) -> Option<Chain> {
+    pub(crate) fn chain(&self, head: NodeId, mut fusion: Fusion) -> Option<Chain> {
         let node = self.graph.node(head)?;
         let mut chain = Chain::alone(head, node)?;
         if self.dtype(chain.result) != DType::F32 {
@@ -98,6 +98,9 @@ impl Lowering<'_> {
                         break;
                     }
                 }
+                // The rows of a product may be counted along more axes or fewer.
+                (Op::Reshape(_), Fusion::Product { axis })
+                    if matches!(node.op, Op::MatMul(_)) && self.keeps_columns(next, axis) => {}
                 (op, _) if !active => match activation(op) {
                     Some(activation) => chain.activation = activation,
                     None => break,
@@ -107,6 +110,9 @@ impl Lowering<'_> {
             let [output] = next.outputs[..] else { break };
             chain.nodes.push(id);
             chain.result = output;
+            if let (Op::Reshape(_), Fusion::Product { axis }) = (&next.op, &mut fusion) {
+                *axis = self.shape(output).len() - 1;
+            }
             if fusion != Fusion::Quantization || chain.quantize.is_some() {
                 unquantized = chain.clone();
             }
@@ -172,6 +178,13 @@ impl Lowering<'_> {
     fn bytes_of(&self, node: &Node) -> Option<Affine> {
         let Op::DequantizeLinear(_) = &node.op else { return None };
         self.byte_parameters(node, self.dtype((*node.inputs.first()?)?))
+    }
+
+    /// Whether a node changes the shape of its input but not the extent of its last axis, `axis`.
+    fn keeps_columns(&self, node: &Node, axis: usize) -> bool {
+        let shape = |v: Option<&ValueId>| v.map(|&v| self.shape(v)).unwrap_or_default();
+        let (from, to) = (shape(node.inputs.first().and_then(Option::as_ref)), shape(node.outputs.first()));
+        !to.is_empty() && from.len() == axis + 1 && from.last() == to.last()
     }
 
     /// Whether a constant adds one number per channel, or one in all, to a value.

@@ -18,7 +18,8 @@ impl Lowering<'_> {
         let x = (*node.inputs.first()?)?;
         if let Some(quantized) = chain.quantize {
             let nodes: Vec<_> = chain.nodes.iter().filter_map(|&id| self.graph.node(id)).collect();
-            let functions: Vec<&Op> = nodes[..nodes.len() - 1].iter().map(|n| &n.op).collect();
+            let functions = nodes[..nodes.len() - 1].iter().map(|n| &n.op);
+            let functions: Vec<&Op> = functions.filter(|op| !matches!(op, Op::Reshape(_))).collect();
             return self.table(&functions, x, &chain.nodes, quantized, chain.result);
         }
         if let Op::Unary(op) = &node.op

@@ -10,7 +10,7 @@ use super::dynamic::Dynamic;
 use super::layout::{Encoding, Layout, numbers};
 use crate::steps::dynamic::{DynamicProduct, RowBytes};
 use crate::steps::gemm::{Bytes, Product, Real, Rows, Weights};
-use crate::steps::matmul::{BatchProduct, Order};
+use crate::steps::matmul::{BatchProduct, Order, Right};
 use crate::steps::movement::View;
 
 impl Lowering<'_> {
@@ -23,6 +23,9 @@ impl Lowering<'_> {
         let flat = matrix.len() >= 2 && matrix[..matrix.len() - 2].iter().all(|&d| d == 1);
         // A matrix of higher rank would raise the rank of the result.
         let plain_rank = matrix.len() <= self.shape(a).len().max(2);
+        if self.attention(chain).is_some() {
+            return Some(());
+        }
         match self.is_constant(b) && flat && plain_rank {
             true => self.weighted(a, b, chain),
             false => self.batched(a, b, chain),
@@ -149,36 +152,13 @@ impl Lowering<'_> {
         if !plain {
             return None;
         }
-        let (source_a, mut left) = self.viewed(a);
-        let (source_b, mut right) = self.viewed(b);
-        // One-dimensional operands are a row and a column; the result has the same elements.
-        if left.shape.len() == 1 {
-            left.shape.insert(0, 1);
-            left.strides.insert(0, 0);
-        }
-        if right.shape.len() == 1 {
-            right.shape.push(1);
-            right.strides.push(1);
-        }
+        let (source_a, left) = self.matrices(a, false);
+        let (source_b, right) = self.matrices(b, true);
         let (a_batch, &[m, k]) = left.shape.split_last_chunk::<2>()?;
         let (b_batch, &[_, n]) = right.shape.split_last_chunk::<2>()?;
-        let rank = a_batch.len().max(b_batch.len());
-        let extent = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
-        let batch: Vec<usize> = (0..rank).map(|i| extent(a_batch, i).max(extent(b_batch, i))).collect();
-        let starts = |view: &View| {
-            let rank = view.shape.len() - 2;
-            let (shape, strides) = (view.shape[..rank].to_vec(), view.strides[..rank].to_vec());
-            View { start: view.start, shape, strides }.broadcast(&batch).offsets()
-        };
-        let products = starts(&left).into_iter().zip(starts(&right)).collect();
-        let [.., a_step, _] = left.strides[..] else { return None };
-        let (order, b_step) = match right.strides[..] {
-            [.., step, 1] => (Order::Rows, step),
-            [.., _, step] => (Order::Columns, step),
-            _ => return None,
-        };
-        let step = |step: isize| usize::try_from(step).ok();
-        let work = BatchProduct::new([m, k, n], step(a_step)?, (order, step(b_step)?), products);
+        let batch = joint(a_batch, b_batch);
+        let products = starts(&left, &batch).into_iter().zip(starts(&right, &batch)).collect();
+        let work = BatchProduct::new([m, k, n], row_step(&left)?, right_operand(&right)?, products);
         let (a, b) = (self.plain(source_a)?, self.plain(source_b)?);
         let (out, _, dtype) = self.store(chain, Layout::Plain);
         let info = self.info("matmul.f32", &chain.nodes, Some(chain.result), dtype);
@@ -186,11 +166,50 @@ impl Lowering<'_> {
         Some(())
     }
 
-    /// The value to read and the view of it that is `v`.
-    fn viewed(&self, v: ValueId) -> (ValueId, View) {
-        match self.views.get(&v) {
+    /// The value to read and the view of it that holds the matrices of `v`: one-dimensional operands are a row
+    /// on the left and a column on the right; the result has the same elements.
+    pub(crate) fn matrices(&self, v: ValueId, on_the_right: bool) -> (ValueId, View) {
+        let (source, mut view) = match self.views.get(&v) {
             Some((source, view)) => (*source, view.clone()),
             None => (v, View::of(&self.shape(v))),
+        };
+        if view.shape.len() == 1 {
+            let at = usize::from(on_the_right);
+            view.shape.insert(at, 1);
+            view.strides.insert(at, at as isize);
         }
+        (source, view)
     }
+}
+
+/// The joint extents of two batches of matrices, by NumPy's rule.
+pub(crate) fn joint(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let rank = a.len().max(b.len());
+    let extent = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+    (0..rank).map(|i| extent(a, i).max(extent(b, i))).collect()
+}
+
+/// Where each matrix of a joint batch begins.
+pub(crate) fn starts(view: &View, batch: &[usize]) -> Vec<usize> {
+    let rank = view.shape.len() - 2;
+    let (shape, strides) = (view.shape[..rank].to_vec(), view.strides[..rank].to_vec());
+    View { start: view.start, shape, strides }.broadcast(batch).offsets()
+}
+
+/// The distance between the rows of matrices with contiguous rows.
+pub(crate) fn row_step(view: &View) -> Option<usize> {
+    match (&view.strides[..], view.shape.last()) {
+        ([.., step, 1], _) | ([.., step, _], Some(1)) => usize::try_from(*step).ok(),
+        _ => None,
+    }
+}
+
+/// How matrices lie that stand on the right of a product.
+pub(crate) fn right_operand(view: &View) -> Option<Right> {
+    let (order, step) = match view.strides[..] {
+        [.., step, 1] => (Order::Rows, step),
+        [.., 1, step] => (Order::Columns, step),
+        _ => return None,
+    };
+    Some(Right { order, step: usize::try_from(step).ok()? })
 }

@@ -6,6 +6,7 @@
 //! node asks for its real numbers. Nodes that one kernel can do together form a [`chain::Chain`], emitted
 //! where its last node stands.
 
+mod attention;
 mod build;
 pub(crate) mod chain;
 mod conv;
@@ -118,10 +119,10 @@ impl Lowering<'_> {
     fn start(&self, id: NodeId, node: &Node) -> Option<Chain> {
         match &node.op {
             Op::Conv(_) | Op::ConvTranspose(_) => self.chain(id, Fusion::Product { axis: 1 }),
-            Op::MatMul(_) => {
+            Op::MatMul(_) => self.attention_chain(id).or_else(|| {
                 let rank = self.graph.ty(*node.outputs.first()?).rank();
                 self.chain(id, Fusion::Product { axis: rank.saturating_sub(1) })
-            }
+            }),
             Op::Binary(_) | Op::AveragePool(_) | Op::Reduce(_) => self.chain(id, Fusion::Quantization),
             Op::Unary(_) | Op::Activation(_) => self.table_chain(id),
             _ => None,

@@ -6,7 +6,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
 use super::chain::{Chain, Quantized};
-use super::layout::{Affine, Encoding, Form};
+use super::layout::{Affine, Encoding, Form, Layout};
 use crate::steps::quantize::{Flip, Quantize, Table, dequant};
 
 impl Lowering<'_> {
@@ -72,7 +72,7 @@ impl Lowering<'_> {
             let Some(next) = self.graph.node(id) else { break };
             let [output] = next.outputs[..] else { break };
             match &next.op {
-                Op::Unary(_) | Op::Activation(_) => {}
+                Op::Unary(_) | Op::Activation(_) | Op::Reshape(_) => {}
                 Op::QuantizeLinear(_) if next.inputs.first() == Some(&Some(chain.result)) => {
                     chain.quantize = self.quantize_node(next);
                 }
@@ -100,9 +100,12 @@ impl Lowering<'_> {
         let table = self.byte_table(functions, affine, quantized.affine)?;
         let form = self.forms(x).into_iter().find(|f| f.encoding == Encoding::Affine(affine))?;
         let buf = self.fresh(y, DType::U8);
+        // Another shape may have no channels where the layout has them.
+        let layout = if self.shape(x) == self.shape(y) { form.layout } else { Layout::Plain };
+        let from = self.encoded(x, layout, form.encoding)?;
         let info = self.info("table.u8", nodes, Some(y), DType::U8);
-        self.build.step_in_place(info, Table { table }, &[form.buf], &[buf]);
-        self.define(y, Form { buf, layout: form.layout, encoding: quantized.encoding });
+        self.build.step_in_place(info, Table { table }, &[from], &[buf]);
+        self.define(y, Form { buf, layout, encoding: quantized.encoding });
         Some(())
     }
 

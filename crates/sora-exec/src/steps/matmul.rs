@@ -13,6 +13,24 @@ pub(crate) enum Order {
     Columns,
 }
 
+/// How the right operand of a product lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Right {
+    pub(crate) order: Order,
+    /// Distance between its rows or columns.
+    pub(crate) step: usize,
+}
+
+impl Right {
+    /// Packs the `k × n` matrix that begins at the start of `data`.
+    pub(crate) fn pack(self, packed: &mut PackedF32, data: &[f32], k: usize, n: usize) {
+        match self.order {
+            Order::Rows => packed.repack_kn(data, k, n, self.step),
+            Order::Columns => packed.repack_nk(data, k, n, self.step),
+        }
+    }
+}
+
 /// `[m, k] · [k, n]` for each pair of matrices of a batch.
 pub(crate) struct BatchProduct {
     m: usize,
@@ -20,8 +38,7 @@ pub(crate) struct BatchProduct {
     n: usize,
     /// Distance between rows of the left operand.
     a_step: usize,
-    /// Order of the right operand, and distance between its rows or columns.
-    b_order: (Order, usize),
+    right: Right,
     /// By product: where its operands start.
     products: Vec<(usize, usize)>,
     /// Memory for the packed right operand, one per thread that needed one at the same time.
@@ -32,10 +49,10 @@ impl BatchProduct {
     pub(crate) fn new(
         [m, k, n]: [usize; 3],
         a_step: usize,
-        b_order: (Order, usize),
+        right: Right,
         products: Vec<(usize, usize)>,
     ) -> Self {
-        BatchProduct { m, k, n, a_step, b_order, products, packed: Mutex::default() }
+        BatchProduct { m, k, n, a_step, right, products, packed: Mutex::default() }
     }
 
     fn range(&self, kernels: Kernels, a: &[f32], b: &[f32], first: usize, out: &mut [f32]) {
@@ -48,10 +65,7 @@ impl BatchProduct {
         };
         for (&(at, bt), out) in self.products[first..].iter().zip(out.chunks_exact_mut(m * n)) {
             if packed_from != Some(bt) {
-                match self.b_order {
-                    (Order::Rows, step) => packed.repack_kn(&b[bt..], k, n, step),
-                    (Order::Columns, step) => packed.repack_nk(&b[bt..], k, n, step),
-                }
+                self.right.pack(&mut packed, &b[bt..], k, n);
                 packed_from = Some(bt);
             }
             let rows = ARows::Dense(Dense { data: &a[at..], rows: m, stride: self.a_step, k });

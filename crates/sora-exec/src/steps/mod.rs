@@ -1,5 +1,6 @@
 //! The kinds of work that steps do: each file holds one kind, with its parameters fixed at compile time.
 
+pub(crate) mod attention;
 pub(crate) mod convert;
 pub(crate) mod dynamic;
 pub(crate) mod elementwise;
