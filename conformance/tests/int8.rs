@@ -60,7 +60,11 @@ fn quantized(case: &Case) -> Option<Quantized> {
     // Products of two run-time operands stay in floating point.
     let linear = matches!(rule, QuantRule::Linear { .. });
     let has_weights = matches!(case.inputs.get(1), Some(Arg::Const(_)));
-    if rule == QuantRule::Float || !f32s || !data_is_float || linear && !has_weights {
+    if matches!(rule, QuantRule::Float | QuantRule::Recurrent)
+        || !f32s
+        || !data_is_float
+        || linear && !has_weights
+    {
         return None;
     }
     let (plain, given) = case.graph().ok()?;

@@ -24,6 +24,8 @@ pub enum Precision {
 pub enum Reason {
     /// Quantized, and nothing spoke against it.
     WithinBudget,
+    /// Quantized, its activations by rows as they come.
+    ByRows,
     /// Follows the quantized layer next to it.
     BetweenQuantized,
     /// Slower in 8 bits at this shape but smaller, and size was preferred.
@@ -75,6 +77,9 @@ impl Reason {
     pub fn words(&self) -> String {
         match self {
             Reason::WithinBudget => "quantized: accuracy stays within the budget".to_owned(),
+            Reason::ByRows => {
+                "quantized: activations by rows as they come, accuracy stays within the budget".to_owned()
+            }
             Reason::BetweenQuantized => "follows the quantized layers next to it".to_owned(),
             Reason::SmallerThoughSlower { ratio } => {
                 format!(
@@ -171,10 +176,11 @@ pub(crate) fn layers(
     };
     let report = |index: usize| {
         let layer = &network.layers[index];
-        let int8 = placement.int8[index];
+        let int8 = placement.in_bytes(index);
         let reason = match (&layer.role, plan.kept.get(&index), placement.smaller.get(&index)) {
             (Role::Float(reason), ..) | (_, Some(reason), _) => reason.clone(),
             (_, None, Some(&ratio)) => Reason::SmallerThoughSlower { ratio },
+            _ if placement.dynamic[index] => Reason::ByRows,
             (Role::Linear(_), ..) => Reason::WithinBudget,
             _ if int8 => Reason::BetweenQuantized,
             _ => Reason::NotBetweenQuantized,
@@ -209,11 +215,16 @@ fn bytes(network: &Network, index: usize, int8: bool) -> (usize, usize) {
     let nodes = layer.nodes.iter().filter_map(|&id| graph.node(id));
     let constants = nodes.flat_map(|n| n.inputs.iter().flatten()).filter_map(|&v| graph.const_value(v));
     let before: usize = constants.map(|t| t.byte_len()).sum();
-    let weight = layer.linear().filter(|_| int8).and_then(|l| Some((graph.const_value(l.weight)?, l.axis)));
-    let after = match weight {
-        // A byte each, and per channel the weights' scale and zero point.
-        Some((w, axis)) => before - w.byte_len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),
-        None => before,
+    let weights = match &layer.role {
+        Role::Linear(linear) => vec![(linear.weight, linear.axis)],
+        Role::Recurrent(matrices) => matrices.iter().map(|&w| (w, 1)).collect(),
+        _ => Vec::new(),
     };
+    let weights = weights.into_iter().filter(|_| int8);
+    let after = weights.fold(before, |bytes, (w, axis)| match graph.const_value(w) {
+        // A byte each, and per channel the weights' scale and zero point.
+        Some(w) => bytes - w.byte_len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),
+        None => bytes,
+    });
     (before, after)
 }

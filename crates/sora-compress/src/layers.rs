@@ -15,6 +15,8 @@ use crate::explain::Reason;
 pub enum Role {
     /// Multiplies activations by constant weights, then perhaps adds a bias and a residual and activates.
     Linear(Linear),
+    /// Multiplies activations and its own state by constant weights, inputs 1 and 2 of its node.
+    Recurrent([ValueId; 2]),
     /// Moves values of one input.
     Passthrough,
     /// Moves values of several inputs, which share one scale with the output.
@@ -66,6 +68,11 @@ impl Layer {
             Role::Linear(linear) => Some(linear),
             _ => None,
         }
+    }
+
+    /// Whether it multiplies by constant weights.
+    pub fn has_weights(&self) -> bool {
+        matches!(self.role, Role::Linear(_) | Role::Recurrent(_))
     }
 }
 
@@ -205,12 +212,26 @@ impl Grower<'_> {
             QuantRule::Float => Role::Float(Reason::NoInt8Form),
             _ if !f32_out || first.is_none() => Role::Float(Reason::NotF32),
             QuantRule::Linear { weight_axis } => self.linear(id, node, weight_axis),
+            QuantRule::Recurrent => self.recurrent(node),
             _ if !first.is_some_and(|v| self.is_activation(v)) => Role::Float(Reason::ConstantOperand),
             QuantRule::Passthrough => Role::Passthrough,
             QuantRule::Lut => Role::Lut,
             _ if self.activations(node).count() < node.inputs.len() => Role::Float(Reason::ConstantOperand),
             QuantRule::Unify => Role::Unify,
             QuantRule::Arithmetic => Role::Arithmetic,
+        }
+    }
+
+    fn recurrent(&self, node: &Node) -> Role {
+        let input = |slot: usize| node.inputs.get(slot).copied().flatten();
+        let (Some(x), Some(w), Some(r)) = (input(0), input(1), input(2)) else {
+            return Role::Float(Reason::NotF32);
+        };
+        let weights = |v: ValueId| self.graph.const_value(v).is_some_and(|t| !t.is_empty());
+        match (weights(w) && weights(r), self.is_activation(x)) {
+            (true, true) => Role::Recurrent([w, r]),
+            (true, false) => Role::Float(Reason::ConstantOperand),
+            (false, _) => Role::Float(Reason::WeightsComputed),
         }
     }
 

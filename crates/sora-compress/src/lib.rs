@@ -1,4 +1,4 @@
-//! Compression inside an accuracy budget: static 8-bit post-training quantization, with explanations.
+//! Compression inside an accuracy budget: 8-bit post-training quantization, with explanations.
 //!
 //! [`compress`] observes a network on a part of the data, quantizes everything that its operators allow, and gives
 //! precision back where the metric on a second part says so or where a layer measures slower than before. What
@@ -11,6 +11,7 @@
 
 mod bias_correct;
 mod calibrate;
+mod dynamic;
 mod error;
 mod explain;
 mod feed;

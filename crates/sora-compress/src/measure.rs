@@ -279,7 +279,7 @@ fn book(network: &Network, owners: &HashMap<String, usize>, profile: &Profile) -
         pending += step.nanoseconds as f64 / 1e6;
         let found: Vec<usize> = step.step.nodes.iter().filter_map(|n| owners.get(n).copied()).collect();
         // A step that spans layers is that of its weights.
-        let linear = found.iter().copied().find(|&i| network.layers[i].linear().is_some());
+        let linear = found.iter().copied().find(|&i| network.layers[i].has_weights());
         if let Some(owner) = linear.or(found.first().copied()) {
             *times[owner].get_or_insert(0.0) += std::mem::take(&mut pending);
             last = Some(owner);

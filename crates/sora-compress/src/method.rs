@@ -7,6 +7,7 @@ use sora_ir::{Graph, ValueId};
 
 use crate::CompressError;
 use crate::bias_correct::BIAS_CORRECTION;
+use crate::dynamic::DYNAMIC_QUANTIZATION;
 use crate::histogram::Histogram;
 use crate::layers::Network;
 use crate::placement::Placement;
@@ -69,7 +70,7 @@ pub struct Method {
 }
 
 /// All methods, in the order in which they are applied.
-pub static METHODS: &[Method] = &[QUANTIZATION, BIAS_CORRECTION];
+pub static METHODS: &[Method] = &[QUANTIZATION, BIAS_CORRECTION, DYNAMIC_QUANTIZATION];
 
 /// Everything that any method wants observed, once.
 pub fn requests(network: &Network) -> Vec<Request> {

@@ -235,7 +235,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         let within = first.drop <= options.max_drop;
         return Ok(Found { chosen: first, within, given_up: Vec::new() });
     }
-    let int8 = (0..network.layers.len()).filter(|&i| first.placement.int8[i]).count();
+    let int8 = (0..network.layers.len()).filter(|&i| first.placement.in_bytes(i)).count();
     let (drop, budget) = (100.0 * first.drop, 100.0 * options.max_drop);
     let what = format!("quantized {int8} layers: the drop is {drop:.2} points, the budget {budget:.2}");
     steps.push(SearchStep { stage: "quantize", what, layers: Vec::new(), drop: first.drop });

@@ -15,6 +15,8 @@ use crate::range::{self, Choice};
 pub struct Plan {
     /// Layers given back to single precision.
     pub kept: BTreeMap<usize, Reason>,
+    /// Products whose activations are quantized by rows as they come, because a fixed range cost too much accuracy.
+    pub dynamic: BTreeSet<usize>,
 }
 
 impl Plan {
@@ -24,13 +26,26 @@ impl Plan {
         plan.kept.insert(layer, reason);
         plan
     }
+
+    /// The same plan with a layer one step more exact: activations of a product are quantized by rows before the
+    /// layer is given back.
+    pub fn relieving(&self, network: &Network, layer: usize, reason: Reason) -> Self {
+        if network.layers[layer].op != "MatMul" || self.dynamic.contains(&layer) {
+            return self.keeping(layer, reason);
+        }
+        let mut plan = self.clone();
+        plan.dynamic.insert(layer);
+        plan
+    }
 }
 
 /// Where a graph is quantized.
 #[derive(Clone, Debug)]
 pub struct Placement {
-    /// For each layer: whether it computes in 8 bits.
+    /// For each layer: whether it computes in 8 bits on values of fixed ranges.
     pub int8: Vec<bool>,
+    /// For each layer: whether it computes in 8 bits on values quantized by rows as they come.
+    pub dynamic: Vec<bool>,
     /// The values that are quantized, with the range that each one shares with its class.
     pub choices: BTreeMap<ValueId, Choice>,
     /// The quantized values, each with the values that its range was chosen from.
@@ -52,7 +67,10 @@ impl Placement {
     pub fn without_ranges(network: &Network, plan: &Plan) -> Self {
         let layers = &network.layers;
         let allowed = |i: &usize| !matches!(layers[*i].role, Role::Float(_)) && !plan.kept.contains_key(i);
-        let mut int8: Vec<bool> = (0..layers.len()).map(|i| allowed(&i)).collect();
+        let recurrent = |i: usize| matches!(layers[i].role, Role::Recurrent(_));
+        let dynamic: Vec<bool> =
+            (0..layers.len()).map(|i| allowed(&i) && (recurrent(i) || plan.dynamic.contains(&i))).collect();
+        let mut int8: Vec<bool> = (0..layers.len()).map(|i| allowed(&i) && !dynamic[i]).collect();
         let readers = readers(network);
         // Starts from everything and gives up what has no neighbour, until nothing changes.
         loop {
@@ -63,7 +81,7 @@ impl Placement {
                 let layer = &layers[*i];
                 let produced = |v: &ValueId| network.producer(*v).is_some_and(|p| int8[p]);
                 match layer.role {
-                    Role::Linear(_) | Role::Float(_) => false,
+                    Role::Linear(_) | Role::Recurrent(_) | Role::Float(_) => false,
                     Role::Passthrough | Role::Unify => !layer.outputs.iter().any(needed),
                     Role::Arithmetic | Role::Lut => {
                         !layer.outputs.iter().any(needed) || !layer.reads.iter().all(produced)
@@ -103,7 +121,13 @@ impl Placement {
             }
             members.into_iter().map(move |v| (v, sources.clone()))
         });
-        Placement { sources: sources.collect(), choices: BTreeMap::new(), smaller: BTreeMap::new(), int8 }
+        Placement {
+            sources: sources.collect(),
+            choices: BTreeMap::new(),
+            smaller: BTreeMap::new(),
+            int8,
+            dynamic,
+        }
     }
 
     /// As [`Placement::without_ranges`], with the ranges that `ranges` chooses.
@@ -135,7 +159,12 @@ impl Placement {
 
     /// Whether anything is quantized.
     pub fn is_empty(&self) -> bool {
-        !self.int8.contains(&true)
+        !self.int8.contains(&true) && !self.dynamic.contains(&true)
+    }
+
+    /// Whether a layer computes in 8 bits.
+    pub fn in_bytes(&self, index: usize) -> bool {
+        self.int8[index] || self.dynamic[index]
     }
 
     /// Whether layer `index` reads `value` in 8 bits.
@@ -235,7 +264,8 @@ mod tests {
 
     fn plan(network: &Network, kept: &[&str]) -> Plan {
         let index = |name: &&str| network.layers.iter().position(|l| l.name == **name).unwrap();
-        Plan { kept: kept.iter().map(|n| (index(n), Reason::NotFaster { ratio: 1.0 })).collect() }
+        let kept = kept.iter().map(|n| (index(n), Reason::NotFaster { ratio: 1.0 })).collect();
+        Plan { kept, ..Plan::default() }
     }
 
     #[test]

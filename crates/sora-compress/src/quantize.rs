@@ -143,7 +143,7 @@ fn quantize_constants(
 }
 
 /// Adds an integer constant and the node that makes it real.
-fn dequantized(
+pub(crate) fn dequantized(
     graph: &mut Graph,
     name: &str,
     levels: Tensor,

@@ -116,17 +116,19 @@ impl Search<'_> {
             let mut plan = current.plan.clone();
             for &layer in &layers {
                 let regained = regained.unwrap_or(0.0);
-                plan.kept.insert(layer, Reason::CostsAccuracy { regained });
+                plan = plan.relieving(self.network, layer, Reason::CostsAccuracy { regained });
             }
             let next = self.candidate(plan)?;
             let won = current.drop - next.drop;
             let mut next = next;
-            for &layer in &layers {
-                next.plan.kept.insert(layer, Reason::CostsAccuracy { regained: won });
+            for layer in &layers {
+                if let Some(reason) = next.plan.kept.get_mut(layer) {
+                    *reason = Reason::CostsAccuracy { regained: won };
+                }
             }
             let names = self.names(&layers);
             let what = format!(
-                "the drop of {:.2} points exceeds the budget of {:.2}: gave {} back to f32, {:.2} points remain",
+                "the drop of {:.2} points exceeds the budget of {:.2}: made {} more exact, {:.2} points remain",
                 100.0 * current.drop,
                 100.0 * self.options.max_drop,
                 quoted(&names),
@@ -157,7 +159,7 @@ impl Search<'_> {
         };
         let layers = 0..self.network.layers.len();
         let int8 =
-            layers.filter(|&i| candidate.placement.int8[i] && self.network.layers[i].linear().is_some());
+            layers.filter(|&i| candidate.placement.in_bytes(i) && self.network.layers[i].has_weights());
         let mut suspects: Vec<(usize, f64)> = int8.map(|i| (i, added(i))).collect();
         suspects.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         Ok(suspects.into_iter().map(|(i, _)| i).collect())
@@ -180,7 +182,8 @@ impl Search<'_> {
         let tried = &suspects[..suspects.len().min(TRIALS)];
         let mut best: Option<(usize, f64)> = None;
         for &layer in tried {
-            let plan = current.plan.keeping(layer, Reason::CostsAccuracy { regained: 0.0 });
+            let reason = Reason::CostsAccuracy { regained: 0.0 };
+            let plan = current.plan.relieving(self.network, layer, reason);
             let drop = self.measured(plan, &samples, &before)?.drop;
             if drop < start && best.is_none_or(|(_, least)| drop < least) {
                 best = Some((layer, drop));
@@ -208,8 +211,7 @@ impl Search<'_> {
             let mut slower = self.slower(&current, &profile);
             let mut what = "measured slower in int8 than in f32";
             if self.options.prefer == Prefer::Size {
-                let (stay, go) =
-                    slower.into_iter().partition(|(l, _)| self.network.layers[*l].linear().is_some());
+                let (stay, go) = slower.into_iter().partition(|(l, _)| self.network.layers[*l].has_weights());
                 slower = go;
                 let stay: Vec<(usize, Reason)> = stay;
                 current.placement.smaller =
@@ -249,7 +251,7 @@ impl Search<'_> {
             let ratio = 1.0 + excess[index] / before.max(1e-6);
             slower.then_some((index, Reason::NotFaster { ratio }))
         };
-        let int8 = (0..self.network.layers.len()).filter(|&i| placement.int8[i]);
+        let int8 = (0..self.network.layers.len()).filter(|&i| placement.in_bytes(i));
         int8.filter_map(reason).collect()
     }
 
@@ -270,8 +272,8 @@ impl Search<'_> {
             let times = profile.times[i];
             times.before.unwrap_or(0.0) - times.after.unwrap_or(0.0)
         };
-        let layers = (0..self.network.layers.len()).filter(|&i| candidate.placement.int8[i]);
-        let mut linear: Vec<usize> = layers.filter(|&i| self.network.layers[i].linear().is_some()).collect();
+        let layers = (0..self.network.layers.len()).filter(|&i| candidate.placement.in_bytes(i));
+        let mut linear: Vec<usize> = layers.filter(|&i| self.network.layers[i].has_weights()).collect();
         linear.sort_by(|&a, &b| gain(a).total_cmp(&gain(b)));
         linear.truncate(linear.len().div_ceil(3));
         Ok(linear.into_iter().map(|i| (i, Reason::NetworkNotFaster { ratio: whole })).collect())

@@ -323,3 +323,89 @@ fn evaluation_counts_what_the_reference_says() {
     let few = evaluate(&graph, &data, &Preprocess::default(), Some(&[3, 4, 5]), 1, &Silent).unwrap();
     assert_eq!(few.correct, found.correct[3..6]);
 }
+
+/// Sequences of 12 steps, each class with the pattern of its own; a recurrent layer and a dense one on its last state.
+fn sequences() -> (Graph, Dataset) {
+    const STEPS: usize = 12;
+    const FEATURES: usize = 8;
+    const HIDDEN: usize = 24;
+    let mut random = Random::new(31);
+    let centers: Vec<Tensor> = (0..CLASSES).map(|_| random.tensor(&[STEPS * FEATURES], 1.0)).collect();
+    let samples = 600;
+    let labels: Vec<usize> = (0..samples).map(|i| i % CLASSES).collect();
+    let noisy = |label: usize, noise: f64, random: &mut Random| -> Vec<f32> {
+        centers[label].to_f32s().iter().map(|c| c + (noise * random.normal()) as f32).collect()
+    };
+    let (mut net, x) = Net::new(32, &[STEPS, FEATURES]);
+    let time_first = net.op("time_first", sora_ir::ops::Transpose { perm: vec![1, 0, 2] }, &[x]);
+    let direction = sora_ir::ops::Direction::Forward;
+    let mut matrix = |name: &str, shape: &[usize], deviation| {
+        let tensor = net.random.tensor(shape, deviation);
+        net.graph.constant(name, tensor)
+    };
+    let w = matrix("lstm.w", &[1, 4 * HIDDEN, FEATURES], 0.5);
+    let r = matrix("lstm.r", &[1, 4 * HIDDEN, HIDDEN], 0.2);
+    let lstm = sora_ir::ops::Lstm { hidden: HIDDEN, direction, quantize_state: false };
+    let outputs = net.graph.add("lstm", lstm, [time_first, w, r]).unwrap();
+    let features = net.op("last", sora_ir::ops::Squeeze { axes: vec![0] }, &[outputs[1]]);
+
+    // The dense layer tells the classes apart by the distance to their features without noise.
+    let mut probe = net.graph.clone();
+    probe.output("features", features);
+    let clean: Vec<f32> = (0..CLASSES).flat_map(|label| noisy(label, 0.0, &mut random)).collect();
+    let clean = Tensor::from_slice(&[CLASSES, STEPS, FEATURES], &clean).unwrap();
+    let rows = reference(&probe, &[("x", &clean)]).unwrap()[0].to_f32s();
+    let (mut w, mut b) = (vec![0f32; HIDDEN * CLASSES], vec![0f32; CLASSES]);
+    for (label, row) in rows.chunks(HIDDEN).enumerate() {
+        for (i, &v) in row.iter().enumerate() {
+            w[i * CLASSES + label] = v;
+            b[label] -= v * v / 2.0;
+        }
+    }
+    let w = net.graph.constant("head.w", Tensor::from_slice(&[HIDDEN, CLASSES], &w).unwrap());
+    let b = net.graph.constant("head.b", Tensor::vector(&b));
+    let product = net.op("head", MatMul {}, &[features, w]);
+    let scores = net.add("head.add", product, b);
+    let values: Vec<f32> = labels.iter().flat_map(|&l| noisy(l, 0.3, &mut random)).collect();
+    let x = Tensor::from_slice(&[samples, STEPS, FEATURES], &values).unwrap();
+    (net.done(scores), Dataset::from_arrays(vec![(None, x)], Some(labels)).unwrap())
+}
+
+#[test]
+fn recurrent_layers_round_what_comes() {
+    let (graph, data) = sequences();
+    let outcome = run(&graph, &data, 0.02, Prefer::Size);
+    assert!(outcome.met && outcome.before.accuracy > 0.8, "{:?} {:?}", outcome.before, outcome.steps);
+    let layer = outcome.layers.iter().find(|l| l.name == "lstm").unwrap();
+    assert_eq!((layer.precision, &layer.reason_code), (Precision::Int8, &Reason::ByRows), "{layer:?}");
+    assert!(layer.sqnr_db.unwrap() > 20.0, "{layer:?}");
+    assert!(layer.bytes_after * 3 < layer.bytes_before, "{layer:?}");
+    let rounds = |op: &Op| matches!(op, Op::Lstm(lstm) if lstm.quantize_state);
+    assert!(outcome.graph.nodes().any(|(_, node)| rounds(&node.op)));
+    assert!(outcome.graph.find("lstm.w").is_none() && outcome.graph.find("lstm.r").is_none());
+    sora_ir::verify(&outcome.graph).unwrap();
+}
+
+#[test]
+fn products_get_ranges_by_rows_before_they_get_precision_back() {
+    let (graph, _) = sequences();
+    let network = crate::layers::Network::new(graph).unwrap();
+    let head = network.layers.iter().position(|l| l.name == "head").unwrap();
+    let reason = || Reason::CostsAccuracy { regained: 0.0 };
+    let plan = crate::placement::Plan::default().relieving(&network, head, reason());
+    let placement = crate::placement::Placement::without_ranges(&network, &plan);
+    assert!(placement.dynamic[head] && !placement.int8[head] && placement.sources.is_empty());
+    let observations = crate::method::Observations::default();
+    let cx = crate::method::Cx { network: &network, placement: &placement, observations: &observations };
+    let graph = crate::method::apply(&cx).unwrap();
+    let count = |name: &str| graph.nodes().filter(|(_, node)| node.op.name() == name).count();
+    // For the layer and the product, each with its own activations.
+    assert_eq!((count("DynamicQuantizeLinear"), count("QuantizeLinear")), (2, 0));
+    let x = Random::new(5).tensor(&[3, 12, 8], 1.0);
+    let (exact, rounded) = (reference(&network.graph, &[("x", &x)]), reference(&graph, &[("x", &x)]));
+    for (a, b) in exact.unwrap()[0].to_f32s().iter().zip(rounded.unwrap()[0].to_f32s()) {
+        assert!((a - b).abs() < 0.05, "{a} {b}");
+    }
+    let plan = plan.relieving(&network, head, reason());
+    assert!(!crate::placement::Placement::without_ranges(&network, &plan).in_bytes(head));
+}

@@ -61,6 +61,9 @@ pub enum QuantRule {
         /// Axis of the weight that holds output channels.
         weight_axis: isize,
     },
+    /// Multiplies activations (input 0) and its own state by weights (inputs 1 and 2): both are quantized as they
+    /// come, the state by the attribute `quantize_state`.
+    Recurrent,
     /// Moves values of input 0 without computing: the output keeps the scale of the input.
     Passthrough,
     /// Moves values of several inputs: all inputs and the output share one scale.

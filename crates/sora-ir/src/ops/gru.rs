@@ -6,7 +6,7 @@ use super::attrs;
 use super::recurrent::{Recurrent, rounding, sigmoid};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType};
+use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType};
 
 attrs! {
     /// Gated recurrent unit over D directions, with the gates update z, reset r, candidate n in this order along the
@@ -66,6 +66,10 @@ impl OpDef for Gru {
                 h[k] = (1.0 - z[k]) * (input + recurrent).tanh() + z[k] * h[k];
             }
         })
+    }
+
+    fn quant(&self) -> QuantRule {
+        if self.quantize_state { QuantRule::Float } else { QuantRule::Recurrent }
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {

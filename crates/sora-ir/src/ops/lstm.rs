@@ -6,7 +6,7 @@ use super::attrs;
 use super::recurrent::{Recurrent, rounding, sigmoid};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType};
+use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType};
 
 attrs! {
     /// Long short-term memory over D directions, with the gates input, output, forget, cell in this order along the
@@ -61,6 +61,10 @@ impl OpDef for Lstm {
                 h[k] = sigmoid(output[k] + weights.peephole(1, k) * c[k]) * c[k].tanh();
             }
         })
+    }
+
+    fn quant(&self) -> QuantRule {
+        if self.quantize_state { QuantRule::Float } else { QuantRule::Recurrent }
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {
