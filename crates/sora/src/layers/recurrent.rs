@@ -46,7 +46,7 @@ impl Layer for Lstm {
             let weight_ih = net.parameter(&format!("weight_ih_{level}"), &[1, 4 * hidden, inputs], ih);
             let weight_hh = net.parameter(&format!("weight_hh_{level}"), &[1, 4 * hidden, hidden], hh);
             let bias = bias(net, &format!("bias_{level}"), hidden);
-            let op = ops::Lstm { hidden, direction: Direction::Forward };
+            let op = ops::Lstm { hidden, direction: Direction::Forward, quantize_state: false };
             let y = net.nodes(&format!("level{level}"), op, [x, weight_ih, weight_hh, bias])?[0];
             x = net.op("squeeze", Squeeze { axes: vec![1] }, [y])?;
         }
