@@ -24,7 +24,7 @@ const CACHED: usize = 256 * 1024;
 /// Multiply-adds in the time that a byte of weights takes from memory.
 const BYTE: usize = 3;
 /// Multiply-adds in the time that an element of a tile takes to be transformed, there or back.
-const TRANSFORM: usize = 8;
+const TRANSFORM: usize = 12;
 
 impl Dense<'_> {
     /// The tile that promises to be faster than the direct convolution, if one does.

@@ -177,7 +177,7 @@ const MOST_COLUMNS: usize = 32;
 /// Elements of a cache line.
 const LINE: usize = 16;
 /// Bytes of transformed input that stay in the second-level cache while all panels pass by.
-const BLOCK_BYTES: usize = 512 * 1024;
+const BLOCK_BYTES: usize = 640 * 1024;
 /// Tiles of a block in any case: fewer would read weights too often.
 const MIN_BLOCK: usize = 14;
 
