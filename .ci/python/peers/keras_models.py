@@ -136,7 +136,7 @@ class Network:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             # Its calibrator crashes on recurrent layers; sequences keep float activations.
             if self.name not in plan.SEQUENCES:
-                count = 16 if batch == 1 else 4
+                count = 8 if batch == 1 else 1
                 converter.representative_dataset = lambda: ([self.samples(batch)] for _ in range(count))
         path.write_bytes(converter.convert())
 

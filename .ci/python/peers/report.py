@@ -6,6 +6,7 @@
 import argparse
 import math
 import statistics
+import textwrap
 
 import plan
 from results import CALM, Results
@@ -71,7 +72,9 @@ class Report:
             if cells:
                 lines += self.table(precision, cells)
         lines += self.threads() + self.start()
-        return "\n".join(lines).rstrip() + "\n"
+        # Only tables have lines that cannot be broken.
+        wrapped = (line if line.startswith("|") else textwrap.fill(line, 120) for line in lines)
+        return "\n".join(wrapped).rstrip() + "\n"
 
     def origin(self):
         machine = self.machine
@@ -164,24 +167,25 @@ class Report:
                 continue
             runtimes = self.results["cells"][cell.key]["runtimes"]
             for name in ("Sora", "Sora dynamic"):
-                ours, theirs = (runtimes.get(n, {}).get("starts") for n in (name, name.replace("Sora", "onnxruntime")))
-                if not ours:
+                theirs = name.replace("Sora", "onnxruntime")
+                starts = [runtimes.get(n, {}).get("starts") for n in (name, theirs)]
+                if not starts[0]:
                     continue
                 first, memory = (
-                    [min(start[key] for start in starts) if starts else None for starts in (ours, theirs)]
+                    [min(start[key] for start in of) if of else None for of in starts]
                     for key in ("load_first_ms", "memory_mb"))
-                error = self.results["errors"].get(f"{cell.network}:{cell.precision}:{name}")
+                errors = [self.results["errors"].get(f"{cell.network}:{cell.precision}:{n}") for n in (name, theirs)]
+                shown = ["–" if error is None else f"{error:.1e}" for error in errors]
                 precision = cell.precision + name.removeprefix("Sora")
-                lines.append(row([cell.network, precision, "–" if error is None else f"{error:.1e}",
-                                  *self.pair(*first), *self.pair(*memory)]))
+                lines.append(row([cell.network, precision, *shown, *self.pair(*first), *self.pair(*memory)]))
         if not lines:
             return []
-        columns = ["network", "precision", "relative error", "first result, Sora", "onnxruntime", "ratio",
+        columns = ["network", "precision", "relative error, Sora", "onnxruntime", "first result, Sora", "onnxruntime", "ratio",
                    "peak memory, Sora", "onnxruntime", "ratio"]
         return [
             "### Same function, start and memory",
             "",
-            "Error: norm of the difference to onnxruntime's f32 outputs over the norm of those. First result: from the file on "
+            "Relative error: norm of the difference to onnxruntime's f32 outputs over the norm of those. First result: from the file on "
             "disk to the first output, ms, the least of three starts. Memory: the most that the process held above what it held "
             "before loading, MiB.",
             "",
