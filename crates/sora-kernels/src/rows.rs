@@ -54,7 +54,9 @@ per_isa! {
             for (y, &x) in out.iter_mut().zip(x) {
                 *y = (x - max) * LOG2_E;
             }
-            normalize(out, 0.0);
+        }
+        for out in out.chunks_mut((cols * BLOCK).max(1)) {
+            normalize(out, cols, &[0.0; BLOCK]);
         }
     }
 }
@@ -68,25 +70,38 @@ per_isa! {
     pub fn softmax_scores(x: &mut [f32], cols: usize, factor: f32, mask: &[f32], step: usize) {
         check_rows(x, cols);
         let factor = factor * LOG2_E;
-        for (r, x) in x.chunks_exact_mut(cols.max(1)).enumerate() {
-            let max = if mask.is_empty() {
-                map_join::<Greatest>(x, |x| x * factor)
-            } else {
-                let mask = &mask[r * step..][..x.len()];
-                zip_join::<Greatest>(x, mask, |x, m| x * factor + m * LOG2_E)
-            };
-            normalize(x, max);
+        for (b, x) in x.chunks_mut((cols * BLOCK).max(1)).enumerate() {
+            let mut max = [0.0; BLOCK];
+            for (r, (x, max)) in x.chunks_exact_mut(cols.max(1)).zip(&mut max).enumerate() {
+                *max = if mask.is_empty() {
+                    map_join::<Greatest>(x, |x| x * factor)
+                } else {
+                    let mask = &mask[(b * BLOCK + r) * step..][..x.len()];
+                    zip_join::<Greatest>(x, mask, |x, m| x * factor + m * LOG2_E)
+                };
+            }
+            normalize(x, cols, &max);
         }
     }
 }
 
-/// 2ˣ⁻ᵐᵃˣ of each element of a row, divided by their sum. What is NaN makes all NaN.
+/// Rows that one pass of a function goes over before the next: within a row each pass waits for the one
+/// number that the pass before ends with.
+const BLOCK: usize = 16;
+
+/// 2ˣ⁻ᵐᵃˣ of the elements of up to [`BLOCK`] rows, divided by their sum in each row. What is NaN makes all of
+/// its row NaN.
 #[inline(always)]
-fn normalize(x: &mut [f32], max: f32) {
-    let total = map_join::<Add>(x, |x| math::exp2_below_one(x - max));
-    let scale = 1.0 / total;
-    for y in x {
-        *y *= scale;
+fn normalize(x: &mut [f32], cols: usize, max: &[f32; BLOCK]) {
+    let mut total = [0.0; BLOCK];
+    for ((x, &max), total) in x.chunks_exact_mut(cols.max(1)).zip(max).zip(&mut total) {
+        *total = map_join::<Add>(x, |x| math::exp2_below_one(x - max));
+    }
+    for (x, total) in x.chunks_exact_mut(cols.max(1)).zip(total) {
+        let scale = 1.0 / total;
+        for y in x {
+            *y *= scale;
+        }
     }
 }
 
@@ -200,7 +215,7 @@ mod tests {
     fn every_isa_matches_double_precision_and_the_others() {
         let mut rng = Rng::with_seed(6);
         for cols in [1, 2, 15, 16, 31, 32, 33, 64, 100, 257] {
-            let rows = 3;
+            let rows = 3 + cols % 16;
             let x: Vec<f32> = (0..rows * cols).map(|_| rng.f32() * 8.0 - 4.0).collect();
             let gamma: Vec<f32> = (0..cols).map(|_| rng.f32()).collect();
             let beta: Vec<f32> = (0..cols).map(|_| rng.f32()).collect();
@@ -250,7 +265,7 @@ mod tests {
         let mut rng = Rng::with_seed(8);
         for cols in [1, 3, 31, 32, 33, 64, 100, 257] {
             for step in [0, cols, cols + 3] {
-                let rows = 4;
+                let rows = rng.usize(1..40);
                 let x: Vec<f32> = (0..rows * cols).map(|_| rng.f32() * 80.0 - 40.0).collect();
                 let masked = [0.0, 0.0, 1.5, -1e4, f32::NEG_INFINITY];
                 let mut mask: Vec<f32> =
