@@ -1,7 +1,10 @@
 //! Export and import again: every operator's cases give the same results, names stay, files appear whole.
 
 use sora_ir::case::Gen;
-use sora_ir::ops::{Binary, BinaryKind, Conv, DequantizeLinear, Unary, UnaryKind};
+use sora_ir::ops::{
+    Binary, BinaryKind, Conv, DequantizeLinear, Direction, DynamicQuantizeLinear, Lstm, MatMul, Unary,
+    UnaryKind,
+};
 use sora_ir::{Dim, Graph, Op, TensorType, evaluate, verify};
 use sora_onnx::{ExportOptions, from_bytes, load, save, to_bytes};
 use sora_tensor::{DType, Tensor};
@@ -173,4 +176,44 @@ fn quantized_weights_get_explicit_zero_points() {
 fn an_unwritable_place_is_an_error_with_its_path() {
     let error = save(&network(), "/nonexistent/net.onnx", &ExportOptions::default()).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/net.onnx"), "{error}");
+}
+
+/// Products and an LSTM whose activations are quantized as they come: written in integer operators, without the
+/// conversions that those do themselves.
+#[test]
+fn dynamic_quantization_is_written_in_integers() {
+    let mut g = Gen::new(3);
+    for rows in [false, true] {
+        let mut graph = Graph::new("dynamic");
+        let x = g.uniform(DType::F32, &[4, 2, 6], -1.0, 2.0);
+        let input = graph.input("x", TensorType::of(&x));
+        let quantized = graph.add("q", DynamicQuantizeLinear { rows }, [input]).unwrap();
+        let real = graph.op("dq", DequantizeLinear { axis: -1 }, quantized).unwrap();
+        let mut bytes = |graph: &mut Graph, name: &str, shape: &[usize], scale: &[usize], axis| {
+            let q = graph.constant(&format!("{name}.q"), g.tensor(DType::I8, shape));
+            let s = graph.constant(&format!("{name}.s"), g.uniform(DType::F32, scale, 0.001, 0.01));
+            graph.op(name, DequantizeLinear { axis }, [q, s]).unwrap()
+        };
+        let w = bytes(&mut graph, "w", &[6, 5], &[5], 1);
+        let product = graph.op("product", MatMul {}, [real, w]).unwrap();
+        graph.output("product", product);
+        let w = bytes(&mut graph, "lw", &[1, 12, 6], &[1, 12, 1], 2);
+        let r = bytes(&mut graph, "lr", &[1, 12, 3], &[1, 12, 1], 2);
+        let lstm = Lstm { hidden: 3, direction: Direction::Forward, quantize_state: true };
+        let outputs = graph.add("lstm", lstm, [real, w, r]).unwrap();
+        graph.output("state", outputs[1]);
+
+        let written = to_bytes(&graph, &ExportOptions::default()).unwrap();
+        let holds = |text: &str| written.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(holds("MatMulInteger") && holds("DynamicQuantizeLSTM") && !holds("DequantizeLinear"));
+        let again = from_bytes(written.clone(), None).unwrap().graph;
+        let expected = evaluate(&graph, &[("x", &x)]).unwrap();
+        let found = evaluate(&again, &[("x", &x)]).unwrap();
+        assert!(close(&expected[0], &found[0]), "{:?} {:?}", expected[0], found[0]);
+        // By rows or as a whole, X is rounded by at most a 255th of its range.
+        let bound = if rows { 2e-2 } else { 1e-6 };
+        for (a, b) in expected[1].to_f64s().iter().zip(found[1].to_f64s()) {
+            assert!((a - b).abs() <= bound, "{a} {b}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! From a graph to an ONNX model.
 
 mod function;
+mod integer;
 mod node;
 mod operators;
 mod write;
@@ -11,6 +12,9 @@ pub use write::{save, to_bytes};
 
 use crate::error::OnnxError;
 use crate::import::MAX_OPSET;
+
+/// The domain of onnxruntime's own operators.
+const MICROSOFT: &str = "com.microsoft";
 
 /// How a model is written.
 #[derive(Clone, Debug)]

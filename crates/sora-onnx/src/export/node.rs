@@ -161,12 +161,17 @@ impl<'g> NodeWriter<'_, 'g> {
         self.write_with(op, inputs, attributes);
     }
 
+    /// Puts the node that was written last into a domain.
+    pub(super) fn of_domain(&mut self, domain: &str) {
+        if let Some(node) = self.writer.nodes.last_mut() {
+            node.domain = domain.to_owned();
+        }
+    }
+
     /// Writes the node as a call of a function that comes with the file.
     pub(super) fn call(&mut self, function: Function, attributes: Vec<AttributeProto>) {
         self.write(function.name, attributes);
-        if let Some(node) = self.writer.nodes.last_mut() {
-            node.domain = SORA.to_owned();
-        }
+        self.of_domain(SORA);
         if !self.writer.functions.contains(&function) {
             self.writer.functions.push(function);
         }

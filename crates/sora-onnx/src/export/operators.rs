@@ -7,8 +7,8 @@ use sora_ir::ops::{
 use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
 use sora_tensor::{DType, Tensor, element_count};
 
-use super::function;
 use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
+use super::{function, integer};
 use crate::error::OnnxError;
 use crate::proto::AttributeProto;
 use crate::tensor::{code_of, signed};
@@ -132,10 +132,12 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Lstm(op) => {
             let attributes = vec![int("hidden_size", signed(op.hidden)), direction(op.direction)];
             match op.quantize_state {
+                true if integer::lstm(w, &attributes)? => {}
                 true => w.call(function::LSTM, attributes),
                 false => w.write("LSTM", attributes),
             }
         }
+        Op::MatMul(_) if integer::product(w)? => {}
         Op::MatMul(_) => w.write("MatMul", Vec::new()),
         Op::MaxPool(op) => {
             let attributes = vec![

@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use prost::Message;
-use sora_ir::{Dim, Graph, TensorType};
+use sora_ir::{Dim, Graph, Op, TensorType};
 use sora_tensor::Tensor;
 use tempfile::NamedTempFile;
 
 use super::function::{Function, domain};
 use super::node::{NodeWriter, Writer};
-use super::{ExportOptions, choose_opset, ir_version, operators};
+use super::{ExportOptions, MICROSOFT, choose_opset, integer, ir_version, operators};
 use crate::error::OnnxError;
 use crate::import::SORA;
 use crate::proto::{
@@ -109,8 +109,13 @@ impl Parts {
     fn of(graph: &Graph, options: &ExportOptions) -> Result<Self, OnnxError> {
         let opset = choose_opset(graph, options.opset)?;
         let mut writer = Writer::new(graph, opset);
+        let needed = integer::needed(graph)?;
         for id in graph.order()? {
             let Some(node) = graph.node(id) else { continue };
+            let conversion = matches!(node.op, Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_));
+            if conversion && !node.outputs.iter().any(|v| needed.contains(v)) {
+                continue;
+            }
             operators::write(&mut NodeWriter { writer: &mut writer, node })?;
         }
         writer.outputs()?;
@@ -153,6 +158,9 @@ impl Parts {
         let mut domains = vec![domain("", self.opset)];
         if !self.functions.is_empty() {
             domains.push(domain(SORA, 1));
+        }
+        if self.nodes.iter().any(|node| node.domain == MICROSOFT) {
+            domains.push(domain(MICROSOFT, 1));
         }
         domains
     }
