@@ -33,6 +33,7 @@
 
 extern crate alloc;
 
+mod aligned;
 pub mod bf16;
 mod depthwise;
 pub mod elementwise;
@@ -50,10 +51,12 @@ pub mod recurrent;
 #[cfg(target_arch = "x86_64")]
 mod requantize;
 pub mod rows;
+mod saved;
 mod table;
 mod vector;
 mod winograd;
 
+pub use aligned::SharedBytes;
 pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
 pub use elementwise::{Binary, Rhs, Unary};
 
@@ -67,5 +70,6 @@ pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant};
 pub use pack::{PackedBf16, PackedF32, PackedI8, fold_zero_point};
 pub use quantize::RhsU8;
 pub use rows::Reduce;
+pub use saved::{Saved, packing};
 pub use table::{Contract, Family, KERNELS, KernelFn, KernelRow, Tile, select};
 pub use winograd::{Images, PackedWinograd, TileEdge, WinogradTiles, winograd_f32};

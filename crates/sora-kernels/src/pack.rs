@@ -1,101 +1,13 @@
 //! The right operand of a matrix product, stored in the order micro-kernels read it.
 
-use alloc::{
-    alloc::{alloc_zeroed, handle_alloc_error},
-    vec::Vec,
-};
-use core::alloc::Layout;
-use core::marker::PhantomData;
+use alloc::vec::Vec;
 
 use crate::{
     Kernels,
+    aligned::{Aligned, Plain, SharedBytes},
     gemm::Tiles,
     table::{Tile, gemm_bf16_tiles, gemm_f32_tiles, gemm_u8i8_tiles},
 };
-
-/// Alignment of [`Aligned`]: a cache line.
-const LINE: usize = 64;
-
-/// The unit of allocation of [`Aligned`]: as much alignment as the system gives zeroed memory for without
-/// writing it.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(16))]
-struct Block([u8; 16]);
-
-/// Types that any bytes make up and that may be read as bytes.
-///
-/// # Safety
-/// No padding, no invalid bit patterns, alignment at most 64.
-pub(crate) unsafe trait Plain: Copy {
-    const ZERO: Self;
-}
-// SAFETY: primitive numbers.
-unsafe impl Plain for f32 {
-    const ZERO: Self = 0.0;
-}
-// SAFETY: as above.
-unsafe impl Plain for u16 {
-    const ZERO: Self = 0;
-}
-// SAFETY: as above.
-unsafe impl Plain for i8 {
-    const ZERO: Self = 0;
-}
-// SAFETY: as above.
-unsafe impl Plain for i32 {
-    const ZERO: Self = 0;
-}
-
-/// A growable buffer that starts on a cache line.
-#[derive(Debug)]
-pub(crate) struct Aligned<T> {
-    blocks: Vec<Block>,
-    /// Bytes before the first element.
-    start: usize,
-    len: usize,
-    element: PhantomData<T>,
-}
-
-impl<T: Plain> Aligned<T> {
-    /// Zeros that the system hands out untouched, where filling a vector would write each page first.
-    pub(crate) fn zeroed(len: usize) -> Self {
-        let empty = Self { blocks: Vec::new(), start: 0, len: 0, element: PhantomData };
-        if len == 0 {
-            return empty;
-        }
-        let count = (len * size_of::<T>() + LINE).div_ceil(size_of::<Block>());
-        let layout = Layout::array::<Block>(count).expect("a tensor in memory has an addressable size");
-        // SAFETY: the layout has a size.
-        let memory = unsafe { alloc_zeroed(layout) };
-        if memory.is_null() {
-            handle_alloc_error(layout);
-        }
-        // SAFETY: the global allocator gave `count` blocks of this layout, and zeros make up a block.
-        let blocks = unsafe { Vec::from_raw_parts(memory.cast(), count, count) };
-        Self { blocks, start: memory.addr().next_multiple_of(LINE) - memory.addr(), len, ..empty }
-    }
-
-    /// Changes the length; the contents become unspecified.
-    pub(crate) fn resize(&mut self, len: usize) {
-        match self.start + len * size_of::<T>() <= size_of_val(&self.blocks[..]) {
-            true => self.len = len,
-            false => *self = Self::zeroed(len),
-        }
-    }
-
-    pub(crate) fn as_slice(&self) -> &[T] {
-        let start = self.blocks.as_ptr().cast::<u8>().wrapping_add(self.start);
-        // SAFETY: from `start` on, `blocks` holds at least `len` initialized elements of plain data, and it
-        // starts on a cache line (or nothing is read).
-        unsafe { core::slice::from_raw_parts(start.cast(), self.len) }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
-        let start = self.blocks.as_mut_ptr().cast::<u8>().wrapping_add(self.start);
-        // SAFETY: as in `as_slice`, and borrowed exclusively.
-        unsafe { core::slice::from_raw_parts_mut(start.cast(), self.len) }
-    }
-}
 
 /// Panels `[n / nr][taps][kc / granule][nr][granule]`, padded with zeros.
 #[derive(Debug)]
@@ -113,6 +25,17 @@ impl<A, B: Plain, C> Panels<A, B, C> {
         let mut panels = Self { data: Aligned::zeroed(0), n, taps, kc, tile, tiles };
         panels.reshape(taps, kc, n);
         panels
+    }
+
+    /// Panels of this shape in memory that holds them already; `None` when it has another size.
+    pub(crate) fn restore(
+        tile: Tile,
+        tiles: &'static Tiles<A, B, C>,
+        (taps, kc, n): (usize, usize, usize),
+        data: SharedBytes,
+    ) -> Option<Self> {
+        let panels = Self { data: Aligned::shared(data)?, n, taps, kc, tile, tiles };
+        (panels.data.as_slice().len() == n.div_ceil(tile.nr) * panels.stride()).then_some(panels)
     }
 
     fn reshape(&mut self, taps: usize, kc: usize, n: usize) {

@@ -8,12 +8,13 @@ use super::bf16::{Clamped, finish_clamped};
 use super::{TileArgs, WIDE};
 use crate::{
     Kernels,
+    aligned::Plain,
     epilogue::{
         EpilogueF32, EpilogueI32, EpilogueRows, Finish, FinishRows, Place, Scratch, finish_f32, finish_i32,
         finish_real, finish_rows,
     },
     operands::{ARows, Dense, Output},
-    pack::{PackedBf16, PackedF32, PackedI8, Panels, Plain},
+    pack::{PackedBf16, PackedF32, PackedI8, Panels},
 };
 
 /// Bytes of A that stay in the second-level cache while all panels of B pass by.

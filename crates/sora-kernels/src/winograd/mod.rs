@@ -12,7 +12,9 @@ mod transform;
 use core::ops::Range;
 
 use crate::{
-    Kernels, Unary, elementwise,
+    Kernels, Unary,
+    aligned::SharedBytes,
+    elementwise,
     epilogue::{EpilogueF32, Residual},
     gemm::{TileArgs, driver::row_tiles},
     operands::MatMut,
@@ -131,6 +133,22 @@ impl PackedWinograd {
             }
         }
         Self { panels, edge, tiles }
+    }
+
+    pub(crate) fn bytes_of_panels(&self) -> &[u8] {
+        self.panels.data.as_bytes()
+    }
+
+    /// Weights that lie transformed and packed in `data`; `None` when it has another size.
+    pub(crate) fn restored(
+        kernels: Kernels,
+        (edge, channels, n): (TileEdge, usize, usize),
+        data: SharedBytes,
+    ) -> Option<Self> {
+        let (tile, gemm) = gemm_f32_tiles(kernels);
+        let (_, tiles) = winograd_f32_tiles(kernels);
+        let panels = Panels::restore(tile, gemm, (edge.elements(), channels, n), data)?;
+        Some(Self { panels, edge, tiles })
     }
 
     /// The tile that the weights are transformed for.
