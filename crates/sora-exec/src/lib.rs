@@ -33,6 +33,7 @@ mod session;
 mod sharing;
 mod steps;
 mod threads;
+mod weights;
 
 pub use arena::Arena;
 pub use error::ExecError;
@@ -41,3 +42,4 @@ pub use profile::{Profile, StepInfo, StepTime};
 pub use program::{Port, Program};
 pub use session::{Session, with_outputs};
 pub use sora_kernels::Isa;
+pub use weights::PackedWeights;

@@ -14,6 +14,7 @@ use crate::profile::StepTime;
 use crate::sharing::{Course, Sharing};
 use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
+use crate::weights::WeightStore;
 use crate::{Arena, ExecError, Options, Profile, StepInfo, lower};
 
 /// An input or output of a program.
@@ -89,15 +90,17 @@ impl Program {
         shapes: &[(&str, Vec<usize>)],
         options: &Options,
     ) -> Result<Program, ExecError> {
-        Self::compile_on(graph, shapes, options, Threads::new(options.threads)?)
+        let weights = WeightStore::new(graph, options.kernels()?, None);
+        Self::compile_on(graph, shapes, options, Threads::new(options.threads)?, &weights)
     }
 
-    /// As [`Program::compile`], on threads that already run.
+    /// As [`Program::compile`], on threads that already run, with weights of `graph` that may be packed already.
     pub(crate) fn compile_on(
         graph: &Graph,
         shapes: &[(&str, Vec<usize>)],
         options: &Options,
         threads: Threads,
+        weights: &WeightStore,
     ) -> Result<Program, ExecError> {
         let kernels = options.kernels()?;
         let shapes: Vec<(&str, &[usize])> = shapes.iter().map(|(n, s)| (*n, s.as_slice())).collect();
@@ -114,7 +117,7 @@ impl Program {
             let infos = interpreter.steps();
             (Body::Interpreted(interpreter), infos)
         } else {
-            let mut lowered = lower::lower(&graph, kernels, threads.count())?;
+            let mut lowered = lower::lower(&graph, kernels, threads.count(), weights)?;
             let infos = std::mem::take(&mut lowered.infos);
             (Body::Lowered(lowered), infos)
         };

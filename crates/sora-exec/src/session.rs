@@ -8,6 +8,7 @@ use sora_kernels::Isa;
 use sora_tensor::Tensor;
 
 use crate::threads::Threads;
+use crate::weights::{PackedWeights, WeightStore};
 use crate::{Arena, ExecError, Options, Profile, Program};
 
 /// Programs kept per session; the least recently used one makes room.
@@ -21,6 +22,7 @@ pub struct Session {
     options: Options,
     isa: Isa,
     threads: Threads,
+    weights: WeightStore,
     /// Values that [`Session::run_observed`] reports; they follow the graph's own outputs.
     watched: Vec<ValueId>,
     /// Most recently used first.
@@ -52,9 +54,34 @@ impl Session {
     /// # Errors
     /// As [`Session::new`].
     pub fn watching(graph: Graph, watched: Vec<ValueId>, options: Options) -> Result<Self, ExecError> {
-        let isa = options.kernels()?.isa();
+        Self::build(graph, watched, options, None)
+    }
+
+    /// A session whose weights are packed already, wherever they were packed for the kernels that `options` ask
+    /// for; others are packed as in [`Session::new`].
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_weights(graph: Graph, weights: PackedWeights, options: Options) -> Result<Self, ExecError> {
+        Self::build(graph, Vec::new(), options, Some(weights))
+    }
+
+    fn build(
+        graph: Graph,
+        watched: Vec<ValueId>,
+        options: Options,
+        saved: Option<PackedWeights>,
+    ) -> Result<Self, ExecError> {
+        let kernels = options.kernels()?;
         let threads = Threads::new(options.threads)?;
-        Ok(Session { graph, options, isa, threads, watched, cache: Mutex::new(Vec::new()) })
+        let weights = WeightStore::new(&graph, kernels, saved);
+        let cache = Mutex::new(Vec::new());
+        Ok(Session { graph, options, isa: kernels.isa(), threads, weights, watched, cache })
+    }
+
+    /// The weights as the programs compiled so far read them, to be kept in a file.
+    pub fn packed_weights(&self) -> PackedWeights {
+        self.weights.save()
     }
 
     /// The graph as given.
@@ -185,7 +212,7 @@ impl Session {
                 &watched
             }
         };
-        let program = Program::compile_on(graph, shapes, &self.options, self.threads.clone())?;
+        let program = Program::compile_on(graph, shapes, &self.options, self.threads.clone(), &self.weights)?;
         let entry = Arc::new(Entry { shapes: key, program: Arc::new(program), idle: Mutex::default() });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.insert(0, Arc::clone(&entry));

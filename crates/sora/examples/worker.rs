@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         inputs.push((value.name.clone(), Tensor::from_f64s(value.ty.dtype, &shape, &values)?));
     }
     let options = Options { threads: threads.parse()?, ..Options::default() };
-    let session = Session::new(model.graph, options)?;
+    let session = model.session(options)?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let milliseconds = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     let load_ms = milliseconds(start);

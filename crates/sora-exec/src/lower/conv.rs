@@ -3,7 +3,7 @@
 use sora_ir::ops::{Conv, ConvTranspose};
 use sora_ir::{Node, ValueId};
 use sora_kernels::{PackedDwF32, PackedDwI8, PackedF32, PackedI8, fold_zero_point};
-use sora_tensor::DType;
+use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
 use super::build::Buf;
@@ -128,7 +128,7 @@ impl Lowering<'_> {
             None => None,
         };
         let x = self.exact(x, layout)?;
-        let done = self.convolve_reals(c, x, numbers(&weights), bias.as_deref(), chain);
+        let done = self.convolve_reals(c, x, &weights, bias.as_deref(), chain);
         weights.release();
         done
     }
@@ -137,12 +137,12 @@ impl Lowering<'_> {
         &mut self,
         c: &Convolution,
         x: Buf,
-        weights: &[[u8; 4]],
+        constant: &Tensor,
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
         let [cin, cout] = c.channels;
-        let kernels = self.kernels;
+        let (kernels, weights) = (self.kernels, numbers(constant));
         let pad = |kc: usize| vec![0.0f32; kc];
         if c.is_depthwise() {
             let gathered = self.windows(c, x, c.groups)?;
@@ -153,22 +153,21 @@ impl Lowering<'_> {
         }
         if c.groups == 1 && c.forward {
             let dense = Dense { geometry: &c.geometry, images: c.images, channels: cin, n: cout };
-            if let Some(done) = self.winograd(&dense, x, weights, bias, chain) {
+            if let Some(done) = self.winograd(&dense, x, constant, bias, chain) {
                 return Some(done);
             }
         }
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
-            let packed = match (merged, c.strides(g)) {
-                (1, (origin, strides)) => {
-                    let extents = (taps, kc, cout);
-                    PackedF32::from_strided(kernels, extents, weights, origin, strides, f32::from_ne_bytes)
-                }
+            let (extents, (origin, strides)) = ((taps, kc, cout), c.strides(g));
+            let order = format!("{origin}+{strides:?}x{merged}");
+            let packed = self.weights.get(constant, &order, extents, || match merged {
+                1 => PackedF32::from_strided(kernels, extents, weights, origin, strides, f32::from_ne_bytes),
                 _ => PackedF32::pack(kernels, taps, kc, cout, |k, n| {
                     c.weight(g, n, k, kc, merged).map_or(0.0, |at| f32::from_ne_bytes(weights[at]))
                 }),
-            };
+            });
             Real { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
         });
         let groups = groups.collect();
@@ -188,11 +187,11 @@ impl Lowering<'_> {
         chain: &Chain,
     ) -> Option<()> {
         let cout = c.channels[1];
-        let kernels = self.kernels;
+        let (kernels, values) = (self.kernels, weights.values());
         let zero = u8::try_from(input.zero_point).ok()?;
         if c.is_depthwise() {
             let gathered = self.windows(c, x, c.groups)?;
-            let value = |tap, channel| weights.values[(c.index)(channel, 0, 0, tap)];
+            let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
             let packed = PackedDwI8::pack(kernels, gathered.taps, c.groups, value);
             let bias = fold_zero_point(Some(bias), packed.col_sums(), input.zero_point);
             let group = BytesDepthwise { packed, bias, scale: steps.to_vec() };
@@ -202,14 +201,14 @@ impl Lowering<'_> {
         let gathered = self.gathered(c, x, 4, DType::U8, &[zero])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
-            let packed = match (merged, c.strides(g)) {
-                (1, (origin, strides)) => {
-                    PackedI8::from_strided(kernels, (taps, kc, cout), &weights.values, origin, strides, |w| w)
-                }
+            let (extents, (origin, strides)) = ((taps, kc, cout), c.strides(g));
+            let order = format!("{origin}+{strides:?}x{merged}");
+            let packed = self.weights.get(weights.source(), &order, extents, || match merged {
+                1 => PackedI8::from_strided(kernels, extents, values, origin, strides, |w| w),
                 _ => PackedI8::pack(kernels, taps, kc, cout, |k, n| {
-                    c.weight(g, n, k, kc, merged).map_or(0, |at| weights.values[at])
+                    c.weight(g, n, k, kc, merged).map_or(0, |at| values[at])
                 }),
-            };
+            });
             let columns = g * cout..(g + 1) * cout;
             let bias = fold_zero_point(Some(&bias[columns.clone()]), packed.col_sums(), input.zero_point);
             Bytes { packed, bias, scale: steps[columns].to_vec() }

@@ -44,7 +44,8 @@ impl Lowering<'_> {
                 Some(bias) => Some(self.per_channel(bias, n)?),
                 None => None,
             };
-            let packed = PackedI8::from_kn(kernels, &weights.values, k, n, n);
+            let pack = || PackedI8::from_kn(kernels, weights.values(), k, n, n);
+            let packed = self.weights.get(weights.source(), "KN", (1, k, n), pack);
             let scale = (0..n).map(|n| weights.scale(n)).collect();
             return self.dynamic_product(&dynamic, rows, RowBytes { packed, scale, bias }, chain);
         }
@@ -54,7 +55,11 @@ impl Lowering<'_> {
                 let layout = self.row_layout(a, Encoding::Affine(affine));
                 let (x, _) = self.quantized(a, layout)?;
                 let order = self.weight_rows(a, k, layout);
-                let packed = PackedI8::pack(kernels, 1, k, n, |i, j| weights.values[order[i] * n + j]);
+                let values = weights.values();
+                let value = |i: usize, j: usize| values[order[i] * n + j];
+                let pack = || PackedI8::pack(kernels, 1, k, n, value);
+                let arranged = format!("KN {layout:?}");
+                let packed = self.weights.get(weights.source(), &arranged, (1, k, n), pack);
                 let bias = fold_zero_point(Some(&bias), packed.col_sums(), affine.zero_point);
                 let group = Bytes { packed, bias, scale: steps };
                 return self.dense("gemm.u8i8", x, rows, k, n, group, chain);
@@ -70,7 +75,8 @@ impl Lowering<'_> {
         let order = self.weight_rows(a, k, layout);
         let values = numbers(&weights);
         let value = |i: usize, j: usize| f32::from_ne_bytes(values[order[i] * n + j]);
-        let packed = PackedF32::pack(kernels, 1, k, n, value);
+        let pack = || PackedF32::pack(kernels, 1, k, n, value);
+        let packed = self.weights.get(&weights, &format!("KN {layout:?}"), (1, k, n), pack);
         weights.release();
         self.dense("gemm.f32", x, rows, k, n, Real { packed, bias }, chain)
     }

@@ -31,6 +31,7 @@ use sora_tensor::DType;
 use crate::program::Lowered;
 use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
+use crate::weights::WeightStore;
 use crate::{ExecError, StepInfo};
 use build::Builder;
 use chain::{Chain, Fusion};
@@ -42,6 +43,7 @@ pub(crate) struct Lowering<'g> {
     kernels: Kernels,
     /// Threads that will share the work of a step.
     threads: usize,
+    weights: &'g WeightStore,
     build: Builder,
     /// By value: the forms it exists in so far.
     forms: Vec<Vec<Form>>,
@@ -73,7 +75,12 @@ pub(crate) fn has_concrete_shapes(graph: &Graph) -> bool {
 }
 
 /// Lowers a graph for which [`has_concrete_shapes`] holds.
-pub(crate) fn lower(graph: &Graph, kernels: Kernels, threads: usize) -> Result<Lowered, ExecError> {
+pub(crate) fn lower(
+    graph: &Graph,
+    kernels: Kernels,
+    threads: usize,
+    weights: &WeightStore,
+) -> Result<Lowered, ExecError> {
     let count = graph.values().count();
     let mut is_output = vec![false; count];
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
@@ -81,8 +88,19 @@ pub(crate) fn lower(graph: &Graph, kernels: Kernels, threads: usize) -> Result<L
     let build = Builder::new(kernels);
     let (uses, claimed) = (graph.uses(), HashSet::new());
     let (views, dynamics) = (HashMap::new(), HashMap::new());
-    let mut lowering =
-        Lowering { graph, kernels, threads, build, forms, views, dynamics, uses, is_output, claimed };
+    let mut lowering = Lowering {
+        graph,
+        kernels,
+        threads,
+        weights,
+        build,
+        forms,
+        views,
+        dynamics,
+        uses,
+        is_output,
+        claimed,
+    };
 
     for (n, &id) in graph.inputs().iter().enumerate() {
         let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());

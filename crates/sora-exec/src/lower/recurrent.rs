@@ -1,6 +1,7 @@
 //! Recurrent layers with constant weights over whole sequences.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use sora_ir::ops::{Direction as Order, RnnActivation};
 use sora_ir::{Node, NodeId, Op};
@@ -32,7 +33,7 @@ impl Values {
         match self {
             Values::Real(values) => Matrix::Real(PackedF32::from_nk(kernels, &values[at..], depth, n, depth)),
             Values::Bytes(bytes) => Matrix::Bytes(RowBytes {
-                packed: PackedI8::from_nk(kernels, &bytes.values[at..], depth, n, depth),
+                packed: Arc::new(PackedI8::from_nk(kernels, &bytes.values()[at..], depth, n, depth)),
                 scale: rows.map(|row| bytes.scale(row)).collect(),
                 bias: bias.map(<[f32]>::to_vec),
             }),

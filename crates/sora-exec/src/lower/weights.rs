@@ -11,13 +11,23 @@ use crate::steps::gemm::{ResidualKind, Store};
 
 /// Integer weights whose zero is 0.
 pub(crate) struct ByteWeights {
-    /// In the order of the graph's tensor.
-    pub(crate) values: Vec<i8>,
+    /// Bytes of dtype `i8`.
+    source: Tensor,
     /// One for all, or one per output channel.
     scale: Vec<f32>,
 }
 
 impl ByteWeights {
+    /// The weights in the order of the graph's tensor.
+    pub(crate) fn values(&self) -> &[i8] {
+        bytemuck::cast_slice(self.source.raw())
+    }
+
+    /// The tensor that holds [`ByteWeights::values`].
+    pub(crate) fn source(&self) -> &Tensor {
+        &self.source
+    }
+
     /// Input scale × weight scale of output channel `n`: the value of one accumulator step.
     pub(crate) fn step(&self, input: Affine, n: usize) -> f32 {
         input.scale * self.scale(n)
@@ -80,14 +90,15 @@ impl Lowering<'_> {
             Some(zero_points) => self.graph.const_value(zero_points)?.to_i64s(),
             None => vec![0],
         };
-        if let (Ok(values), true) = (q.as_slice::<i8>(), zero_points.iter().all(|&z| z == 0)) {
-            return Some(ByteWeights { values: values.to_vec(), scale });
+        if q.dtype() == DType::I8 && zero_points.iter().all(|&z| z == 0) {
+            return Some(ByteWeights { source: q.clone(), scale });
         }
         let centred = q.to_i64s().into_iter().enumerate().map(|(i, q)| {
             let zero_point = if zero_points.len() == 1 { zero_points[0] } else { zero_points[slice(i)] };
             i8::try_from(q - zero_point).ok()
         });
-        Some(ByteWeights { values: centred.collect::<Option<_>>()?, scale })
+        let centred: Vec<i8> = centred.collect::<Option<_>>()?;
+        Some(ByteWeights { source: Tensor::from_slice(q.shape(), &centred).ok()?, scale })
     }
 
     /// One `f32` per channel: a constant of `n` numbers, or of one for all.

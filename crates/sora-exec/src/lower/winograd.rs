@@ -1,12 +1,12 @@
 //! Chooses Winograd's algorithm for convolutions, and its tile.
 
 use sora_kernels::{PackedWinograd, TileEdge};
-use sora_tensor::DType;
+use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
-use super::layout::Layout;
+use super::layout::{Layout, numbers};
 use crate::steps::gemm::ResidualKind;
 use crate::steps::window::Geometry;
 use crate::steps::winograd::Winograd;
@@ -58,7 +58,7 @@ impl Lowering<'_> {
         &mut self,
         conv: &Dense,
         x: Buf,
-        weights: &[[u8; 4]],
+        constant: &Tensor,
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
@@ -73,7 +73,11 @@ impl Lowering<'_> {
         if chain.quantize.is_some() || matches!(residual, Some((_, ResidualKind::Bytes(_)))) {
             return None;
         }
-        let weights: Vec<f32> = weights.iter().map(|&w| f32::from_ne_bytes(w)).collect();
+        let shape = (edge, conv.channels, conv.n);
+        let packed = self.weights.get(constant, "OIHW", shape, || {
+            let weights: Vec<f32> = numbers(constant).iter().map(|&w| f32::from_ne_bytes(w)).collect();
+            PackedWinograd::pack(self.kernels, edge, conv.channels, conv.n, &weights)
+        });
         let (out, _, dtype) = self.store(chain, layout);
         let info = self.info("winograd.f32", &chain.nodes, Some(chain.result), dtype);
         let work = Winograd {
@@ -82,7 +86,7 @@ impl Lowering<'_> {
             input: [height, width],
             pad: [top, left],
             output: [down, across],
-            packed: PackedWinograd::pack(self.kernels, edge, conv.channels, conv.n, &weights),
+            packed,
             bias: bias.map(<[f32]>::to_vec),
             residual: residual.is_some(),
             activation: chain.activation,

@@ -1,5 +1,7 @@
 //! Quantization over ranges found at run time, and products with what it gives.
 
+use std::sync::Arc;
+
 use sora_kernels::{
     ARows, Activation, Dense, Dequant, EpilogueRows, Kernels, MatMut, Output, PackedI8, Quant,
     gemm_u8i8_rows, quantize,
@@ -69,7 +71,7 @@ impl Work for DynamicDequantize {
 
 /// Byte weights for rows with scales of their own.
 pub(crate) struct RowBytes {
-    pub(crate) packed: PackedI8,
+    pub(crate) packed: Arc<PackedI8>,
     /// Weight scale by column.
     pub(crate) scale: Vec<f32>,
     pub(crate) bias: Option<Vec<f32>>,

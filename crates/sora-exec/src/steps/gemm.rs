@@ -1,5 +1,7 @@
 //! Products with constant weights: dense, convolution, depthwise; in `f32` and in bytes.
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 use smallvec::SmallVec;
 use sora_kernels::{
@@ -44,13 +46,13 @@ pub(crate) struct Finish<'a> {
 
 /// Dense `f32` weights.
 pub(crate) struct Real {
-    pub(crate) packed: PackedF32,
+    pub(crate) packed: Arc<PackedF32>,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// Dense byte weights; `scale` is input scale × weight scale.
 pub(crate) struct Bytes {
-    pub(crate) packed: PackedI8,
+    pub(crate) packed: Arc<PackedI8>,
     pub(crate) bias: Vec<i32>,
     pub(crate) scale: Vec<f32>,
 }

@@ -1,6 +1,7 @@
 //! Convolutions of 3×3 windows by Winograd's algorithm.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use sora_kernels::{
     Activation, EpilogueF32, Images, Kernels, MatMut, PackedWinograd, Residual, winograd_f32,
@@ -18,7 +19,7 @@ pub(crate) struct Winograd {
     pub(crate) input: [usize; 2],
     pub(crate) pad: [usize; 2],
     pub(crate) output: [usize; 2],
-    pub(crate) packed: PackedWinograd,
+    pub(crate) packed: Arc<PackedWinograd>,
     pub(crate) bias: Option<Vec<f32>>,
     pub(crate) residual: bool,
     pub(crate) activation: Activation,

@@ -18,7 +18,7 @@ pub(super) fn bench(args: &Bench) -> Printed {
     warn(&model.warnings);
     let inputs = random_inputs(&model, args)?;
     let failed = engine_failure(&args.model);
-    let session = Session::new(model.graph, args.engine.options()).map_err(&failed)?;
+    let session = model.session(args.engine.options()).map_err(&failed)?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     session.run(&given).map_err(&failed)?;
     let load_ms = milliseconds(start.elapsed());

@@ -61,6 +61,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
         graph: outcome.graph.clone(),
         bytes: 0,
         warnings: Vec::new(),
+        packed: None,
     };
     // Everything is encoded before anything is written: a failure leaves no half of the outputs behind.
     let encoded: Vec<Vec<u8>> =

@@ -51,7 +51,7 @@ fn write(args: &Zoo, name: &str, output: &std::path::Path) -> Printed {
         Some(batch) => net.into_graph_of_batch(batch as usize).map_err(failed)?,
         None => net.into_graph(),
     };
-    let model = Model { graph, metadata: Metadata::default(), bytes: 0, warnings: Vec::new() };
+    let model = Model { graph, metadata: Metadata::default(), bytes: 0, warnings: Vec::new(), packed: None };
     let bytes = model.save(output)?;
     Ok(match args.json {
         true => one_line(&json!({

@@ -10,8 +10,9 @@ pub use write::to_bytes;
 /// The first eight bytes: a name, and line ends that a transfer in text mode would damage.
 const MAGIC: [u8; 8] = *b"SORA\r\n\x1a\n";
 
-/// Version of the layout; a reader refuses any other.
+/// Versions of the layout: without and with packed weights. A reader refuses any other.
 const VERSION: u32 = 1;
+const VERSION_PACKED: u32 = 2;
 
 /// Alignment in bytes of every section and of every tensor in the file.
 const ALIGNMENT: usize = 64;
@@ -22,7 +23,7 @@ const HEADER: usize = 24;
 /// Bytes of one entry of the section table: tag, checksum, offset, length.
 const ENTRY: usize = 24;
 
-/// The sections, each present exactly once.
+/// The sections, each present exactly once, but for the last one, which files of version 2 have.
 mod tag {
     /// The graph in its text form, UTF-8.
     pub(super) const GRAPH: [u8; 4] = *b"GRPH";
@@ -33,11 +34,16 @@ mod tag {
     /// [`crate::Metadata`] as JSON.
     pub(super) const METADATA: [u8; 4] = *b"META";
 
-    pub(super) const ALL: [[u8; 4]; 4] = [GRAPH, TENSORS, DATA, METADATA];
+    /// Weights as the kernels of one machine read them.
+    pub(super) const PACKED: [u8; 4] = *b"PACK";
+
+    /// Sections of a file without packed weights.
+    pub(super) const COUNT: usize = 4;
 }
 
 #[cfg(test)]
 mod tests {
+    use sora_exec::PackedWeights;
     use sora_ir::ops::Conv;
     use sora_ir::{Graph, TensorType, text};
     use sora_tensor::{Buffer, DType, Tensor};
@@ -59,16 +65,68 @@ mod tests {
     #[test]
     fn files_read_back_equal() {
         let (graph, metadata) = sample();
-        let bytes = to_bytes(&graph, &metadata).unwrap();
-        let (again, read_metadata) = read_bytes(Buffer::copy_of(&bytes)).unwrap();
+        let bytes = to_bytes(&graph, &metadata, None).unwrap();
+        let (again, read_metadata, _) = read_bytes(Buffer::copy_of(&bytes)).unwrap();
         assert_eq!(text::print(&again), text::print(&graph));
         assert_eq!(read_metadata, metadata);
+    }
+
+    fn packed_sample() -> PackedWeights {
+        let buffer = |n: u8| Buffer::copy_of(&vec![n; usize::from(n)]);
+        let entries =
+            [("w gemm".to_owned(), vec![buffer(70), buffer(3)]), ("v gemm".to_owned(), vec![buffer(0)])];
+        PackedWeights { packing: "this machine".to_owned(), entries: entries.into() }
+    }
+
+    #[test]
+    fn packed_weights_read_back_equal_and_aligned() {
+        let ((graph, metadata), packed) = (sample(), packed_sample());
+        let bytes = to_bytes(&graph, &metadata, Some(&packed)).unwrap();
+        let (again, _, read) = read_bytes(Buffer::copy_of(&bytes)).unwrap();
+        let read = read.unwrap();
+        assert_eq!(text::print(&again), text::print(&graph));
+        assert_eq!(read.packing, packed.packing);
+        for ((name, read), (expected, packed)) in read.entries.iter().zip(&packed.entries) {
+            assert_eq!(name, expected);
+            assert!(read.iter().zip(packed).all(|(a, b)| a[..] == b[..]) && read.len() == packed.len());
+        }
+        for end in 0..bytes.len() {
+            assert!(read_bytes(Buffer::copy_of(&bytes[..end])).is_err(), "truncated to {end}");
+        }
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x41;
+            assert!(read_bytes(Buffer::copy_of(&damaged)).is_err(), "flipped byte {at}");
+        }
+    }
+
+    #[test]
+    fn hostile_packed_sections_with_right_checksums_do_no_harm() {
+        let ((graph, metadata), packed) = (sample(), packed_sample());
+        let bytes = to_bytes(&graph, &metadata, Some(&packed)).unwrap();
+        let entry = HEADER + ENTRY * tag::COUNT;
+        let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let (offset, length) = (field(entry + 8), field(entry + 16));
+        let mut rng = fastrand::Rng::with_seed(4);
+        for _ in 0..20_000 {
+            let mut hostile = bytes.clone();
+            for _ in 0..rng.usize(1..4) {
+                hostile[offset + rng.usize(..length.min(120))] = if rng.bool() { rng.u8(..) } else { 0xff };
+            }
+            let checksum = crc32fast::hash(&hostile[offset..offset + length]);
+            hostile[entry + 4..entry + 8].copy_from_slice(&checksum.to_le_bytes());
+            let end = entry + ENTRY;
+            let checksum = crc32fast::hash(&hostile[..end]);
+            hostile[end..end + 4].copy_from_slice(&checksum.to_le_bytes());
+            // An error or other buffers, all inside of the file: no panic.
+            let _ = read_bytes(Buffer::copy_of(&hostile));
+        }
     }
 
     #[test]
     fn every_truncation_and_every_flipped_byte_is_refused() {
         let (graph, metadata) = sample();
-        let bytes = to_bytes(&graph, &metadata).unwrap();
+        let bytes = to_bytes(&graph, &metadata, None).unwrap();
         for end in 0..bytes.len() {
             assert!(read_bytes(Buffer::copy_of(&bytes[..end])).is_err(), "truncated to {end}");
         }
@@ -83,9 +141,9 @@ mod tests {
     #[test]
     fn hostile_headers_with_right_checksums_are_refused() {
         let (graph, metadata) = sample();
-        let bytes = to_bytes(&graph, &metadata).unwrap();
+        let bytes = to_bytes(&graph, &metadata, None).unwrap();
         let mut rng = fastrand::Rng::with_seed(3);
-        let table_end = HEADER + ENTRY * tag::ALL.len();
+        let table_end = HEADER + ENTRY * tag::COUNT;
         for _ in 0..20_000 {
             let mut hostile = bytes.clone();
             for _ in 0..rng.usize(1..4) {
@@ -94,7 +152,7 @@ mod tests {
             }
             let checksum = crc32fast::hash(&hostile[..table_end]);
             hostile[table_end..table_end + 4].copy_from_slice(&checksum.to_le_bytes());
-            if let Ok((again, _)) = read_bytes(Buffer::copy_of(&hostile)) {
+            if let Ok((again, _, _)) = read_bytes(Buffer::copy_of(&hostile)) {
                 assert_eq!(text::print(&again), text::print(&graph));
             }
         }

@@ -2,21 +2,26 @@
 //! has a checksum, and what parses is verified like any other graph.
 #![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
+use sora_exec::PackedWeights;
 use sora_ir::{Graph, text};
 use sora_tensor::{Buffer, DType, Tensor, element_count};
 
-use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, tag};
+use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_PACKED, tag};
 use crate::{Failure, Metadata};
+
+/// What a file holds.
+type Content = (Graph, Metadata, Option<PackedWeights>);
 
 /// Reads a `.sora` file; its weights stay mapped from the file.
 ///
 /// # Errors
 /// [`Failure`] naming the file and what is wrong with it.
-pub fn read(path: &Path) -> Result<(Graph, Metadata), Failure> {
+pub fn read(path: &Path) -> Result<Content, Failure> {
     let buffer = File::open(path).and_then(|file| Buffer::map(&file));
     let buffer = buffer.map_err(|error| Failure::io("read the model", path, &error))?;
     read_bytes(buffer).map_err(|mut failure| {
@@ -29,7 +34,7 @@ pub fn read(path: &Path) -> Result<(Graph, Metadata), Failure> {
 ///
 /// # Errors
 /// [`Failure`] naming the part of the file and what is wrong with it.
-pub fn read_bytes(file: Buffer) -> Result<(Graph, Metadata), Failure> {
+pub fn read_bytes(file: Buffer) -> Result<Content, Failure> {
     if cfg!(target_endian = "big") {
         return Err(Failure::new(
             "`.sora` files are little-endian.",
@@ -44,7 +49,12 @@ pub fn read_bytes(file: Buffer) -> Result<(Graph, Metadata), Failure> {
     let graph = text::parse_with_table(graph_text, &tensors).map_err(|e| damaged("GRPH", e.to_string()))?;
     let metadata = serde_json::from_slice(sections.get(&file, tag::METADATA)?)
         .map_err(|e| damaged("META", format!("the metadata is not as documented: {e}")))?;
-    Ok((graph, metadata))
+    let packed = match sections.has(tag::PACKED) {
+        true => Some(packed_weights(&file, &sections)?),
+        false => None,
+    };
+    file.release();
+    Ok((graph, metadata, packed))
 }
 
 fn damaged(place: &str, why: String) -> Failure {
@@ -53,6 +63,19 @@ fn damaged(place: &str, why: String) -> Failure {
         place,
         "Copy the file again from where it was made, or run `sora compress` again.",
     )
+}
+
+/// The checksum of a part of the file, which is not kept in memory for it.
+fn checksum_of(file: &Buffer, range: Range<usize>) -> u32 {
+    const PIECE: usize = 4 << 20;
+    let mut hasher = crc32fast::Hasher::new();
+    for start in range.clone().step_by(PIECE) {
+        let piece = file.slice(start..range.end.min(start.saturating_add(PIECE)));
+        let Some(piece) = piece else { continue };
+        hasher.update(&piece);
+        piece.release();
+    }
+    hasher.finalize()
 }
 
 struct Sections(Vec<([u8; 4], Range<usize>)>);
@@ -69,8 +92,10 @@ impl Sections {
             ));
         }
         let version = header.u32()?;
-        if version != VERSION {
-            let what = format!("The file has format version {version}; this Sora reads version {VERSION}.");
+        if !(VERSION..=VERSION_PACKED).contains(&version) {
+            let what = format!(
+                "The file has format version {version}; this Sora reads versions {VERSION} to {VERSION_PACKED}."
+            );
             return Err(Failure::new(
                 what,
                 "header",
@@ -81,11 +106,9 @@ impl Sections {
         if length != file.len() {
             return Err(damaged("header", format!("it has {} bytes and should have {length}", file.len())));
         }
-        if count != tag::ALL.len() {
-            return Err(damaged(
-                "header",
-                format!("it has {count} sections and should have {}", tag::ALL.len()),
-            ));
+        let expected = tag::COUNT + usize::from(version == VERSION_PACKED);
+        if count != expected {
+            return Err(damaged("header", format!("it has {count} sections and should have {expected}")));
         }
         let table_end = HEADER + ENTRY * count;
         let checksum = crc32fast::hash(file.get(..table_end).unwrap_or_default());
@@ -103,16 +126,16 @@ impl Sections {
         for (tag, checksum, offset, length) in entries {
             let name = String::from_utf8_lossy(&tag).into_owned();
             let range = offset..offset.saturating_add(length);
-            let bytes = file
-                .get(range.clone())
-                .ok_or_else(|| damaged(&name, "it lies outside the file".to_owned()))?;
+            if file.get(range.clone()).is_none() {
+                return Err(damaged(&name, "it lies outside the file".to_owned()));
+            }
             if offset % ALIGNMENT != 0 || offset != end_of_last.next_multiple_of(ALIGNMENT) {
                 return Err(damaged(&name, format!("it starts at {offset}, not behind the one before")));
             }
             if file.get(end_of_last..offset).is_none_or(|gap| gap.iter().any(|&b| b != 0)) {
                 return Err(damaged(&name, "the padding before it is not zero".to_owned()));
             }
-            if crc32fast::hash(bytes) != checksum {
+            if checksum_of(file, range.clone()) != checksum {
                 return Err(damaged(&name, "its checksum does not match".to_owned()));
             }
             end_of_last = range.end;
@@ -122,6 +145,10 @@ impl Sections {
             true => Ok(Sections(sections)),
             false => Err(damaged("end", "there is more behind the last section".to_owned())),
         }
+    }
+
+    fn has(&self, tag: [u8; 4]) -> bool {
+        self.0.iter().any(|(t, _)| *t == tag)
     }
 
     fn range(&self, tag: [u8; 4]) -> Result<Range<usize>, Failure> {
@@ -165,6 +192,28 @@ fn tensors(file: &Buffer, sections: &Sections) -> Result<Vec<Tensor>, Failure> {
     }
 }
 
+fn packed_weights(file: &Buffer, sections: &Sections) -> Result<PackedWeights, Failure> {
+    let section = sections.range(tag::PACKED)?;
+    let mut records = Cursor { rest: sections.get(file, tag::PACKED)?, place: "PACK" };
+    let packing = records.text()?;
+    let count = records.size32()?;
+    let mut entries = BTreeMap::new();
+    for _ in 0..count {
+        let name = records.text()?;
+        let buffers = records.size32()?;
+        let mut parts = Vec::new();
+        for _ in 0..buffers {
+            let (length, offset) = (records.size64()?, records.size64()?);
+            let start = section.start.checked_add(offset).filter(|_| offset % ALIGNMENT == 0);
+            let range = start.and_then(|start| Some(start..start.checked_add(length)?));
+            let part = range.filter(|range| range.end <= section.end).and_then(|range| file.slice(range));
+            parts.push(part.ok_or_else(|| damaged("PACK", format!("`{name}` lies outside the section")))?);
+        }
+        entries.insert(name, parts);
+    }
+    Ok(PackedWeights { packing, entries })
+}
+
 struct Cursor<'a> {
     rest: &'a [u8],
     place: &'static str,
@@ -184,6 +233,13 @@ impl<'a> Cursor<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
         let bytes = self.take(N)?;
         bytes.try_into().map_err(|_| damaged(self.place, "it ends too early".to_owned()))
+    }
+
+    fn text(&mut self) -> Result<String, Failure> {
+        let length = self.size32()?;
+        let bytes = self.take(length)?;
+        String::from_utf8(bytes.to_vec())
+            .map_err(|e| damaged(self.place, format!("a name is not UTF-8: {e}")))
     }
 
     fn u8(&mut self) -> Result<u8, Failure> {
