@@ -29,7 +29,9 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         let Some(&first) = layer.nodes.first() else { continue };
         // Methods before this one may have given the node another place.
         let Some(id) = counterpart(cx, &graph, first) else { continue };
-        let Some(x) = graph.node(id).and_then(|n| n.inputs.first().copied().flatten()) else { continue };
+        // So may they have given the values.
+        let input = |graph: &Graph, slot: usize| graph.node(id)?.inputs.get(slot).copied().flatten();
+        let Some(x) = input(&graph, 0) else { continue };
         let real = match rounded.get(&x) {
             Some(&real) => real,
             None => round_rows(&mut graph, x)?,
@@ -38,17 +40,19 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         graph.set_input(id, 0, real);
         match &cx.network.layers[index].role {
             Role::Linear(linear) => {
-                let Some(exact) = graph.const_value(linear.weight).cloned() else { continue };
+                let Some(weight) = input(&graph, 1) else { continue };
+                let Some(exact) = graph.const_value(weight).cloned() else { continue };
                 let quantized = weights::quantize(&exact, linear.axis, &[])?;
-                let name = graph.value(linear.weight).name.clone();
+                let name = graph.value(weight).name.clone();
                 let zeros = Tensor::zeros(DType::I8, &[quantized.scales.len()])?;
                 let axis = i64::try_from(linear.axis).unwrap_or(0);
                 let real =
                     dequantized(&mut graph, &name, quantized.values, &quantized.scales, Some(zeros), axis)?;
                 graph.set_input(id, 1, real);
             }
-            Role::Recurrent(matrices) => {
-                for (slot, &matrix) in [1, 2].into_iter().zip(matrices) {
+            Role::Recurrent(_) => {
+                for slot in [1, 2] {
+                    let Some(matrix) = input(&graph, slot) else { continue };
                     let real = quantize_rows(&mut graph, matrix)?;
                     graph.set_input(id, slot, real);
                 }

@@ -26,8 +26,10 @@ pub(crate) fn sora(arguments: &[&str]) -> Command {
 /// What the command printed, having succeeded.
 pub(crate) fn succeed(arguments: &[&str]) -> String {
     let output = sora(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    let (printed, errors) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {printed}{errors}");
+    printed
 }
 
 /// The one JSON object that the command printed.
