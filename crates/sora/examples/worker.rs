@@ -8,7 +8,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use sora::Model;
-use sora::exec::{Options, Session};
+use sora::exec::Options;
 use sora::tensor::Tensor;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

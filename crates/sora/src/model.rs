@@ -205,15 +205,19 @@ impl Model {
         let rewrite = sora_rewrite::Options::default();
         sora_rewrite::optimize(&mut self.graph, &rewrite).map_err(|e| ExecError::Rewrite(e.to_string()))?;
         let session = Session::new(self.graph.clone(), options)?;
+        session.program(&self.shapes_at_one())?;
+        self.packed = Some(session.packed_weights());
+        Ok(())
+    }
+
+    /// The shapes of the inputs by name, open extents taken as 1.
+    pub fn shapes_at_one(&self) -> Vec<(&str, Vec<usize>)> {
         let shape = |&id: &sora_ir::ValueId| {
             let value = self.graph.value(id);
             let shape: Vec<usize> = value.ty.shape.iter().map(|d| d.known().unwrap_or(1)).collect();
             (value.name.as_str(), shape)
         };
-        let shapes: Vec<(&str, Vec<usize>)> = self.graph.inputs().iter().map(shape).collect();
-        session.program(&shapes)?;
-        self.packed = Some(session.packed_weights());
-        Ok(())
+        self.graph.inputs().iter().map(shape).collect()
     }
 
     /// How `data` becomes this model's input: `given` where the user said so, else what the model's file says,

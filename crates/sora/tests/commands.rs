@@ -115,6 +115,41 @@ fn json_has_the_keys_that_scripts_rely_on() {
 }
 
 #[test]
+fn packed_weights_change_no_bit_and_are_refused_politely_elsewhere() {
+    let (folder, model, data) = hard_case();
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    let integers = path("a.sora");
+    succeed(&["compress", &model, "--data", &data, "--max-drop", "1", "--prefer", "size", "-o", &integers]);
+    let npy = path("x.npy");
+    let mut bytes = Vec::new();
+    let values: Vec<f32> = (0..3 * INPUTS).map(|i| (i as f32 * 0.37).sin()).collect();
+    sora::data::npy::write(&mut bytes, &Tensor::from_slice(&[3, INPUTS], &values).unwrap()).unwrap();
+    fs::write(&npy, bytes).unwrap();
+    for plain in [&model, &integers] {
+        let packed = path("packed.sora");
+        succeed(&["convert", "--pack", plain, &packed]);
+        assert!(sora::Model::load(&packed).unwrap().packed.is_some_and(|p| !p.entries.is_empty()));
+        for isa in [None, Some("portable")] {
+            let run = |file: &str| {
+                let out = path("y.npz");
+                let mut command = sora(&["run", file, "--input", &format!("x={npy}"), "--output", &out]);
+                isa.map(|isa| command.env("SORA_ISA", isa));
+                let output = command.output().unwrap();
+                assert!(output.status.success());
+                (fs::read(&out).unwrap(), String::from_utf8(output.stderr).unwrap())
+            };
+            let ((expected, _), (found, remarks)) = (run(plain), run(&packed));
+            assert_eq!(expected, found, "{isa:?}");
+            let native = sora::exec::PackedWeights::packing_for(&Default::default()).unwrap();
+            let refused = isa.is_some() && !native.contains("portable");
+            assert_eq!(remarks.contains("packed anew"), refused, "{remarks}");
+        }
+    }
+    let output = sora(&["convert", "--pack", &model, &path("x.onnx")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn conversions_keep_every_bit_of_the_outputs() {
     let (folder, model, data) = hard_case();
     let path = |name: &str| text(&folder.path().join(name)).to_owned();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use sora::exec::{Options, Program};
 use sora::ir::{Def, Dim, Graph, QuantRule, TensorType};
 use sora::{Failure, Model, onnx, rewrite};
 
@@ -17,7 +18,7 @@ pub(super) fn inspect(args: &Inspect) -> Printed {
     }
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
-    let summary = Summary::of(&model.graph);
+    let summary = Summary { memory: Memory::of(&model), ..Summary::of(&model.graph) };
     if args.json {
         return Ok(one_line(&summary.json(&model)));
     }
@@ -65,6 +66,24 @@ struct Summary {
     quantizable: usize,
     /// Share of zeros among the weights of layers.
     zeros: f64,
+    /// Memory of a program that runs it.
+    memory: Option<Memory>,
+}
+
+/// What running the model takes on this machine, open extents taken as 1.
+struct Memory {
+    /// Intermediate tensors of one run.
+    arena: usize,
+    /// Weights as kernels read them.
+    weights: usize,
+}
+
+impl Memory {
+    /// `None` where the extents do not fit, or the model has none that can be compiled.
+    fn of(model: &Model) -> Option<Memory> {
+        let program = Program::compile(&model.graph, &model.shapes_at_one(), &Options::default()).ok()?;
+        Some(Memory { arena: program.arena_bytes(), weights: program.weight_bytes() })
+    }
 }
 
 impl Summary {
@@ -78,6 +97,7 @@ impl Summary {
             quantized: 0,
             quantizable: 0,
             zeros: 0.0,
+            memory: None,
         };
         let (mut zeros, mut weights) = (0u64, 0u64);
         for (_, node) in graph.nodes() {
@@ -130,6 +150,8 @@ impl Summary {
             "weight_bytes": self.weight_bytes, "operators": operators,
             "layers": self.quantizable, "quantized_layers": self.quantized, "zero_weights": self.zeros,
             "inputs": inputs, "outputs": outputs, "unsupported": [],
+            "arena_bytes": self.memory.as_ref().map(|m| m.arena),
+            "packed_weight_bytes": self.memory.as_ref().map(|m| m.weights),
             "metadata": model.metadata,
         })
     }
@@ -157,6 +179,13 @@ impl Summary {
             self.quantizable,
             100.0 * self.zeros
         );
+        if let Some(memory) = &self.memory {
+            text += &format!(
+                "  a run takes {} for intermediate tensors, and {} of packed weights that runs share\n",
+                human_bytes(memory.arena as u64),
+                human_bytes(memory.weights as u64)
+            );
+        }
         if let Some(preprocess) = &model.metadata.preprocess {
             text += &format!("  preprocessing  {preprocess}\n");
         }
