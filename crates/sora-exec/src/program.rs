@@ -239,6 +239,7 @@ impl Program {
             (times, _) => times,
         };
         let alone = Threads::default();
+        let _attention = self.threads.attend(matches!(course, Course::Trial(_)) || self.sharing.any());
         for (i, step) in lowered.steps.iter().enumerate() {
             let start = times.is_some().then(Instant::now);
             let threads = if course.shares(i) { &self.threads } else { &alone };

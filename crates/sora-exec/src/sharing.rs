@@ -12,8 +12,11 @@ use std::time::Instant;
 /// Time of a step, in nanoseconds, that any hand-off is small against.
 const LARGE: u64 = 100_000;
 
-/// Runs of each kind, of which the fastest counts.
+/// Runs of each kind at least, of which the fastest counts.
 const ROUNDS: usize = 6;
+
+/// Time that each part of the trial takes at least, in nanoseconds: a helper may be kept from running that long.
+const TRIAL: u64 = 20_000_000;
 
 /// Share of a time by which the other way must be faster: less is noise.
 const MARGIN: f64 = 0.03;
@@ -27,7 +30,11 @@ pub(crate) struct Sharing {
 /// What the trial's runs have measured, in nanoseconds.
 #[derive(Default)]
 pub(crate) struct Trial {
+    /// Runs so far, the cold one included, and their time since the present part of the trial began.
     runs: usize,
+    spent: u64,
+    /// The run that ended the first part.
+    half: Option<usize>,
     /// By step: the least time alone and shared.
     steps: Vec<[u64; 2]>,
     /// Sharing only the large steps, and sharing what gained; in the second part of the trial.
@@ -67,6 +74,16 @@ impl Sharing {
         Sharing { decided: OnceLock::from(plan), trial: Mutex::default() }
     }
 
+    /// Whether any step is known to be shared.
+    pub(crate) fn any(&self) -> bool {
+        self.decided.get().is_some_and(|plan| plan.contains(&true))
+    }
+
+    /// Ends the trial. Only its holder does, once.
+    fn decide(&self, plan: &[bool]) {
+        let _ = self.decided.set(plan.into());
+    }
+
     /// What the run that begins now shares.
     pub(crate) fn course(&self) -> Course<'_> {
         if let Some(plan) = self.decided.get() {
@@ -95,11 +112,9 @@ impl Course<'_> {
 impl Attempt<'_> {
     fn shares(&self, i: usize) -> bool {
         let trial = &self.trial;
-        match trial.runs {
-            // The first run finds caches cold: it counts for nothing.
-            0 => true,
-            runs if runs <= 2 * ROUNDS => self.way == 0 || large(&trial.steps[i]),
-            _ => trial.plans[self.way][i],
+        match trial.half {
+            None => self.way == 0 || large(&trial.steps[i]),
+            Some(_) => trial.plans[self.way][i],
         }
     }
 
@@ -108,27 +123,35 @@ impl Attempt<'_> {
         let total = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let way = self.way;
         let trial = &mut *self.trial;
-        match trial.runs {
-            0 => {}
-            runs if runs <= 2 * ROUNDS => {
+        trial.runs += 1;
+        if trial.runs == 1 {
+            // The first run finds caches cold: it counts for nothing.
+            return;
+        }
+        trial.spent = trial.spent.saturating_add(total);
+        match trial.half {
+            None => {
                 for (step, &time) in trial.steps.iter_mut().zip(times) {
                     let shared = way == 0 || large(step);
                     let slot = &mut step[usize::from(shared)];
                     *slot = time.min(*slot);
                 }
+                if trial.runs > 2 * ROUNDS && trial.spent >= TRIAL {
+                    let plan = |choose: fn(&[u64; 2]) -> bool| trial.steps.iter().map(choose).collect();
+                    trial.plans = [plan(large), plan(gains)];
+                    (trial.half, trial.spent) = (Some(trial.runs), 0);
+                    if trial.plans[0] == trial.plans[1] {
+                        self.sharing.decide(&trial.plans[0]);
+                    }
+                }
             }
-            _ => trial.totals[way] = trial.totals[way].min(total),
-        }
-        trial.runs += 1;
-        if trial.runs == 2 * ROUNDS + 1 {
-            let plan = |choose: fn(&[u64; 2]) -> bool| trial.steps.iter().map(choose).collect();
-            trial.plans = [plan(large), plan(gains)];
-        }
-        let same = trial.plans[0] == trial.plans[1];
-        if trial.runs > 2 * ROUNDS && (same || trial.runs > 4 * ROUNDS) {
-            let better = faster(trial.totals[1], trial.totals[0]);
-            // Only the holder of the trial decides, and only once.
-            let _ = self.sharing.decided.set(trial.plans[usize::from(better && !same)].clone());
+            Some(half) => {
+                trial.totals[way] = trial.totals[way].min(total);
+                if trial.runs >= half + 2 * ROUNDS && trial.spent >= TRIAL {
+                    let better = faster(trial.totals[1], trial.totals[0]);
+                    self.sharing.decide(&trial.plans[usize::from(better)]);
+                }
+            }
         }
     }
 }
@@ -155,17 +178,20 @@ mod tests {
     /// Lets a machine that takes these times, alone and shared, run until the decision.
     fn decide(times: &[[u64; 2]]) -> Vec<bool> {
         let sharing = Sharing::undecided(times.len());
-        for _ in 0..100 {
+        for _ in 0..100_000 {
             let course = sharing.course();
             let spent: Vec<u64> =
                 times.iter().enumerate().map(|(i, t)| t[usize::from(course.shares(i))]).collect();
             match course {
-                Course::Trial(attempt) => attempt.end(&spent),
+                Course::Trial(mut attempt) => {
+                    attempt.begun -= std::time::Duration::from_millis(2);
+                    attempt.end(&spent);
+                }
                 Course::Decided(plan) => return plan.to_vec(),
                 Course::Alone => panic!("nobody else runs"),
             }
         }
-        panic!("no decision after 100 runs")
+        panic!("no decision")
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use sora_threads::Pool;
+use sora_threads::{Attention, Pool};
 
 use crate::ExecError;
 
@@ -47,6 +47,11 @@ impl Threads {
     /// Threads that share the work, the caller included.
     pub(crate) fn count(&self) -> usize {
         self.pool.as_ref().map_or(1, |pool| pool.threads())
+    }
+
+    /// Keeps helpers awake as long as the result lives, where steps are `shared`.
+    pub(crate) fn attend(&self, shared: bool) -> Option<Attention<'_>> {
+        self.pool.as_ref().filter(|_| shared).map(|pool| pool.attend())
     }
 
     /// How many parts a step of this much work is split into; 1 means run it here.

@@ -1,7 +1,8 @@
 //! Threads that share the work of one caller, at a fraction of a microsecond per job.
 //!
 //! A [`Pool`] is a caller and its helpers. [`Pool::each`] lets all of them work through a list of parts. The
-//! helpers watch for the next job for some tens of microseconds after the last one, then sleep; a job that
+//! helpers watch for the next job for some tens of microseconds after the last one (longer where one is
+//! announced, see [`Pool::attend`]), then sleep; a job that
 //! finds them asleep, or late for another reason, does not wait for them: parts are claimed one by one, and
 //! the caller claims what nobody else does. So a job never takes much longer than on one thread, even on a
 //! machine with too much to do. Nothing is allocated per job.
@@ -58,6 +59,8 @@ struct Shared {
     job: UnsafeCell<Job>,
     /// Whether some caller has a job here.
     busy: AtomicBool,
+    /// Callers that have more jobs to come ([`Pool::attend`]).
+    attended: Apart<AtomicUsize>,
     /// What a helper's part panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// By helper: whether it sleeps until this is false again.
@@ -203,7 +206,7 @@ impl Shared {
                 done = state & NUMBER;
                 patience = Patience::new();
             }
-            if !patience.wait() {
+            if !patience.wait(|| self.attended.0.load(Ordering::Relaxed) > 0) {
                 self.sleep(helper, done);
                 patience = Patience::new();
             }
@@ -248,6 +251,7 @@ impl Pool {
             next: Apart(AtomicUsize::new(0)),
             job: UnsafeCell::new(Job { core: 0, parts: 0, run }),
             busy: AtomicBool::new(false),
+            attended: Apart(AtomicUsize::new(0)),
             panic: Mutex::new(None),
             asleep: (0..count).map(|_| Apart(AtomicBool::new(false))).collect(),
         });
@@ -264,6 +268,13 @@ impl Pool {
     /// Threads in all, the caller included.
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
+    }
+
+    /// Announces jobs: as long as the result lives, helpers that are awake stay so, but for a millisecond after a job at
+    /// most. Waking one takes longer than many a job.
+    pub fn attend(&self) -> Attention<'_> {
+        self.shared.attended.0.fetch_add(1, Ordering::Relaxed);
+        Attention(&self.shared)
     }
 
     /// Calls `run` once for every one of `parts`, in any order, on any of the threads, and returns when all is
@@ -285,6 +296,16 @@ impl Pool {
             run(unsafe { &mut *parts.at(part) });
         };
         self.shared.share(&self.helpers, count, &one);
+    }
+}
+
+/// See [`Pool::attend`].
+#[must_use = "helpers fall asleep when it is dropped"]
+pub struct Attention<'a>(&'a Shared);
+
+impl Drop for Attention<'_> {
+    fn drop(&mut self) {
+        self.0.attended.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

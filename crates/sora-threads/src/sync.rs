@@ -40,40 +40,57 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// A time to watch, in turns of a loop.
+/// How long a helper goes on watching for a job.
 pub(crate) struct Patience {
+    #[cfg(not(loom))]
+    begun: std::time::Instant,
     #[cfg(not(loom))]
     until: std::time::Instant,
     #[cfg(not(loom))]
     turns: u32,
 }
 
-/// How long a thread watches for the next job before it sleeps: longer than the pauses between the steps of
-/// a network, too short to matter when nothing follows.
+/// How long a helper watches for the next job before it sleeps: longer than the pauses between the runs of a
+/// busy network, too short to matter when nothing follows.
 #[cfg(not(loom))]
 const WATCH: std::time::Duration = std::time::Duration::from_micros(50);
 
+/// How long it watches at most while a caller says that more is to come.
+#[cfg(not(loom))]
+const ATTENTION: std::time::Duration = std::time::Duration::from_millis(1);
+
 impl Patience {
     pub(crate) fn new() -> Self {
-        Patience {
-            #[cfg(not(loom))]
-            until: std::time::Instant::now() + WATCH,
-            #[cfg(not(loom))]
-            turns: 0,
+        #[cfg(not(loom))]
+        {
+            let begun = std::time::Instant::now();
+            Patience { begun, until: begun + WATCH, turns: 0 }
         }
+        #[cfg(loom)]
+        Patience {}
     }
 
-    /// Lets a moment pass; false when the time is over. Under loom it is over at once, so that sleeping and
-    /// waking are what it explores.
-    pub(crate) fn wait(&mut self) -> bool {
+    /// Lets a moment pass; false when the time is over, which comes later while `attentive` holds. Under loom it is
+    /// over at once, so that sleeping and waking are what it explores.
+    pub(crate) fn wait(&mut self, attentive: impl Fn() -> bool) -> bool {
         #[cfg(not(loom))]
         {
             spin_loop();
             self.turns += 1;
             // Reading the clock takes longer than looking for a job.
-            !self.turns.is_multiple_of(32) || std::time::Instant::now() < self.until
+            if !self.turns.is_multiple_of(32) {
+                return true;
+            }
+            let now = std::time::Instant::now();
+            if attentive() && now < self.begun + ATTENTION {
+                self.until = now + WATCH;
+            }
+            now < self.until
         }
         #[cfg(loom)]
-        false
+        {
+            let _ = attentive;
+            false
+        }
     }
 }
