@@ -27,6 +27,7 @@ impl Interpreter {
     fn step(&self, node: &sora_ir::Node) -> StepInfo {
         let types: Vec<_> = node.inputs.iter().map(|i| i.map(|i| self.graph.ty(i))).collect();
         let outputs: Vec<_> = node.outputs.iter().map(|&o| self.graph.ty(o)).collect();
+        let bytes = |ty: &&sora_ir::TensorType| Some((ty.known_len()? * ty.dtype.size()) as u64);
         StepInfo {
             name: node.name.clone(),
             kernel: format!("reference:{}", node.op.label()),
@@ -35,6 +36,7 @@ impl Interpreter {
             dtype: outputs.first().map_or(DType::F32, |ty| ty.dtype),
             macs: node.op.macs(&types, &outputs).known().unwrap_or(0) as u64,
             weight_bytes: 0,
+            bytes: types.iter().flatten().chain(&outputs).filter_map(bytes).sum(),
         }
     }
 

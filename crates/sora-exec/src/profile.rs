@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sora_kernels::peak::Arithmetic;
 use sora_tensor::DType;
 
 /// One step of a program.
@@ -21,6 +22,20 @@ pub struct StepInfo {
     pub macs: u64,
     /// Bytes of packed weights.
     pub weight_bytes: usize,
+    /// Bytes of all inputs and outputs, packed weights included.
+    pub bytes: u64,
+}
+
+impl StepInfo {
+    /// The arithmetic of the step's products, which the kernel's name ends with.
+    pub fn arithmetic(&self) -> Option<Arithmetic> {
+        match self.kernel.rsplit_once('.')?.1 {
+            "f32" => Some(Arithmetic::F32),
+            "u8i8" => Some(Arithmetic::I8),
+            "bf16" => Some(Arithmetic::Bf16),
+            _ => None,
+        }
+    }
 }
 
 /// A step with the time that one run spent in it.

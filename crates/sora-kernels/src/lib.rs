@@ -45,6 +45,7 @@ pub mod layout;
 mod math;
 mod operands;
 mod pack;
+pub mod peak;
 pub mod pool;
 pub mod quantize;
 pub mod recurrent;

@@ -270,10 +270,11 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Announces jobs: as long as the result lives, helpers that are awake stay so, but for a millisecond after a job at
-    /// most. Waking one takes longer than many a job.
+    /// Announces jobs: wakes helpers, which then stay awake as long as the result lives, but for a millisecond after a
+    /// job at most. Waking takes longer than many a job.
     pub fn attend(&self) -> Attention<'_> {
         self.shared.attended.0.fetch_add(1, Ordering::Relaxed);
+        self.shared.wake(&self.helpers, self.helpers.len());
         Attention(&self.shared)
     }
 

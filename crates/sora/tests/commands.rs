@@ -98,6 +98,10 @@ fn json_has_the_keys_that_scripts_rely_on() {
     let benched = succeed_json(&["bench", &model, "--seconds", "0.05", "--profile", "--json"]);
     let keys = ["median_ms", "p90_ms", "min_ms", "runs", "load_ms", "peak_rss_mb", "threads", "isa"];
     has_keys(&benched, &keys);
+    has_keys(&benched["profile"][0], &["step", "kernel", "shape", "macs", "bytes", "ms", "peak_percent"]);
+    let peak = &succeed_json(&["bench", "--peak", "--json"])["peak"];
+    has_keys(peak, &["isa", "threads", "memory", "hand_off_ns", "f32_gop_per_s", "int8_gop_per_s"]);
+    has_keys(&peak["memory"][0], &["level", "bytes", "gb_per_s"]);
     let ms = |key: &str| benched[key].as_f64().unwrap();
     assert!(ms("min_ms") <= ms("median_ms") && ms("median_ms") <= ms("p90_ms"));
 

@@ -74,7 +74,9 @@ impl Builder {
         if self.fold(&work, reads, writes).is_some() {
             return;
         }
-        let info = StepInfo { weight_bytes: work.weight_bytes(), ..info };
+        let weight_bytes = work.weight_bytes();
+        let operands: usize = reads.iter().chain(writes).map(|buf| self.places[buf.0].1).sum();
+        let info = StepInfo { weight_bytes, bytes: (operands + weight_bytes) as u64, ..info };
         self.infos.push(info);
         let (reads, writes) = (reads.to_vec(), writes.to_vec());
         self.drafts.push(Draft { work: Box::new(work), reads, writes, in_place: false });

@@ -250,6 +250,7 @@ impl Lowering<'_> {
             shape: result.map_or(Vec::new(), |v| self.shape(v)),
             dtype,
             weight_bytes: 0,
+            bytes: 0,
         }
     }
 

@@ -103,7 +103,7 @@ unsafe fn u8i8_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
 /// Sums of four signed byte products per lane, added to `acc`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn sdot(acc: int32x4_t, b: int8x16_t, a: int8x16_t) -> int32x4_t {
+pub(crate) fn sdot(acc: int32x4_t, b: int8x16_t, a: int8x16_t) -> int32x4_t {
     let mut acc = acc;
     // SAFETY: one register instruction of the enabled feature; no memory, no flags.
     unsafe {
@@ -197,7 +197,7 @@ unsafe fn dot_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, ti
 /// `acc += a · bᵀ` for 2×8 unsigned by 2×8 signed bytes: a 2×2 product, rows first.
 #[inline]
 #[target_feature(enable = "neon,i8mm")]
-fn usmmla(acc: int32x4_t, a: uint8x16_t, b: int8x16_t) -> int32x4_t {
+pub(crate) fn usmmla(acc: int32x4_t, a: uint8x16_t, b: int8x16_t) -> int32x4_t {
     let mut acc = acc;
     // SAFETY: one register instruction of the enabled feature; no memory, no flags.
     unsafe {

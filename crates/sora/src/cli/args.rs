@@ -128,16 +128,20 @@ pub(super) enum Prefer {
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     /// The model: .onnx, .sora or .txt
-    pub(super) model: PathBuf,
+    #[arg(required_unless_present = "peak")]
+    pub(super) model: Option<PathBuf>,
     /// Extent of the symbolic first dimension of every input
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) batch: u32,
     /// Shape of an input as NAME=1x3x224x224; repeat for each input whose shape the file leaves open
     #[arg(long = "shape", value_name = "NAME=DxD")]
     pub(super) shapes: Vec<String>,
-    /// Print the time of each step
+    /// Print the time of each step, and how close it comes to this machine's peak
     #[arg(long)]
     pub(super) profile: bool,
+    /// Measure this machine's peaks: multiply-adds, memory, hand-off between threads; needs no model
+    #[arg(long)]
+    pub(super) peak: bool,
     /// Seconds to measure for, after warming up
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub(super) seconds: f64,

@@ -1,9 +1,10 @@
 //! `sora bench`.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sora::exec::{Profile, Session};
+use sora::exec::{Arithmetic, ExecError, Level, Peaks, Profile, Rate, Session, StepTime, Use};
 use sora::ir::TensorType;
 use sora::tensor::{DType, Tensor};
 use sora::{Failure, Model};
@@ -13,30 +14,51 @@ use super::table::table;
 use super::{Printed, engine_failure, one_line, progress, warn};
 
 pub(super) fn bench(args: &Bench) -> Printed {
+    let peaks = match args.peak || args.profile {
+        true => Some(Peaks::measure(&args.engine.options()).map_err(engine_failure(Path::new("--peak")))?),
+        false => None,
+    };
+    let shown = peaks.as_ref().filter(|_| args.peak);
+    let (mut object, mut text) = match &args.model {
+        Some(model) => bench_model(model, args, peaks.as_ref())?,
+        None => (json!({}), String::new()),
+    };
+    if let Some(peaks) = shown {
+        object["peak"] = peaks_json(peaks);
+        let gap = if text.is_empty() { "" } else { "\n" };
+        text += gap;
+        text += &peaks_table(peaks);
+    }
+    Ok(if args.json { one_line(&object) } else { text })
+}
+
+/// Times a model: as one JSON object, and as text.
+fn bench_model(
+    path: &Path,
+    args: &Bench,
+    peaks: Option<&Peaks>,
+) -> Result<(serde_json::Value, String), Failure> {
     let start = Instant::now();
-    let model = Model::load(&args.model)?;
+    let model = Model::load(path)?;
     warn(&model.warnings);
     let inputs = random_inputs(&model, args)?;
-    let failed = engine_failure(&args.model);
+    let failed = engine_failure(path);
     let session = model.session(args.engine.options()).map_err(&failed)?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     session.run(&given).map_err(&failed)?;
     let load_ms = milliseconds(start.elapsed());
 
-    let (times, profiles) = measure(&session, &given, args)?;
+    let (times, profiles) = measure(&session, &given, args, &failed)?;
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     let (median, p90, min) = (at(0.5), at(0.9), at(0.0));
     let isa = session.isa().to_string();
-    let steps = merge(&profiles);
-    if args.json {
-        let mut object = json!({
-            "median_ms": median, "p90_ms": p90, "min_ms": min, "runs": times.len(), "load_ms": load_ms,
-            "peak_rss_mb": peak_rss_mb(), "threads": args.engine.threads, "isa": isa,
-        });
-        if args.profile {
-            object["profile"] = steps.iter().map(Step::json).collect();
-        }
-        return Ok(one_line(&object));
+    let steps = merge(&profiles, peaks);
+    let mut object = json!({
+        "median_ms": median, "p90_ms": p90, "min_ms": min, "runs": times.len(), "load_ms": load_ms,
+        "peak_rss_mb": peak_rss_mb(), "threads": args.engine.threads, "isa": isa,
+    });
+    if args.profile {
+        object["profile"] = steps.iter().map(Step::json).collect();
     }
     let mut text = format!(
         "median {median:.4} ms, 90 % below {p90:.4} ms, least {min:.4} ms over {} runs\n\
@@ -48,9 +70,9 @@ pub(super) fn bench(args: &Bench) -> Printed {
         let total: f64 = steps.iter().map(|s| s.milliseconds).sum();
         let rows: Vec<Vec<String>> = steps.iter().map(|step| step.row(total)).collect();
         text += "\n";
-        text += &table(&["step", "kernel", "shape", "ms", "share", "GMAC/s"], &rows);
+        text += &table(&["step", "kernel", "shape", "ms", "share", "rate", "of peak"], &rows);
     }
-    Ok(text)
+    Ok((object, text))
 }
 
 /// Sorted times in milliseconds, and the profiles if asked for. Warms up for a tenth of the time.
@@ -58,18 +80,18 @@ fn measure(
     session: &Session,
     given: &[(&str, &Tensor)],
     args: &Bench,
+    failed: &impl Fn(ExecError) -> Failure,
 ) -> Result<(Vec<f64>, Vec<Profile>), Failure> {
     const MOST_RUNS: usize = 1_000_000;
-    let failed = engine_failure(&args.model);
     let warm_until = Instant::now() + Duration::from_secs_f64(args.seconds / 10.0);
     while Instant::now() < warm_until {
-        session.run(given).map_err(&failed)?;
+        session.run(given).map_err(failed)?;
     }
     let mut times = Vec::new();
     let until = Instant::now() + Duration::from_secs_f64(args.seconds);
     while times.is_empty() || (Instant::now() < until && times.len() < MOST_RUNS) {
         let start = Instant::now();
-        session.run(given).map_err(&failed)?;
+        session.run(given).map_err(failed)?;
         times.push(milliseconds(start.elapsed()));
         progress::check()?;
     }
@@ -77,7 +99,7 @@ fn measure(
     let mut profiles = Vec::new();
     let rounds = if args.profile { 50.min(times.len()) } else { 0 };
     for _ in 0..rounds {
-        profiles.push(session.run_profiled(given).map_err(&failed)?.1);
+        profiles.push(session.run_profiled(given).map_err(failed)?.1);
     }
     Ok((times, profiles))
 }
@@ -91,42 +113,100 @@ struct Step {
     kernel: String,
     shape: String,
     macs: u64,
+    bytes: u64,
     milliseconds: f64,
+    usage: Option<Use>,
 }
 
 impl Step {
     fn json(&self) -> serde_json::Value {
-        json!({"step": self.name, "kernel": self.kernel, "shape": self.shape, "macs": self.macs, "ms": self.milliseconds})
+        let mut object = json!({
+            "step": self.name, "kernel": self.kernel, "shape": self.shape, "macs": self.macs,
+            "bytes": self.bytes, "ms": self.milliseconds,
+        });
+        if let Some(usage) = self.usage {
+            let key = match usage.unit {
+                "B" => "gb_per_s",
+                "OP" => "gop_per_s",
+                _ => "gflop_per_s",
+            };
+            object[key] = json!(usage.rate);
+            object["peak_percent"] = json!(100.0 * usage.share);
+        }
+        object
     }
 
     fn row(&self, total: f64) -> Vec<String> {
-        let rate = match self.macs {
-            0 => String::new(),
-            macs => format!("{:.1}", macs as f64 / self.milliseconds.max(1e-9) / 1e6),
-        };
+        let rate = self.usage.map_or(String::new(), |u| format!("{:.1} G{}/s", u.rate, u.unit));
+        let percent = self.usage.map_or(String::new(), |u| format!("{:.0} %", 100.0 * u.share));
         let share = format!("{:.1} %", 100.0 * self.milliseconds / total.max(1e-12));
         let time = format!("{:.4}", self.milliseconds);
-        vec![self.name.clone(), self.kernel.clone(), self.shape.clone(), time, share, rate]
+        vec![self.name.clone(), self.kernel.clone(), self.shape.clone(), time, share, rate, percent]
     }
 }
 
 /// The median time of each step over all profiles.
-fn merge(profiles: &[Profile]) -> Vec<Step> {
+fn merge(profiles: &[Profile], peaks: Option<&Peaks>) -> Vec<Step> {
     let Some(first) = profiles.first() else { return Vec::new() };
-    let step = |(i, sora::exec::StepTime { step, .. }): (usize, &sora::exec::StepTime)| {
+    let step = |(i, StepTime { step, .. }): (usize, &StepTime)| {
         let mut times: Vec<u64> =
             profiles.iter().filter_map(|p| p.steps.get(i)).map(|s| s.nanoseconds).collect();
         times.sort_unstable();
+        let median = StepTime { step: step.clone(), nanoseconds: times[times.len() / 2] };
         let shape: Vec<String> = step.shape.iter().map(ToString::to_string).collect();
         Step {
             name: step.name.clone(),
             kernel: step.kernel.clone(),
             shape: shape.join("×"),
             macs: step.macs,
-            milliseconds: times[times.len() / 2] as f64 / 1e6,
+            bytes: step.bytes,
+            milliseconds: median.nanoseconds as f64 / 1e6,
+            usage: peaks.map(|peaks| peaks.usage(&median)),
         }
     };
     first.steps.iter().enumerate().map(step).collect()
+}
+
+/// Multiply-adds as operations, two each; `int8` has no floating point.
+fn peaks_json(peaks: &Peaks) -> serde_json::Value {
+    let rate = |rate: &Rate, factor: f64| json!({"one": factor * rate.one, "all": factor * rate.all});
+    let products: serde_json::Map<String, serde_json::Value> =
+        peaks.products.iter().map(|(a, r)| (format!("{}_gop_per_s", a.name()), rate(r, 2.0))).collect();
+    let level = |l: &Level| json!({"level": l.name, "bytes": l.bytes, "gb_per_s": rate(&l.read, 1.0)});
+    let mut object = json!({
+        "isa": peaks.isa.to_string(), "threads": peaks.threads,
+        "memory": peaks.memory.iter().map(level).collect::<Vec<_>>(), "hand_off_ns": peaks.hand_off,
+    });
+    if let Some(object) = object.as_object_mut() {
+        object.extend(products);
+    }
+    object
+}
+
+fn peaks_table(peaks: &Peaks) -> String {
+    let row = |name: String, unit: &str, rate: &Rate, factor: f64| {
+        let cell = |rate: f64| format!("{:.1} {unit}", factor * rate);
+        vec![name, cell(rate.one), cell(rate.all)]
+    };
+    let product = |(arithmetic, rate): &(Arithmetic, Rate)| {
+        let unit = if *arithmetic == Arithmetic::I8 { "GOP/s" } else { "GFLOP/s" };
+        row(arithmetic.name().to_owned(), unit, rate, 2.0)
+    };
+    let size = |bytes: usize| match bytes >> 20 {
+        0 => format!(", {} KiB", bytes >> 10),
+        mebibytes => format!(", {mebibytes} MiB"),
+    };
+    let level = |level: &Level| {
+        let name = format!("read from {}{}", level.name, level.bytes.map_or(String::new(), size));
+        row(name, "GB/s", &level.read, 1.0)
+    };
+    let rows: Vec<_> = peaks.products.iter().map(product).chain(peaks.memory.iter().map(level)).collect();
+    let all = format!("{} threads", peaks.threads);
+    let mut text = table(&[peaks.isa.name(), "1 thread", &all], &rows);
+    if let Some(nanoseconds) = peaks.hand_off {
+        text += &format!("hand-off to all threads and back: {nanoseconds:.0} ns\n");
+    }
+    text
 }
 
 /// Random values for every input: floats in -1..1, integers 0, which is a valid index everywhere.
