@@ -84,6 +84,9 @@ fn main() {
     pointwise(k, 49, 512, 2048, true);
     pointwise(k, 49, 2048, 512, false);
     pointwise(k, 125, 64, 64, false);
+    pointwise(k, 8 * 3136, 64, 256, true);
+    pointwise(k, 8 * 3136, 256, 64, false);
+    pointwise(k, 8 * 784, 128, 512, true);
     for (size, channels) in [(56, 64), (28, 128), (14, 256), (7, 512)] {
         for images in [1, 8] {
             winograd(k, TileEdge::Four, images, size, channels);

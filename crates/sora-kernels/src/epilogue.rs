@@ -13,7 +13,7 @@ use crate::{
     isa::per_isa,
     math,
     operands::{Dequant, MatMut, Output, Quant},
-    vector::{self, Vector, load, per_vector},
+    vector::{self, Vector, load, per_vector, prefetch},
 };
 
 /// A function that a layer applies before it stores.
@@ -221,6 +221,9 @@ pub(crate) trait Finish<C>: Copy {
     );
     fn residual(&self) -> Option<Residual<'_>>;
     fn activation(&self) -> Activation;
+
+    /// Asks for the memory that finishing a tile will touch.
+    fn prefetch(&self, _place: Place, _out: &mut Output<'_>) {}
 }
 
 #[inline(always)]
@@ -290,6 +293,19 @@ impl Finish<f32> for EpilogueF32<'_> {
     #[inline(always)]
     fn activation(&self) -> Activation {
         self.activation
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, place: Place, out: &mut Output<'_>) {
+        let Output::F32(m) = out else { return };
+        for row in place.row..place.row + place.rows {
+            let to = m.ptr_at(row, place.col);
+            (0..place.cols).step_by(LINE).for_each(|c| prefetch(to.wrapping_add(c)));
+            if let Some(Residual::F32 { data, ld }) = self.residual {
+                let from = data.as_ptr().wrapping_add(row * ld + place.n0 + place.col);
+                (0..place.cols).step_by(LINE).for_each(|c| prefetch(from.wrapping_add(c)));
+            }
+        }
     }
 }
 
@@ -480,6 +496,9 @@ pub(crate) fn activate_and_quantize(
         *out = math::round_to_i32(v).wrapping_add(zp) as u8;
     }
 }
+
+/// Reals of a cache line.
+const LINE: usize = 16;
 
 /// Where a tile lies in the output.
 #[derive(Clone, Copy)]

@@ -23,6 +23,9 @@ const A_BLOCK_BYTES: usize = 256 * 1024;
 /// Bytes of B that stay in the second-level cache while all rows of A pass by.
 const B_BYTES: usize = 256 * 1024;
 
+/// Bytes of output above which it comes from memory, not from a cache, when it is written.
+const DISTANT_BYTES: usize = 4 * 1024 * 1024;
+
 /// Pointers to rows that need no allocation.
 const FEW_POINTERS: usize = 512;
 
@@ -296,6 +299,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         }
     };
 
+    let distant = m * n * size_of::<f32>() > DISTANT_BYTES;
     // The fewest tiles of nearly equal height; tile `i` covers rows `row(i)..row(i + 1)`.
     let tiles = m.div_ceil(mr);
     let row = |i: usize| i * m / tiles;
@@ -324,6 +328,10 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                 let (start, end) = (row(tile), row(tile + 1));
                 let pointers = &pointers[(start - block_start) * taps..(end - block_start) * taps];
                 let first = n0 / nr + panel;
+                if distant {
+                    let (rows, col) = (end - start, panel * nr);
+                    ep.prefetch(Place { row: start, rows, col, cols: nr.min(n - col), n0 }, out);
+                }
                 let share = Some((tile - block.start, block.len()));
                 run_tile(b, sums, first..first + count, pointers, (taps, kc), share, &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.

@@ -174,10 +174,14 @@ impl PackedWinograd {
     fn layout(&self, tiles: usize) -> Layout {
         let elements = self.edge.elements();
         let width = self.panels.kc.next_multiple_of(LINE);
-        // Elements of a tile would fall into the same sets of the cache without the extra line.
-        let most = (BLOCK_BYTES / size_of::<f32>() / (elements * width).max(1)).max(MIN_BLOCK);
-        let count = tiles.div_ceil(most).max(1);
+        let bytes = |count: usize| elements * width * count * size_of::<f32>();
+        // Bytes read from beyond the second-level cache: all weights for each block, and for each
+        // panel the whole transformed input where a block of it does not stay.
+        let fitting = tiles.div_ceil((BLOCK_BYTES / bytes(1).max(1)).max(1)).max(1);
+        let panels = self.panels.n.div_ceil(self.panels.tile.nr);
+        let count = if fitting * self.bytes() < self.bytes() + panels * bytes(tiles) { fitting } else { 1 };
         let block = tiles.div_ceil(count);
+        // Elements of a tile would fall into the same sets of the cache without the extra line.
         Layout { width, block, stride: block * width + LINE, products: block * self.panels.tile.nr + LINE }
     }
 
@@ -196,8 +200,6 @@ const MOST_COLUMNS: usize = 32;
 const LINE: usize = 16;
 /// Bytes of transformed input that stay in the second-level cache while all panels pass by.
 const BLOCK_BYTES: usize = 640 * 1024;
-/// Tiles of a block in any case: fewer would read weights too often.
-const MIN_BLOCK: usize = 14;
 
 /// How a block of tiles lies in scratch memory: a line of zeros, the transformed input, products.
 #[derive(Clone, Copy)]
