@@ -148,6 +148,9 @@ class Converter:
         model = onnx.load(self.path(network, batch, "f32.onnx"))
         if network == "minilm":
             without_mask(model)
+        for node in model.graph.node:
+            if node.op_type == "Gather" and node.attribute and node.attribute[0].i == 0:
+                del node.attribute[:]  # The converter knows an embedding only when the default axis is not written.
         shapes = []
         for value in model.graph.input:
             tensor = value.type.tensor_type
