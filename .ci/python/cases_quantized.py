@@ -75,6 +75,18 @@ def quantized_dynamic():
     return through_files(n, lambda source, target: quantize_dynamic(source, target, weight_type=QuantType.QInt8))
 
 
+def quantized_dynamic_lstm():
+    """An LSTM with one sequence, whose input and state are quantized at run time: DynamicQuantizeLSTM."""
+    n = Net("quantized_dynamic_lstm")
+    x = n.op("Transpose", n.image(1, 9, 16), perm=[1, 0, 2])
+    w, r = (n.const(n.noise(1, 4 * 24, width, scale=0.3), "weight") for width in (16, 24))
+    y = n.op("LSTM", x, w, r, n.const(n.noise(1, 8 * 24, scale=0.1), "bias"), hidden_size=24)
+    n.op("Squeeze", y, n.ints(1), out="states")
+    n.output("states", 9, "N", 24)
+    return through_files(n, lambda source, target: quantize_dynamic(
+        source, target, per_channel=True, weight_type=QuantType.QInt8))
+
+
 def float16_weights():
     """Weights stored in half precision, cast to float before use."""
     n = Net("float16_weights")
@@ -95,4 +107,4 @@ def external_data():
     return n
 
 
-CASES = [quantized_qdq, quantized_qoperator, quantized_dynamic, float16_weights, external_data]
+CASES = [quantized_qdq, quantized_qoperator, quantized_dynamic, quantized_dynamic_lstm, float16_weights, external_data]
