@@ -60,14 +60,14 @@ pub fn evaluate(
     data: &Dataset,
     preprocess: &Preprocess,
     indices: Option<&[usize]>,
-    threads: usize,
+    options: &Options,
     progress: &dyn Progress,
 ) -> Result<Evaluation, CompressError> {
     let Some(labels) = data.labels() else {
         return Err(CompressError::Unlabelled { place: data.place().to_owned() });
     };
     let feed = Feed::new(graph, data, preprocess)?;
-    let session = Session::new(graph.clone(), Options { threads, ..Options::default() })?;
+    let session = Session::new(graph.clone(), options.clone())?;
     let every: Vec<usize>;
     let indices = match indices {
         Some(indices) => indices,

@@ -20,11 +20,11 @@ pub fn outputs(
     graph: &Graph,
     data: &Dataset,
     preprocess: &Preprocess,
-    threads: usize,
+    options: &Options,
     progress: &dyn Progress,
 ) -> Result<Vec<(String, Tensor)>, CompressError> {
     let feed = Feed::new(graph, data, preprocess)?;
-    let session = Session::new(graph.clone(), Options { threads, ..Options::default() })?;
+    let session = Session::new(graph.clone(), options.clone())?;
     let all: Vec<usize> = (0..data.len()).collect();
     progress.stage("Running", Some(all.len() as u64));
     let mut joined: Vec<(Tensor, Vec<u8>)> = Vec::new();

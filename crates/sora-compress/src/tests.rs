@@ -1,6 +1,7 @@
 //! The whole job on small networks.
 
 use sora_data::{Dataset, Preprocess};
+use sora_exec::Options as ExecOptions;
 use sora_ir::ops::{MatMul, Op};
 use sora_ir::{Graph, ValueId, evaluate as reference};
 use sora_tensor::{DType, Tensor};
@@ -266,7 +267,14 @@ fn bad_input_is_named() {
 
     let nan = Options { max_drop: f64::NAN, ..Options::default() };
     assert!(matches!(try_with(&cnn(), &good, &nan), CompressError::Option { .. }));
-    let unlabelled = evaluate(&cnn(), &dataset(60, 1.0, false), &Preprocess::default(), None, 1, &Silent);
+    let unlabelled = evaluate(
+        &cnn(),
+        &dataset(60, 1.0, false),
+        &Preprocess::default(),
+        None,
+        &ExecOptions::default(),
+        &Silent,
+    );
     assert!(matches!(unlabelled, Err(CompressError::Unlabelled { .. })));
 }
 
@@ -309,7 +317,8 @@ fn evaluation_counts_what_the_reference_says() {
     let graph = cnn();
     let (x, labels) = blobs(100, 2.0);
     let data = Dataset::from_arrays(vec![(None, x.clone())], Some(labels.clone())).unwrap();
-    let found = evaluate(&graph, &data, &Preprocess::default(), None, 1, &Silent).unwrap();
+    let found =
+        evaluate(&graph, &data, &Preprocess::default(), None, &ExecOptions::default(), &Silent).unwrap();
     let scores = reference(&graph, &[("x", &x)]).unwrap()[0].to_f32s();
     let right = scores
         .chunks(CLASSES)
@@ -320,7 +329,9 @@ fn evaluation_counts_what_the_reference_says() {
     assert!(found.ci95[0] < found.accuracy && found.accuracy < found.ci95[1]);
     assert!(found.top5.unwrap() >= found.accuracy && found.samples == 100);
     assert_eq!(found.correct.iter().filter(|c| **c).count(), (found.accuracy * 100.0).round() as usize);
-    let few = evaluate(&graph, &data, &Preprocess::default(), Some(&[3, 4, 5]), 1, &Silent).unwrap();
+    let few =
+        evaluate(&graph, &data, &Preprocess::default(), Some(&[3, 4, 5]), &ExecOptions::default(), &Silent)
+            .unwrap();
     assert_eq!(few.correct, found.correct[3..6]);
 }
 

@@ -38,7 +38,7 @@ mod weights;
 
 pub use arena::Arena;
 pub use error::ExecError;
-pub use options::Options;
+pub use options::{Options, Precision};
 pub use peak::{Level, Peaks, Rate, Use};
 pub use profile::{Profile, StepInfo, StepTime};
 pub use program::{Port, Program};

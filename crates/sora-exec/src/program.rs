@@ -15,7 +15,7 @@ use crate::sharing::{Course, Sharing};
 use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
 use crate::weights::WeightStore;
-use crate::{Arena, ExecError, Options, Profile, StepInfo, lower};
+use crate::{Arena, ExecError, Options, Precision, Profile, StepInfo, lower};
 
 /// An input or output of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,7 @@ pub struct Port {
 /// them, and how a step is shared changes its time, not its values.
 pub struct Program {
     kernels: Kernels,
+    precision: Precision,
     threads: Threads,
     sharing: Sharing,
     inputs: Vec<Port>,
@@ -117,7 +118,7 @@ impl Program {
             let infos = interpreter.steps();
             (Body::Interpreted(interpreter), infos)
         } else {
-            let mut lowered = lower::lower(&graph, kernels, threads.count(), weights)?;
+            let mut lowered = lower::lower(&graph, kernels, options.precision, threads.count(), weights)?;
             let infos = std::mem::take(&mut lowered.infos);
             (Body::Lowered(lowered), infos)
         };
@@ -125,7 +126,7 @@ impl Program {
             1 => Sharing::decided(vec![false; infos.len()].into()),
             _ => Sharing::undecided(infos.len()),
         };
-        Ok(Program { kernels, threads, sharing, inputs, outputs, infos, body })
+        Ok(Program { kernels, precision: options.precision, threads, sharing, inputs, outputs, infos, body })
     }
 
     /// The inputs, in the graph's order.
@@ -159,6 +160,11 @@ impl Program {
     /// The instruction set of the kernels.
     pub fn isa(&self) -> Isa {
         self.kernels.isa()
+    }
+
+    /// What products of real operands multiply.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Threads that share the work of a run.

@@ -1,6 +1,7 @@
 //! Pooling, channels last. Taps in the padding are skipped, never read.
 
 use crate::{
+    bf16,
     epilogue::{Activation, activate_and_quantize},
     isa::per_isa,
     lanes::greater,
@@ -112,6 +113,23 @@ max_pool!(max_u8, u8, u8::MIN, |a: u8, b: u8| a.max(b));
 max_pool!(max_i8, i8, i8::MIN, |a: i8, b: i8| a.max(b));
 
 per_isa! {
+    /// [`max_f32`] on bits of bf16.
+    ///
+    /// # Panics
+    /// When `a` and `out` differ in shape.
+    pub fn max_bf16(a: &Indirect<'_, u16>, out: MatMut<'_, u16>) {
+        let mut out = out;
+        check(a, &out);
+        let join = |acc: f32, x: u16| greater(acc, bf16::widen(x));
+        pool(a, &mut out, f32::NEG_INFINITY, join, |_, acc, out| {
+            for (y, max) in out.iter_mut().zip(acc) {
+                *y = (max.to_bits() >> 16) as u16;
+            }
+        });
+    }
+}
+
+per_isa! {
     /// Σ over each row's taps / `divisors[row]`, per channel.
     ///
     /// # Panics
@@ -193,6 +211,24 @@ per_isa! {
 }
 
 per_isa! {
+    /// [`global_average_f32`] of bits of bf16.
+    ///
+    /// # Panics
+    /// When the lengths are not `hw * c` and `c`.
+    pub fn global_average_bf16(x: &[u16], hw: usize, c: usize, out: &mut [f32]) {
+        assert_eq!(x.len(), hw * c, "input of {hw} pixels by {c} channels");
+        assert_eq!(out.len(), c, "one output per channel");
+        let join = |a: f32, b: u16| a + bf16::widen(b);
+        let finish = |acc: &mut [f32], out: &mut [f32]| {
+            for (y, sum) in out.iter_mut().zip(acc) {
+                *y = *sum / hw as f32;
+            }
+        };
+        blocks!(c, column_block(x, c, out, 0.0f32, join, finish));
+    }
+}
+
+per_isa! {
     /// [`global_average_f32`] on bytes, requantized; sums are exact up to 2²³ pixels.
     ///
     /// # Panics
@@ -238,6 +274,9 @@ mod tests {
             let reals: Vec<f32> = bytes.iter().map(|&b| f32::from(b)).collect();
             let signed: Vec<i8> = bytes.iter().map(|&b| (b ^ 128) as i8).collect();
             let divisors: Vec<f32> = (0..m).map(|r| taps_of(r, 0).len() as f32).collect();
+            // Bytes have no more than the eight significant bits of bf16.
+            let halves: Vec<u16> = reals.iter().map(|&x| crate::bf16::round(x)).collect();
+            let ah = Indirect { base: &halves[..], offsets: &offsets, taps, kc: c, pad: &[] };
             let a = Indirect { base: &bytes[..], offsets: &offsets, taps, kc: c, pad: &[] };
             let af = Indirect { base: &reals[..], offsets: &offsets, taps, kc: c, pad: &[] };
             let ai = Indirect { base: &signed[..], offsets: &offsets, taps, kc: c, pad: &[] };
@@ -247,12 +286,15 @@ mod tests {
                 let mut u = vec![0u8; m * c];
                 let mut i = vec![0i8; m * c];
                 let mut f = vec![0f32; m * c];
+                let mut h = vec![0u16; m * c];
+                max_bf16(k, &ah, MatMut::new(&mut h, m, c, c));
                 max_u8(k, &a, MatMut::new(&mut u, m, c, c));
                 max_i8(k, &ai, MatMut::new(&mut i, m, c, c));
                 max_f32(k, &af, MatMut::new(&mut f, m, c, c));
                 for x in 0..m * c {
                     let want = taps_of(x / c, x % c).into_iter().max().unwrap();
                     assert_eq!((u[x], f[x]), (want, f32::from(want)));
+                    assert_eq!(crate::bf16::widen(h[x]), f32::from(want));
                     assert_eq!(i[x], (want ^ 128) as i8);
                 }
                 average_f32(k, &af, &divisors, MatMut::new(&mut f, m, c, c));
@@ -268,6 +310,9 @@ mod tests {
                 let mut mean = vec![0f32; c];
                 let mut q = vec![0u8; c];
                 global_average_f32(k, &reals, 7, c, &mut mean);
+                let mut half = vec![0f32; c];
+                global_average_bf16(k, &halves, 7, c, &mut half);
+                assert_eq!(mean, half);
                 global_average_u8(k, &bytes, 7, c, input, &mut q, quant);
                 for ch in 0..c {
                     let sum: f32 = (0..7).map(|p| reals[p * c + ch]).sum();

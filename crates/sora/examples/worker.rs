@@ -8,7 +8,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use sora::Model;
-use sora::exec::Options;
+use sora::exec::{Options, Precision};
 use sora::tensor::Tensor;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,9 +17,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: worker MODEL THREADS [BATCH [PRECISION]]".into());
     };
     let batch: usize = rest.first().map_or(Ok(1), |b| b.parse())?;
-    if let Some(precision) = rest.get(1).filter(|p| !["f32", "int8"].contains(&p.as_str())) {
-        return Err(format!("no way to compute in {precision}").into());
-    }
+    let precision = match rest.get(1).map(String::as_str) {
+        None | Some("int8") => Precision::F32,
+        Some(other) => other.parse()?,
+    };
     let before = memory_mb("VmRSS:");
     let start = Instant::now();
     let model = Model::load(path)?;
@@ -38,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let values: Vec<f64> = (0..count).map(|_| number(random())).collect();
         inputs.push((value.name.clone(), Tensor::from_f64s(value.ty.dtype, &shape, &values)?));
     }
-    let options = Options { threads: threads.parse()?, ..Options::default() };
+    let options = Options { threads: threads.parse()?, precision, ..Options::default() };
     let session = model.session(options)?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let milliseconds = |since: Instant| since.elapsed().as_secs_f64() * 1e3;

@@ -192,7 +192,7 @@ impl Lowering<'_> {
         for v in sources.into_iter().chain(pattern.mask) {
             reads.push(self.plain(v)?);
         }
-        let (out, store, dtype) = self.store(chain, Layout::Plain);
+        let (out, store, dtype) = self.store_rounded(chain, Layout::Plain);
         work.store = store;
         let info = self.info("attention.f32", &chain.nodes, Some(chain.result), dtype);
         self.build.step(info, work, &reads, &[out]);

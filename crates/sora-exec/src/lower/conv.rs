@@ -2,7 +2,7 @@
 
 use sora_ir::ops::{Conv, ConvTranspose};
 use sora_ir::{Node, ValueId};
-use sora_kernels::{PackedDwF32, PackedDwI8, PackedF32, PackedI8, fold_zero_point};
+use sora_kernels::{PackedBf16, PackedDwF32, PackedDwI8, PackedF32, PackedI8, bf16, fold_zero_point};
 use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
@@ -11,7 +11,7 @@ use super::chain::Chain;
 use super::layout::{Affine, Layout, numbers};
 use super::weights::ByteWeights;
 use super::winograd::Dense;
-use crate::steps::gemm::{Bytes, BytesDepthwise, Product, Real, RealDepthwise, Rows, Weights};
+use crate::steps::gemm::{Bytes, BytesDepthwise, Half, Product, Real, RealDepthwise, Rows, Weights};
 use crate::steps::movement::Frame;
 use crate::steps::window::{Geometry, Windows};
 
@@ -127,6 +127,12 @@ impl Lowering<'_> {
             Some(bias) => Some(self.per_channel(bias, c.groups * c.channels[1])?),
             None => None,
         };
+        if self.multiplies_bf16() && !c.is_depthwise() {
+            let x = self.rounded(x, layout)?;
+            let done = self.convolve_bf16(c, x, numbers(&weights), bias.as_deref(), chain);
+            weights.release();
+            return done;
+        }
         let x = self.exact(x, layout)?;
         let done = self.convolve_reals(c, x, &weights, bias.as_deref(), chain);
         weights.release();
@@ -173,6 +179,34 @@ impl Lowering<'_> {
         let groups = groups.collect();
         debug_assert!(c.groups == 1 || kc == cin);
         self.product(c, &format!("{}.f32", c.kernel), gathered, groups, cout, pad(kc), chain)
+    }
+
+    fn convolve_bf16(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        weights: &[[u8; 4]],
+        bias: Option<&[f32]>,
+        chain: &Chain,
+    ) -> Option<()> {
+        let cout = c.channels[1];
+        let kernels = self.kernels;
+        let gathered = self.gathered(c, x, 2, DType::BF16, &[0; 2])?;
+        let Gathered { taps, kc, merged, .. } = gathered;
+        let groups = (0..c.groups).map(|g| {
+            let round = |w| bf16::round(f32::from_ne_bytes(w));
+            let packed = match (merged, c.strides(g)) {
+                (1, (origin, strides)) => {
+                    PackedBf16::from_strided(kernels, (taps, kc, cout), weights, origin, strides, round)
+                }
+                _ => PackedBf16::pack(kernels, taps, kc, cout, |k, n| {
+                    c.weight(g, n, k, kc, merged).map_or(0, |at| round(weights[at]))
+                }),
+            };
+            Half { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
+        });
+        let groups = groups.collect();
+        self.product(c, &format!("{}.bf16", c.kernel), gathered, groups, cout, vec![0; kc], chain)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -284,7 +318,7 @@ impl Lowering<'_> {
     ) -> Option<()> {
         let layout = Layout::Last(c.groups * c.channels[1]);
         let residual = self.residual(chain, layout)?;
-        let (out, store, dtype) = self.store(chain, layout);
+        let (out, store, dtype) = self.store_rounded(chain, layout);
         let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
         let reads: Vec<Buf> = [gathered.buf].into_iter().chain(residual.map(|r| r.0)).collect();
         let work = Product {

@@ -6,7 +6,7 @@ use sora_tensor::{DType, Tensor};
 use super::Lowering;
 use super::build::Buf;
 use crate::steps::movement::{CopyView, TransposeImages, View};
-use crate::steps::quantize::{Dequantize, Flip};
+use crate::steps::quantize::{Dequantize, Flip, WidenBf16};
 
 /// The order of a value's elements in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(crate) enum Layout {
 pub(crate) enum Encoding {
     /// The value's elements.
     Exact,
+    /// Elements of an `f32` value rounded to bf16.
+    Bf16,
     /// Elements of an `i8` value plus 128, as unsigned bytes.
     Shifted,
     /// Unsigned bytes that stand for real numbers.
@@ -67,7 +69,11 @@ impl Lowering<'_> {
 
     /// The dtype in memory of a value under an encoding.
     pub(crate) fn stored(&self, v: ValueId, encoding: Encoding) -> DType {
-        if encoding == Encoding::Exact { self.dtype(v) } else { DType::U8 }
+        match encoding {
+            Encoding::Exact => self.dtype(v),
+            Encoding::Bf16 => DType::BF16,
+            Encoding::Shifted | Encoding::Affine(_) => DType::U8,
+        }
     }
 
     /// Whether the value is used once, by one node, and is no result.
@@ -232,7 +238,11 @@ impl Lowering<'_> {
                 let info = self.conversion(v, "dequantize.u8", dtype);
                 self.build.step(info, Dequantize { affine }, &[from], &[to]);
             }
-            _ => {
+            Encoding::Bf16 => {
+                let info = self.conversion(v, "widen.bf16", dtype);
+                self.build.step(info, WidenBf16, &[from], &[to]);
+            }
+            Encoding::Exact | Encoding::Shifted => {
                 let info = self.conversion(v, "flip.i8", dtype);
                 self.build.step(info, Flip, &[from], &[to]);
             }

@@ -1,7 +1,7 @@
 //! Matrix products: with constant weights, or of two run-time operands.
 
 use sora_ir::{Node, ValueId};
-use sora_kernels::{Activation, PackedF32, PackedI8, fold_zero_point};
+use sora_kernels::{Activation, PackedBf16, PackedF32, PackedI8, bf16, fold_zero_point};
 use sora_tensor::DType;
 
 use super::Lowering;
@@ -9,7 +9,7 @@ use super::chain::Chain;
 use super::dynamic::Dynamic;
 use super::layout::{Encoding, Layout, numbers};
 use crate::steps::dynamic::{DynamicProduct, RowBytes};
-use crate::steps::gemm::{Bytes, Product, Real, Rows, Weights};
+use crate::steps::gemm::{Bytes, Half, Product, Real, Rows, Weights};
 use crate::steps::matmul::{BatchProduct, Order, Right};
 use crate::steps::movement::View;
 
@@ -70,6 +70,16 @@ impl Lowering<'_> {
             Some(bias) => Some(self.per_channel(bias, n)?),
             None => None,
         };
+        if self.multiplies_bf16() {
+            let layout = self.row_layout(a, Encoding::Bf16);
+            let x = self.rounded(a, layout)?;
+            let order = self.weight_rows(a, k, layout);
+            let values = numbers(&weights);
+            let value = |i: usize, j: usize| bf16::round(f32::from_ne_bytes(values[order[i] * n + j]));
+            let packed = PackedBf16::pack(kernels, 1, k, n, value);
+            weights.release();
+            return self.dense("gemm.bf16", x, rows, k, n, Half { packed, bias }, chain);
+        }
         let layout = self.row_layout(a, Encoding::Exact);
         let x = self.exact(a, layout)?;
         let order = self.weight_rows(a, k, layout);
@@ -117,7 +127,7 @@ impl Lowering<'_> {
         chain: &Chain,
     ) -> Option<()> {
         let residual = self.residual(chain, Layout::Plain)?;
-        let (out, store, dtype) = self.store(chain, Layout::Plain);
+        let (out, store, dtype) = self.store_rounded(chain, Layout::Plain);
         let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
         let reads: Vec<_> = [x].into_iter().chain(residual.map(|r| r.0)).collect();
         let work = Product {

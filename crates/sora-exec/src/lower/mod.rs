@@ -7,6 +7,7 @@
 //! where its last node stands.
 
 mod attention;
+mod bf16;
 mod build;
 pub(crate) mod chain;
 mod conv;
@@ -32,7 +33,7 @@ use crate::program::Lowered;
 use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
 use crate::weights::WeightStore;
-use crate::{ExecError, StepInfo};
+use crate::{ExecError, Precision, StepInfo};
 use build::Builder;
 use chain::{Chain, Fusion};
 use layout::{Form, Layout};
@@ -41,6 +42,7 @@ use layout::{Form, Layout};
 pub(crate) struct Lowering<'g> {
     graph: &'g Graph,
     kernels: Kernels,
+    precision: Precision,
     /// Threads that will share the work of a step.
     threads: usize,
     weights: &'g WeightStore,
@@ -78,6 +80,7 @@ pub(crate) fn has_concrete_shapes(graph: &Graph) -> bool {
 pub(crate) fn lower(
     graph: &Graph,
     kernels: Kernels,
+    precision: Precision,
     threads: usize,
     weights: &WeightStore,
 ) -> Result<Lowered, ExecError> {
@@ -91,6 +94,7 @@ pub(crate) fn lower(
     let mut lowering = Lowering {
         graph,
         kernels,
+        precision,
         threads,
         weights,
         build,

@@ -11,7 +11,7 @@ use super::chain::Chain;
 use super::layout::{Encoding, Form, Layout};
 use crate::steps::elementwise;
 use crate::steps::movement::{CopyView, View};
-use crate::steps::pool::{Average, GlobalAverage, Max, MaxElement};
+use crate::steps::pool::{Average, GlobalAverage, Max, MaxElement, MeanElement};
 use crate::steps::rows::{ReduceRows, Search};
 use crate::steps::window::{Geometry, Windows};
 
@@ -24,6 +24,7 @@ impl Lowering<'_> {
         let dtype = self.stored(x, encoding);
         let element = match dtype {
             DType::F32 => MaxElement::F32,
+            DType::BF16 => MaxElement::Bf16,
             DType::U8 => MaxElement::U8,
             DType::I8 => MaxElement::I8,
             _ => return None,
@@ -84,9 +85,14 @@ impl Lowering<'_> {
         if op.kind == ReduceKind::Mean && spatial && self.some_layout(x) == last {
             let (images, channels) = (shape[0], shape[1]);
             let pixels = self.len(x) / (images * channels);
-            let (bytes, from) = self.pool_operand(x, last, chain)?;
+            let (element, from) = if chain.quantize.is_none() && self.is_rounded(x) {
+                (MeanElement::Bf16, self.rounded(x, last)?)
+            } else {
+                let (bytes, from) = self.pool_operand(x, last, chain)?;
+                (bytes.map_or(MeanElement::F32, MeanElement::Bytes), from)
+            };
             let (buf, _, dtype) = self.store(chain, Layout::Plain);
-            let work = GlobalAverage { pixels, channels, bytes };
+            let work = GlobalAverage { pixels, channels, element };
             let info = self.info(&format!("globalavgpool.{dtype}"), &chain.nodes, Some(chain.result), dtype);
             self.build.step(info, work, &[from], &[buf]);
             return Some(());

@@ -153,7 +153,20 @@ impl Lowering<'_> {
         if chain.rounded.is_some() {
             return None;
         }
+        if self.is_rounded(v) {
+            return Some(Some((self.rounded(v, layout)?, ResidualKind::Bf16)));
+        }
         Some(Some((self.exact(v, layout)?, ResidualKind::Real)))
+    }
+
+    /// As [`Lowering::store`], for steps that can also round to bf16.
+    pub(crate) fn store_rounded(&mut self, chain: &Chain, layout: Layout) -> (Buf, Store, DType) {
+        if chain.quantize.is_some() || !self.stores_bf16(chain.result) {
+            return self.store(chain, layout);
+        }
+        let buf = self.fresh(chain.result, DType::BF16);
+        self.define(chain.result, Form { buf, layout, encoding: Encoding::Bf16 });
+        (buf, Store::Bf16, DType::BF16)
     }
 
     /// The buffer that a chain's result goes to, and how it is stored there.

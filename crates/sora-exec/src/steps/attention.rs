@@ -78,6 +78,11 @@ impl Attention {
                 .chunks_exact_mut(block)
                 .map(|out| Output::F32(MatMut::new(out, queries, row, row)))
                 .collect(),
+            Store::Bf16 => io
+                .output::<u16>()
+                .chunks_exact_mut(block)
+                .map(|out| Output::Bf16(MatMut::new(out, queries, row, row)))
+                .collect(),
             Store::Bytes(a) => io
                 .output::<u8>()
                 .chunks_exact_mut(block)

@@ -129,6 +129,7 @@ impl Work for DynamicProduct {
         let residual = if self.residual.is_some() { io.ins[3] } else { &[] };
         let out = match self.store {
             Store::Real => Output::F32(MatMut::new(io.output(), rows, cols, cols)),
+            Store::Bf16 => Output::Bf16(MatMut::new(io.output(), rows, cols, cols)),
             Store::Bytes(a) => {
                 Output::U8(MatMut::new(io.output(), rows, cols, cols), Quant::new(a.scale, a.zero_point))
             }

@@ -1,12 +1,13 @@
-//! Products with constant weights: dense, convolution, depthwise; in `f32` and in bytes.
+//! Products with constant weights: dense, convolution, depthwise; in `f32`, in bf16 and in bytes.
 
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use smallvec::SmallVec;
 use sora_kernels::{
-    ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedDwF32,
-    PackedDwI8, PackedF32, PackedI8, Quant, Residual, depthwise_f32, depthwise_u8i8, gemm_f32, gemm_u8i8,
+    ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedBf16,
+    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Residual, depthwise_f32, depthwise_u8i8, gemm_bf16,
+    gemm_f32, gemm_u8i8,
 };
 
 use super::quantize::dequant;
@@ -50,6 +51,12 @@ pub(crate) struct Real {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
+/// Dense bf16 weights.
+pub(crate) struct Half {
+    pub(crate) packed: PackedBf16,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
 /// Dense byte weights; `scale` is input scale × weight scale.
 pub(crate) struct Bytes {
     pub(crate) packed: Arc<PackedI8>,
@@ -83,6 +90,24 @@ impl Weights for Real {
             &EpilogueF32 { bias: self.bias.as_deref(), residual, activation },
             out,
         );
+    }
+
+    fn granule(&self) -> Option<usize> {
+        Some(self.packed.col_granule())
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+impl Weights for Half {
+    type Input = u16;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, u16>, n0: usize, finish: Finish<'_>, out: Output<'_>) {
+        let Finish { residual, activation } = finish;
+        let epilogue = EpilogueF32 { bias: self.bias.as_deref(), residual, activation };
+        gemm_bf16(k, rows, &self.packed, n0, &epilogue, out);
     }
 
     fn granule(&self) -> Option<usize> {
@@ -164,6 +189,7 @@ pub(crate) enum Rows {
 #[derive(Clone, Copy)]
 pub(crate) enum ResidualKind {
     Real,
+    Bf16,
     Bytes(Affine),
     /// The product is rounded to bytes, too, before they are added.
     QuantizedSum {
@@ -176,6 +202,7 @@ pub(crate) enum ResidualKind {
 #[derive(Clone, Copy)]
 pub(crate) enum Store {
     Real,
+    Bf16,
     Bytes(Affine),
 }
 
@@ -234,6 +261,7 @@ pub(crate) fn bands(
 pub(crate) fn residual_from(kind: ResidualKind, data: &[u8], skip: usize, ld: usize) -> Residual<'_> {
     match kind {
         ResidualKind::Real => Residual::F32 { data: &bytemuck::cast_slice(data)[skip..], ld },
+        ResidualKind::Bf16 => Residual::Bf16 { data: &bytemuck::cast_slice(data)[skip..], ld },
         ResidualKind::Bytes(a) => {
             Residual::U8 { data: &data[skip..], ld, scale: a.scale, zero_point: a.zero_point }
         }
@@ -313,6 +341,7 @@ impl<W: Weights> Work for Product<W> {
         let residual = if self.residual.is_some() { io.ins[1] } else { &[] };
         let out = match self.store {
             Store::Real => Output::F32(MatMut::new(io.output(), rows, cols, cols)),
+            Store::Bf16 => Output::Bf16(MatMut::new(io.output(), rows, cols, cols)),
             Store::Bytes(a) => {
                 Output::U8(MatMut::new(io.output(), rows, cols, cols), Quant::new(a.scale, a.zero_point))
             }

@@ -37,6 +37,7 @@ pub(crate) struct Max {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MaxElement {
     F32,
+    Bf16,
     U8,
     I8,
 }
@@ -47,6 +48,7 @@ impl Work for Max {
         let w = &self.windows;
         match self.element {
             MaxElement::F32 => bands(cx, w, io.input(0), io.output(), |a, _, out| pool::max_f32(k, a, out)),
+            MaxElement::Bf16 => bands(cx, w, io.input(0), io.output(), |a, _, out| pool::max_bf16(k, a, out)),
             MaxElement::U8 => bands(cx, w, io.input(0), io.output(), |a, _, out| pool::max_u8(k, a, out)),
             MaxElement::I8 => bands(cx, w, io.input(0), io.output(), |a, _, out| pool::max_i8(k, a, out)),
         }
@@ -83,25 +85,40 @@ impl Work for Average {
     }
 }
 
-/// The average of each image, per channel, in `f32` or in bytes.
+/// The elements that [`GlobalAverage`] averages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum MeanElement {
+    F32,
+    /// With an average in `f32`.
+    Bf16,
+    /// Bytes, with the encodings of input and output.
+    Bytes([Affine; 2]),
+}
+
+/// The average of each image, per channel.
 pub(crate) struct GlobalAverage {
     pub(crate) pixels: usize,
     pub(crate) channels: usize,
-    /// Encodings of input and output, when they are bytes.
-    pub(crate) bytes: Option<[Affine; 2]>,
+    pub(crate) element: MeanElement,
 }
 
 impl Work for GlobalAverage {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (pixels, channels) = (self.pixels, self.channels);
-        match self.bytes {
-            None => {
+        match self.element {
+            MeanElement::Bf16 => {
+                let (x, out) = (io.input::<u16>(0), io.output::<f32>());
+                for (x, out) in x.chunks_exact(pixels * channels).zip(out.chunks_exact_mut(channels)) {
+                    pool::global_average_bf16(cx.kernels, x, pixels, channels, out);
+                }
+            }
+            MeanElement::F32 => {
                 let (x, out) = (io.input::<f32>(0), io.output::<f32>());
                 for (x, out) in x.chunks_exact(pixels * channels).zip(out.chunks_exact_mut(channels)) {
                     pool::global_average_f32(cx.kernels, x, pixels, channels, out);
                 }
             }
-            Some([input, output]) => {
+            MeanElement::Bytes([input, output]) => {
                 let quant = Quant::new(output.scale, output.zero_point);
                 let (x, out) = (io.input::<u8>(0), io.output::<u8>());
                 for (x, out) in x.chunks_exact(pixels * channels).zip(out.chunks_exact_mut(channels)) {

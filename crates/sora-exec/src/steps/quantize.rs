@@ -1,6 +1,6 @@
-//! Between real numbers and bytes.
+//! Between real numbers and bytes or bf16.
 
-use sora_kernels::{Dequant, quantize};
+use sora_kernels::{Dequant, bf16, quantize};
 
 use super::{Cx, Io, Work};
 use crate::lower::layout::Affine;
@@ -33,6 +33,32 @@ impl Work for Dequantize {
         let input = dequant(self.affine);
         cx.threads.chunks(x.len() * MOVE_COST, 64, out, |start, out| {
             quantize::dequantize_u8(cx.kernels, &x[start..][..out.len()], input, out);
+        });
+        Ok(())
+    }
+}
+
+/// `f32` to the nearest bf16.
+pub(crate) struct RoundBf16;
+
+impl Work for RoundBf16 {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (x, out) = (io.input::<f32>(0), io.output::<u16>());
+        cx.threads.chunks(x.len() * MOVE_COST, 64, out, |start, out| {
+            bf16::round_all(cx.kernels, &x[start..][..out.len()], out);
+        });
+        Ok(())
+    }
+}
+
+/// bf16 to `f32`.
+pub(crate) struct WidenBf16;
+
+impl Work for WidenBf16 {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (x, out) = (io.input::<u16>(0), io.output::<f32>());
+        cx.threads.chunks(x.len() * MOVE_COST, 64, out, |start, out| {
+            bf16::widen_all(cx.kernels, &x[start..][..out.len()], out);
         });
         Ok(())
     }

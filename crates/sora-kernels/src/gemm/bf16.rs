@@ -7,65 +7,49 @@
 use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
 
 /// Defines the tiles of module `$ops`, which gives vectors of `LANES` sums and what to do with them.
+///
+/// Rows' pairs are broadcast where they are used, and tiles without a tail have an instance of their own: gathered
+/// first, or kept across a tail, they would push the sums out of registers.
 macro_rules! bf16_tiles {
-    ($(#[$feature:meta])? $ops:ident, $step:ident, $tile:ident, vectors: $nv:literal) => {
-        /// One step of a pair of depth elements: `acc += a · b` for every row and panel.
+    ($(#[$feature:meta])? $ops:ident, $body:ident, $tile:ident, vectors: $nv:literal) => {
+        /// `ODD`: whether pieces have an odd number of elements; the last is then paired with zero.
         ///
         /// # Safety
-        /// The step of every panel must be readable.
+        /// See [`super::TileFn`].
         #[inline]
         $(#[$feature])?
-        unsafe fn $step<const MR: usize, const NP: usize>(
-            acc: &mut [[[$ops::Sums; $nv]; NP]; MR],
-            a: [u32; MR],
-            panel: *const u16,
-            panel_stride: usize,
+        unsafe fn $body<const MR: usize, const NP: usize, const ODD: bool>(
+            args: &TileArgs<u16, u16>,
+            tile: *mut f32,
         ) {
-            for p in 0..NP {
-                // SAFETY: by the contract.
-                let mut b = [unsafe { $ops::load(panel.add(p * panel_stride)) }; $nv];
-                for v in 1..$nv {
-                    // SAFETY: as above.
-                    b[v] = unsafe { $ops::load(panel.add(p * panel_stride + 2 * $ops::LANES * v)) };
-                }
-                for i in 0..MR {
-                    let a = $ops::splat(a[i]);
-                    for v in 0..$nv {
-                        acc[i][p][v] = $ops::add_products(acc[i][p][v], a, b[v]);
-                    }
-                }
-            }
-        }
-
-        /// # Safety
-        /// See [`super::TileFn`].
-        $(#[$feature])?
-        unsafe fn $tile<const MR: usize, const NP: usize>(args: &TileArgs<u16, u16>, tile: *mut f32) {
             const NR: usize = $nv * $ops::LANES;
             let mut acc = [[[$ops::zero(); $nv]; NP]; MR];
             // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
             // readable, and the tile holds MR rows of NP * NR elements, by the contract.
             unsafe {
                 let mut panel = args.panel;
-                let whole = args.kc & !1;
                 for t in 0..args.taps {
                     let rows = tap_rows::<MR, _, _>(args, t);
-                    let mut k = 0;
-                    while k < whole {
-                        let mut a = [0; MR];
-                        for i in 0..MR {
-                            a[i] = rows[i].add(k).cast::<u32>().read_unaligned();
+                    for pair in 0..args.kc.div_ceil(2) {
+                        for p in 0..NP {
+                            let at = panel.add(p * args.panel_stride);
+                            let mut b = [$ops::load(at); $nv];
+                            for v in 1..$nv {
+                                b[v] = $ops::load(at.add(2 * $ops::LANES * v));
+                            }
+                            for i in 0..MR {
+                                let a = rows[i].add(2 * pair);
+                                let a = if ODD && 2 * pair + 1 == args.kc {
+                                    u32::from(*a)
+                                } else {
+                                    a.cast::<u32>().read_unaligned()
+                                };
+                                let a = $ops::splat(a);
+                                for v in 0..$nv {
+                                    acc[i][p][v] = $ops::add_products(acc[i][p][v], a, b[v]);
+                                }
+                            }
                         }
-                        $step(&mut acc, a, panel, args.panel_stride);
-                        panel = panel.add(2 * NR);
-                        k += 2;
-                    }
-                    if whole < args.kc {
-                        let mut a = [0; MR];
-                        for i in 0..MR {
-                            a[i] = u32::from(*rows[i].add(whole));
-                        }
-                        $step(&mut acc, a, panel, args.panel_stride);
                         panel = panel.add(2 * NR);
                     }
                 }
@@ -78,11 +62,25 @@ macro_rules! bf16_tiles {
                 }
             }
         }
+
+        /// # Safety
+        /// See [`super::TileFn`].
+        $(#[$feature])?
+        unsafe fn $tile<const MR: usize, const NP: usize>(args: &TileArgs<u16, u16>, tile: *mut f32) {
+            // SAFETY: the same contract.
+            unsafe {
+                if args.kc.is_multiple_of(2) {
+                    $body::<MR, NP, false>(args, tile);
+                } else {
+                    $body::<MR, NP, true>(args, tile);
+                }
+            }
+        }
     };
 }
 
 pub(crate) static PORTABLE: Bf16Tiles = tiles!(portable_tile: 1 2 3 4);
-bf16_tiles!(portable, portable_step, portable_tile, vectors: 2);
+bf16_tiles!(portable, portable_body, portable_tile, vectors: 2);
 
 mod portable {
     pub(super) const LANES: usize = 4;
@@ -203,13 +201,13 @@ mod x86 {
 
     widening!(avx2, "avx2,fma", 8, __m256, __m256i, _mm256_setzero_ps _mm256_loadu_si256 _mm256_set1_epi32
         _mm256_slli_epi32 _mm256_and_si256 _mm256_castsi256_ps _mm256_fmadd_ps _mm256_storeu_ps);
-    bf16_tiles!(#[target_feature(enable = "avx2,fma")] avx2, avx2_step, avx2_tile, vectors: 2);
+    bf16_tiles!(#[target_feature(enable = "avx2,fma")] avx2, avx2_body, avx2_tile, vectors: 2);
 
     widening!(avx512, "avx512f", 16, __m512, __m512i, _mm512_setzero_ps _mm512_loadu_si512 _mm512_set1_epi32
         _mm512_slli_epi32 _mm512_and_si512 _mm512_castsi512_ps _mm512_fmadd_ps _mm512_storeu_ps);
-    bf16_tiles!(#[target_feature(enable = "avx512f")] avx512, avx512_step, avx512_tile, vectors: 2);
+    bf16_tiles!(#[target_feature(enable = "avx512f")] avx512, avx512_body, avx512_tile, vectors: 2);
 
-    bf16_tiles!(#[target_feature(enable = "avx512f,avx512bf16")] dot, dot_step, dot_tile, vectors: 2);
+    bf16_tiles!(#[target_feature(enable = "avx512f,avx512bf16")] dot, dot_body, dot_tile, vectors: 2);
 
     /// What a tile of rows of 32 sums needs to become bf16.
     pub(crate) struct Clamped<'a> {
@@ -339,7 +337,7 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 pub(crate) static NEON: Bf16Tiles = tiles!(neon_tile: 1 2 3 4 5 6);
 #[cfg(target_arch = "aarch64")]
-bf16_tiles!(#[target_feature(enable = "neon")] neon, neon_step, neon_tile, vectors: 4);
+bf16_tiles!(#[target_feature(enable = "neon")] neon, neon_body, neon_tile, vectors: 4);
 
 #[cfg(target_arch = "aarch64")]
 mod neon {

@@ -111,7 +111,7 @@ pub(super) struct Compress {
     #[arg(long)]
     pub(super) explain: bool,
     #[command(flatten)]
-    pub(super) engine: Engine,
+    pub(super) parallel: Threads,
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
@@ -195,10 +195,19 @@ pub(super) struct Data {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Engine {
+pub(super) struct Threads {
     /// Threads to run the network with
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: u16,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Engine {
+    #[command(flatten)]
+    pub(super) parallel: Threads,
+    /// What products of real numbers multiply: f32, or bf16 with sums in f32
+    #[arg(long, value_name = "f32|bf16", default_value_t)]
+    pub(super) precision: sora::exec::Precision,
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -55,16 +55,18 @@ fn bench_model(
     let steps = merge(&profiles, peaks);
     let mut object = json!({
         "median_ms": median, "p90_ms": p90, "min_ms": min, "runs": times.len(), "load_ms": load_ms,
-        "peak_rss_mb": peak_rss_mb(), "threads": args.engine.threads, "isa": isa,
+        "peak_rss_mb": peak_rss_mb(), "threads": args.engine.parallel.threads, "isa": isa,
+        "precision": args.engine.precision.to_string(),
     });
     if args.profile {
         object["profile"] = steps.iter().map(Step::json).collect();
     }
     let mut text = format!(
         "median {median:.4} ms, 90 % below {p90:.4} ms, least {min:.4} ms over {} runs\n\
-         load to first result {load_ms:.1} ms, {} thread(s), {isa}\n",
+         load to first result {load_ms:.1} ms, {} thread(s), {isa}, {}\n",
         times.len(),
-        args.engine.threads,
+        args.engine.parallel.threads,
+        args.engine.precision,
     );
     if args.profile {
         let total: f64 = steps.iter().map(|s| s.milliseconds).sum();

@@ -36,7 +36,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
             Prefer::Latency => compress::Prefer::Latency,
             Prefer::Size => compress::Prefer::Size,
         },
-        threads: usize::from(args.engine.threads),
+        threads: usize::from(args.parallel.threads),
         seed: args.seed,
         ..compress::Options::default()
     };
@@ -129,7 +129,7 @@ fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome,
         drop_ci95: outcome.drop.ci95,
         split: [outcome.split.calibration, outcome.split.decision, outcome.split.report],
         isa: outcome.isa.to_string(),
-        threads: usize::from(args.engine.threads),
+        threads: usize::from(args.parallel.threads),
         layers: layers.collect(),
         steps: outcome.steps.iter().map(|step| step.what.clone()).collect(),
         rewrites: outcome

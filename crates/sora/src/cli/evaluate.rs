@@ -15,12 +15,12 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
     let (data, preprocess) = open(&model, &args.data)?;
-    let threads = usize::from(args.engine.threads);
+    let options = args.engine.options();
     let bars = Bars::new();
-    let result = compress::evaluate(&model.graph, &data, &preprocess, None, threads, &bars);
+    let result = compress::evaluate(&model.graph, &data, &preprocess, None, &options, &bars);
     let result = result.map_err(|e| compression_failure(&e))?;
     if let Some(path) = &args.outputs {
-        let outputs = compress::outputs(&model.graph, &data, &preprocess, threads, &bars);
+        let outputs = compress::outputs(&model.graph, &data, &preprocess, &options, &bars);
         write_atomically(path, &npz_bytes(path, &outputs.map_err(|e| compression_failure(&e))?)?)?;
     }
     drop(bars);

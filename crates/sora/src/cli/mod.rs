@@ -82,7 +82,11 @@ type Printed = Result<String, Failure>;
 
 impl Engine {
     fn options(&self) -> sora::exec::Options {
-        sora::exec::Options { threads: usize::from(self.threads), ..sora::exec::Options::default() }
+        sora::exec::Options {
+            threads: usize::from(self.parallel.threads),
+            precision: self.precision,
+            ..sora::exec::Options::default()
+        }
     }
 }
 
