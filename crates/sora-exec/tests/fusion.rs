@@ -500,6 +500,39 @@ fn products_fuse_through_reshapes() {
     }
 }
 
+/// Winograd's algorithm for bytes gives the bits of the direct product, which the portable kernels use.
+#[test]
+fn winograd_of_bytes_changes_no_bit() {
+    for seed in 0..6 {
+        let mut maker = Maker::new(seed);
+        let (height, width) = (maker.rng.usize(14..24), maker.rng.usize(14..24));
+        let input = maker.reals(&[2, 32, height, width], 2.0);
+        let x = maker.graph.input("x", TensorType::of(&input));
+        let shortcut = maker.fake_quantize(x, -2.0, 1.0);
+        let weights = maker.weights(&[32, 32, 3, 3], 0, true);
+        let y = maker.op(Conv { pads: vec![1; 4], ..Conv::new(2) }, &[shortcut, weights]);
+        let y = maker.fake_quantize(y, -3.0, 3.0);
+        let y = maker.op(Binary { kind: BinaryKind::Add }, &[y, shortcut]);
+        let y = maker.op(Unary { kind: UnaryKind::Relu }, &[y]);
+        let y = maker.fake_quantize(y, 0.0, 4.0);
+        maker.graph.output("y", y);
+        let mut first: Option<Tensor> = None;
+        for &isa in Isa::available() {
+            for threads in [1, 2] {
+                let session = Session::new(maker.graph.clone(), options(isa, threads)).unwrap();
+                let found = session.run(&[("x", &input)]).unwrap().remove(0).1;
+                let program = session.program(&[("x", input.shape().to_vec())]).unwrap();
+                let chosen = program.steps().iter().any(|s| s.kernel == "winograd.u8i8");
+                assert_eq!(chosen, isa.includes(Isa::Avx2), "{isa}");
+                assert!(
+                    *first.get_or_insert_with(|| found.clone()) == found,
+                    "seed {seed}: {isa}, {threads}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn quantized_chains_are_fused() {
     let mut maker = Maker::new(1);

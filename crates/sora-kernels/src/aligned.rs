@@ -36,6 +36,10 @@ unsafe impl Plain for i8 {
     const ZERO: Self = 0;
 }
 // SAFETY: as above.
+unsafe impl Plain for i16 {
+    const ZERO: Self = 0;
+}
+// SAFETY: as above.
 unsafe impl Plain for i32 {
     const ZERO: Self = 0;
 }

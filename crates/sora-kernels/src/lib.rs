@@ -73,4 +73,5 @@ pub use quantize::RhsU8;
 pub use rows::Reduce;
 pub use saved::{Saved, packing};
 pub use table::{Contract, Family, KERNELS, KernelFn, KernelRow, Tile, select};
+pub use winograd::bytes::{ByteImages, PackedWinogradI8, WinogradI8Tiles, winograd_u8i8};
 pub use winograd::{Images, PackedWinograd, TileEdge, WinogradTiles, winograd_f32};

@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
+use crate::{Kernels, isa::per_isa};
+
 /// Offset that stands for "this tap lies in the padding".
 pub const PAD: u32 = u32::MAX;
 
@@ -105,7 +107,8 @@ impl<T> ARows<'_, T> {
         self.taps() * self.kc()
     }
 
-    pub(crate) fn validate(&self) {
+    /// Panics unless every piece is within the operand.
+    pub(crate) fn validate(&self, kernels: Kernels) {
         match self {
             Self::Dense(d) => assert!(
                 fits(d.rows, d.k, d.stride, d.data.len()),
@@ -115,7 +118,46 @@ impl<T> ARows<'_, T> {
                 d.stride,
                 d.data.len()
             ),
-            Self::Indirect(i) => i.validate(),
+            Self::Indirect(i) => {
+                i.validate();
+                let (end, padded) = offset_range(kernels, i.offsets);
+                let reach = (end as usize).saturating_sub(1) + i.kc;
+                assert!(
+                    end == 0 || reach <= i.base.len(),
+                    "offset out of range: a piece ends at {reach} of {}",
+                    i.base.len()
+                );
+                assert!(
+                    !padded || i.kc <= i.pad.len(),
+                    "a padding of {} for pieces of {}",
+                    i.pad.len(),
+                    i.kc
+                );
+            }
+        }
+    }
+
+    /// Writes where the pieces of rows `first..first + rows` start, `[taps][rows]`. Of operands that
+    /// [`Self::validate`] passed, `kc` elements are readable there.
+    pub(crate) fn starts(&self, first: usize, rows: usize, out: &mut [*const T]) {
+        match self {
+            Self::Dense(d) => {
+                for (row, start) in (first..first + rows).zip(out) {
+                    *start = d.data.as_ptr().wrapping_add(row * d.stride);
+                }
+            }
+            Self::Indirect(i) => {
+                let table = &i.offsets[first * i.taps..(first + rows) * i.taps];
+                let (base, pad) = (i.base.as_ptr(), i.pad.as_ptr());
+                for (tap, out) in out.chunks_exact_mut(rows).enumerate() {
+                    for (row, start) in table.chunks_exact(i.taps).zip(out) {
+                        *start = match row[tap] {
+                            PAD => pad,
+                            offset => base.wrapping_add(offset as usize),
+                        };
+                    }
+                }
+            }
         }
     }
 
@@ -126,6 +168,18 @@ impl<T> ARows<'_, T> {
             Self::Dense(d) => &d.data[row * d.stride..][..d.k],
             Self::Indirect(i) => i.piece(row, tap),
         }
+    }
+}
+
+per_isa! {
+    /// One more than the greatest offset, or 0 without any; and whether there is a [`PAD`].
+    fn offset_range(offsets: &[u32]) -> (u32, bool) {
+        let (mut end, mut padded) = (0, false);
+        for &offset in offsets {
+            end = end.max(offset.wrapping_add(1));
+            padded |= offset == PAD;
+        }
+        (end, padded)
     }
 }
 

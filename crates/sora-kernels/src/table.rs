@@ -4,7 +4,7 @@ use crate::{
     Isa, Kernels,
     depthwise::{self, DwF32Tiles, DwI8Tiles},
     gemm::{Bf16Tiles, F32Tiles, I8Tiles, bf16, portable},
-    winograd::{self, WinogradTiles},
+    winograd::{self, WinogradTiles, bytes::WinogradI8Tiles},
 };
 
 /// What a kernel computes.
@@ -22,6 +22,8 @@ pub enum Family {
     DepthwiseU8I8,
     /// Transforms of f32 3×3 convolutions with fewer multiplications.
     WinogradF32,
+    /// u8 × i8 → i32 convolution of 3×3 windows by Winograd's algorithm; not on every instruction set.
+    WinogradU8I8,
     /// Plain loops compiled once per instruction set: epilogues, pooling, row
     /// operations, elementwise functions, quantization, recurrent cells, layout.
     Loops,
@@ -65,6 +67,8 @@ pub enum KernelFn {
     DepthwiseU8I8(&'static DwI8Tiles),
     /// Transforms of tiles, up to `mr` pixels wide, of vectors of `nr` channels.
     WinogradF32(&'static WinogradTiles),
+    /// Convolution of bytes by Winograd's algorithm.
+    WinogradU8I8(&'static WinogradI8Tiles),
     /// Everything else that the dispatch macro instantiates.
     Loops,
 }
@@ -168,6 +172,13 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "winograd_f32_avx512_4x16" WinogradF32 Avx512 (4, 16, 1) Winograd KernelFn::WinogradF32(&winograd::AVX512);
 
+    #[cfg(target_arch = "x86_64")]
+    "winograd_u8i8_avx2_6x16" WinogradU8I8 Avx2 (6, 16, 2) BitExact KernelFn::WinogradU8I8(&winograd::bytes::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    "winograd_u8i8_avx512_12x32" WinogradU8I8 Avx512 (12, 32, 2) BitExact KernelFn::WinogradU8I8(&winograd::bytes::AVX512);
+    #[cfg(target_arch = "x86_64")]
+    "winograd_u8i8_avx512vnni_12x32" WinogradU8I8 Avx512Vnni (12, 32, 2) BitExact KernelFn::WinogradU8I8(&winograd::bytes::AVX512_VNNI);
+
     "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
     #[cfg(target_arch = "x86_64")]
     "loops_avx2" Loops Avx2 (1, 1, 1) BitExact KernelFn::Loops;
@@ -230,6 +241,15 @@ pub(crate) fn winograd_f32_tiles(kernels: Kernels) -> (Tile, &'static WinogradTi
         KernelFn::WinogradF32(tiles) => Some(tiles),
         _ => None,
     })
+}
+
+/// `None` without a row for the handle.
+pub(crate) fn winograd_u8i8_tiles(kernels: Kernels) -> Option<(Tile, &'static WinogradI8Tiles)> {
+    let row = select(kernels, Family::WinogradU8I8)?;
+    match row.kernel {
+        KernelFn::WinogradU8I8(tiles) => Some((row.tile, tiles)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

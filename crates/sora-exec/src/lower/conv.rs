@@ -232,6 +232,13 @@ impl Lowering<'_> {
             let pad = vec![zero; c.groups];
             return self.product(c, "depthwise.u8i8", gathered, vec![group], c.groups, pad, chain);
         }
+        if c.groups == 1 && c.forward {
+            let dense = Dense { geometry: &c.geometry, images: c.images, channels: c.channels[0], n: cout };
+            let weight = |n, channel, tap| values[(c.index)(0, n, channel, tap)];
+            if let Some(done) = self.winograd_bytes(&dense, x, input, weight, steps, bias, chain) {
+                return Some(done);
+            }
+        }
         let gathered = self.gathered(c, x, 4, DType::U8, &[zero])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {

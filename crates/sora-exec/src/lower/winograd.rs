@@ -1,15 +1,16 @@
 //! Chooses Winograd's algorithm for convolutions, and its tile.
 
-use sora_kernels::{PackedWinograd, TileEdge};
+use sora_kernels::{Isa, Kernels, PackedWinograd, PackedWinogradI8, TileEdge, fold_zero_point};
 use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
-use super::layout::{Layout, numbers};
+use super::layout::{Affine, Layout, numbers};
 use crate::steps::gemm::ResidualKind;
 use crate::steps::window::Geometry;
 use crate::steps::winograd::Winograd;
+use crate::steps::winograd_bytes::WinogradBytes;
 
 /// A dense convolution of two-dimensional images.
 pub(super) struct Dense<'a> {
@@ -27,12 +28,18 @@ const BYTE: usize = 3;
 const TRANSFORM: usize = 12;
 
 impl Dense<'_> {
-    /// The tile that promises to be faster than the direct convolution, if one does.
-    fn edge(&self) -> Option<TileEdge> {
+    /// Whether the algorithm applies, to enough channels to gain.
+    fn suits(&self) -> bool {
         let g = self.geometry;
         let same = |values: &[usize], value| values.iter().all(|&v| v == value);
         let suits = g.kernel == [3, 3] && same(&g.strides, 1) && same(&g.dilations, 1);
-        if !suits || self.channels < 16 || self.n < 16 {
+        suits && self.channels >= 16 && self.n >= 16
+    }
+
+    /// The tile that promises to be faster than the direct convolution, if one does.
+    fn edge(&self) -> Option<TileEdge> {
+        let g = self.geometry;
+        if !self.suits() {
             return None;
         }
         let products = |positions: usize, elements: usize| {
@@ -49,6 +56,29 @@ impl Dense<'_> {
         };
         let best = [TileEdge::Four, TileEdge::Two].into_iter().min_by_key(|&edge| cost(edge))?;
         (cost(best) < direct).then_some(best)
+    }
+
+    /// Whether the algorithm promises to be faster for bytes, in units of direct multiply-adds. With VNNI,
+    /// direct products take half as many instructions as those of 16 bits; without, as many.
+    fn pays_in_bytes(&self, kernels: Kernels) -> bool {
+        if !self.suits() {
+            return false;
+        }
+        let (product, byte, transform) = match kernels.isa() {
+            isa if isa.includes(Isa::Avx512Vnni) => (2, 40, 16),
+            isa if isa.includes(Isa::Avx512) => (1, 16, 12),
+            _ => (1, 8, 8),
+        };
+        let g = self.geometry;
+        let elements = TileEdge::Four.elements();
+        let tiles: usize =
+            self.images * g.output.iter().map(|o| o.div_ceil(TileEdge::Four.pixels())).product::<usize>();
+        let matrix = self.channels * self.n;
+        let direct = self.images * g.outputs() * g.taps() * matrix;
+        let weights = (2 * elements * matrix).saturating_sub(CACHED) * byte;
+        let products = tiles * elements * matrix * product;
+        // The model is rough: only a clear gain counts.
+        products + weights + tiles * elements * (self.channels + self.n) * transform < direct / 8 * 7
     }
 }
 
@@ -93,6 +123,53 @@ impl Lowering<'_> {
             macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
         };
         let scratch = self.build.arena(work.scratch_len(self.threads) * DType::F32.size());
+        let reads: Vec<Buf> = [x].into_iter().chain(residual.map(|r| r.0)).collect();
+        self.build.step(info, work, &reads, &[out, scratch]);
+        Some(())
+    }
+
+    /// Emits a convolution of bytes by Winograd's algorithm; `None` where that does not apply or not pay.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn winograd_bytes(
+        &mut self,
+        conv: &Dense,
+        x: Buf,
+        input: Affine,
+        weight: impl Fn(usize, usize, usize) -> i8,
+        steps: &[f32],
+        bias: &[i32],
+        chain: &Chain,
+    ) -> Option<()> {
+        let g = conv.geometry;
+        let (&[height, width], &[top, left], &[down, across]) = (&g.input[..], &g.pads[..], &g.output[..])
+        else {
+            return None;
+        };
+        if !conv.pays_in_bytes(self.kernels) {
+            return None;
+        }
+        let zero = u8::try_from(input.zero_point).ok()?;
+        let packed = PackedWinogradI8::pack(self.kernels, conv.channels, conv.n, weight)?;
+        let layout = Layout::Last(conv.n);
+        let residual = self.residual(chain, layout)?;
+        let (out, store, dtype) = self.store(chain, layout);
+        let info = self.info("winograd.u8i8", &chain.nodes, Some(chain.result), dtype);
+        let work = WinogradBytes {
+            images: conv.images,
+            channels: conv.channels,
+            input: [height, width],
+            pad: [top, left],
+            zero,
+            output: [down, across],
+            bias: fold_zero_point(Some(bias), packed.col_sums(), input.zero_point),
+            packed,
+            scale: steps.to_vec(),
+            residual: residual.map(|r| r.1),
+            activation: chain.activation,
+            store,
+            macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
+        };
+        let scratch = self.build.arena(work.scratch_len(self.threads) * DType::I32.size());
         let reads: Vec<Buf> = [x].into_iter().chain(residual.map(|r| r.0)).collect();
         self.build.step(info, work, &reads, &[out, scratch]);
         Some(())

@@ -14,6 +14,7 @@ pub(crate) mod reference;
 pub(crate) mod rows;
 pub(crate) mod window;
 pub(crate) mod winograd;
+pub(crate) mod winograd_bytes;
 
 use bytemuck::Pod;
 use smallvec::SmallVec;

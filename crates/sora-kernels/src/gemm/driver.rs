@@ -29,8 +29,8 @@ const DISTANT_BYTES: usize = 4 * 1024 * 1024;
 /// Pointers to rows that need no allocation.
 const FEW_POINTERS: usize = 512;
 
-/// Bytes of A widened at a time: fewer, because they are allocated.
-const WIDE_BLOCK_BYTES: usize = 96 * 1024;
+/// Bytes of A widened at a time: more, because fewer rows would read B too often.
+const WIDE_BLOCK_BYTES: usize = 512 * 1024;
 
 /// `out = epilogue(A · B)` in f32: rows of `a` by columns `n0 .. n0 + out.cols()` of `b`.
 ///
@@ -267,7 +267,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     if m == 0 || n == 0 {
         return;
     }
-    a.validate();
+    a.validate(kernels);
     ep.validate(m, n0 + n);
 
     let mr = b.tiles.by_rows.len();
@@ -312,12 +312,12 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         for tile in block.clone() {
             let (start, end) = (row(tile) - block_start, row(tile + 1) - block_start);
             let pointers = &mut pointers[start * taps..end * taps];
-            for (tap, pointers) in pointers.chunks_exact_mut(end - start).enumerate() {
-                for (i, pointer) in pointers.iter_mut().enumerate() {
-                    *pointer = match b.tiles.widen {
-                        Some(_) => wide[(start + i) * kc..].as_ptr().cast(),
-                        None => a.piece(block_start + start + i, tap).as_ptr(),
-                    };
+            match b.tiles.widen {
+                None => a.starts(block_start + start, end - start, pointers),
+                Some(_) => {
+                    for (i, pointer) in pointers.iter_mut().enumerate() {
+                        *pointer = wide[(start + i) * kc..].as_ptr().cast();
+                    }
                 }
             }
         }

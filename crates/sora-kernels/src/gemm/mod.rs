@@ -50,8 +50,8 @@ pub(crate) type TileFn<A, B, C> = unsafe fn(&TileArgs<A, B>, *mut C);
 /// Panels per call of a single-row kernel: enough independent sums to hide latency.
 pub(crate) const WIDE: usize = 4;
 
-/// Elements of the largest accumulator tile: 14 × 32.
-pub(crate) const MAX_TILE: usize = 14 * 32;
+/// Elements of the largest accumulator tile: 16 × 32.
+pub(crate) const MAX_TILE: usize = 16 * 32;
 
 /// Writes rows `first..` of the left operand as 16-bit numbers into rows of a given stride, each
 /// piece taking an even number of places.

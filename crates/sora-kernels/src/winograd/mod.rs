@@ -7,6 +7,7 @@
 //! channels all its products are computed and transformed back while they are in cache; weights are
 //! stored in the order of reading.
 
+pub(crate) mod bytes;
 mod transform;
 
 use core::ops::Range;
