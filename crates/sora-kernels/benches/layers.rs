@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use sora_kernels::{
     ARows, Activation, Dense, Dequant, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output,
-    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Rhs, Unary, Window, depthwise_f32, depthwise_u8i8,
-    elementwise, gemm_f32, gemm_u8i8, layout, pool, quantize, recurrent, rows,
+    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Rhs, SlidingF32, SlidingI8, Unary, Window,
+    depthwise_f32, depthwise_u8i8, elementwise, gemm_f32, gemm_u8i8, layout, pool, quantize, recurrent, rows,
+    slide_f32, slide_u8i8,
 };
 
 /// Best seconds per call over about a tenth of a second.
@@ -74,6 +75,7 @@ fn convolutions(k: Kernels) {
     report(k, "depthwise3x3 u8", m * taps * c, "Gmac/s", || {
         depthwise_u8i8(k, &u, &wi, &ep, Output::U8(MatMut::new(&mut yu, m, c, c), quant));
     });
+    slides(k);
     report(k, "max pool 3x3 f32", m * taps * c, "Gread/s", || {
         pool::max_f32(k, &f, MatMut::new(&mut yf, m, c, c));
     });
@@ -95,6 +97,45 @@ fn convolutions(k: Kernels) {
     report(k, "im2col 3x3x1 u8", m * 12, "Gelem/s", || {
         layout::im2col(k, &xu[..m], &grey, 1, 7, 0, 12, &mut columns);
     });
+}
+
+/// Depthwise convolutions as mobile networks have them.
+fn slides(k: Kernels) {
+    for (side, c, kernel, stride) in [
+        (112, 32, 3, 1),
+        (56, 144, 3, 1),
+        (28, 192, 3, 2),
+        (14, 384, 3, 1),
+        (14, 480, 5, 1),
+        (7, 960, 3, 1),
+        (7, 1152, 5, 1),
+    ] {
+        let out = side / stride;
+        let window = Window {
+            input: [side; 2],
+            pixel_stride: c,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            dilation: [1, 1],
+            pad: [kernel / 2; 2],
+            output: [out; 2],
+        };
+        let macs = out * out * kernel * kernel * c;
+        let (xf, xu) = (vec![0.5f32; side * side * c], vec![99u8; side * side * c]);
+        let (mut yf, mut yu) = (vec![0.0f32; out * out * c], vec![0u8; out * out * c]);
+        let name = |dtype: &str| format!("slide{kernel}x{kernel}/{stride} {side}x{c} {dtype}");
+        if let Some(w) = SlidingF32::pack(k, &window, |i, j| ((i * j) % 5) as f32, None) {
+            report(k, &name("f32"), macs, "Gmac/s", || {
+                slide_f32(k, &xf, side, &w, 0..out, Activation::Relu, &mut yf);
+            });
+        }
+        let (bias, scale) = (vec![1; c], vec![0.01; c]);
+        if let Some(w) = SlidingI8::pack(k, &window, 3, |i, j| ((i * j) % 5) as i8, &bias, &scale) {
+            report(k, &name("u8"), macs, "Gmac/s", || {
+                slide_u8i8(&xu, side, &w, 0..out, Activation::Relu, Quant::new(0.1, 3), &mut yu);
+            });
+        }
+    }
 }
 
 /// Products so shallow that what follows the sums takes most of the time.

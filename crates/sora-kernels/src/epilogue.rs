@@ -67,6 +67,11 @@ impl Activation {
         }
     }
 
+    /// Whether the function does no more than keep values within bounds.
+    pub fn only_clamps(self) -> bool {
+        self.bounds().is_some()
+    }
+
     /// Applies the function to every element in place.
     #[inline(always)]
     pub(crate) fn apply(self, x: &mut [f32]) {
@@ -85,7 +90,7 @@ impl Activation {
             Self::HardSigmoid { alpha, beta } => each(x, |x| unit(alpha * x + beta)),
             Self::Sigmoid => each(x, math::sigmoid),
             Self::Tanh => each(x, math::tanh),
-            Self::Silu => each(x, |x| x * math::sigmoid(x)),
+            Self::Silu => each(x, math::silu),
             Self::Gelu => each(x, math::gelu),
         }
     }

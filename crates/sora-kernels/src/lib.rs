@@ -58,6 +58,9 @@ mod vector;
 mod winograd;
 
 pub use aligned::SharedBytes;
+pub use depthwise::sliding::{
+    SlideF32Kernels, SlideI8Kernels, SlideWidth, Slides, SlidingF32, SlidingI8, slide_f32, slide_u8i8,
+};
 pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
 pub use elementwise::{Binary, Rhs, Unary};
 

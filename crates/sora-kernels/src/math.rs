@@ -78,7 +78,7 @@ pub(crate) fn clamp(x: f32, low: f32, high: f32) -> f32 {
     at_most(at_least(x, low), high)
 }
 
-/// 2ⁿ for −126 ≤ n ≤ 127.
+/// 2ⁿ for −126 ≤ n ≤ 127, infinity for 128.
 #[inline(always)]
 fn exp2i(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32).wrapping_shl(23))
@@ -115,10 +115,23 @@ pub(crate) fn tanh(x: f32) -> f32 {
     (e / (e + 2.0)).copysign(x)
 }
 
-/// 1 / (1 + e⁻ˣ) within 4 ulp.
+/// 1 + e⁻ˣ, infinity below −88.3; no step is denormal, which would be slow.
+#[inline(always)]
+fn one_plus_exp_neg(x: f32) -> f32 {
+    let (n, p) = reduce_exp(clamp(-x, -87.0, 89.0));
+    1.0 + (1.0 + p) * exp2i(n)
+}
+
+/// 1 / (1 + e⁻ˣ) within 4 ulp, and 0 below −88.3.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    1.0 / one_plus_exp_neg(x)
+}
+
+/// x·sigmoid(x) within 4 ulp, and 0 below −88.3.
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / one_plus_exp_neg(x)
 }
 
 /// erf within 4 ulp: x·P(x²) below 1, 1 − exp(−|x|·Q(|x|)) above.
@@ -242,6 +255,7 @@ mod tests {
         assert!(worst(tanh, f64::tanh, -12.0, 12.0) < 4.0 * ULP);
         assert!(worst(tanh, f64::tanh, -1e-2, 1e-2) < 4.0 * ULP);
         assert!(worst(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), -80.0, 80.0) < 4.0 * ULP);
+        assert!(worst(silu, |x| x / (1.0 + (-x).exp()), -85.0, 85.0) < 4.0 * ULP);
         assert!(worst(erf, libm::erf, -5.0, 5.0) < 4.0 * ULP);
         assert!(worst(erf, libm::erf, -1e-3, 1e-3) < 4.0 * ULP);
         assert!(worst(log, f64::ln, 1e-3, 4.0) < 2.0 * ULP);
@@ -259,7 +273,7 @@ mod tests {
 
     #[test]
     fn special_values() {
-        for f in [exp, tanh, sigmoid, erf, log, softplus, gelu, gelu_tanh] {
+        for f in [exp, tanh, sigmoid, silu, erf, log, softplus, gelu, gelu_tanh] {
             assert!(f(f32::NAN).is_nan());
         }
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
@@ -278,6 +292,9 @@ mod tests {
         assert_eq!(tanh(f32::NEG_INFINITY), -1.0);
         assert_eq!(erf(40.0), 1.0);
         assert_eq!(sigmoid(-200.0), 0.0);
+        assert_eq!(sigmoid(200.0), 1.0);
+        assert_eq!(silu(-200.0), 0.0);
+        assert_eq!(silu(200.0), 200.0);
         assert_eq!(softplus(100.0), 100.0);
     }
 

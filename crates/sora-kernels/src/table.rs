@@ -2,7 +2,10 @@
 
 use crate::{
     Isa, Kernels,
-    depthwise::{self, DwF32Tiles, DwI8Tiles},
+    depthwise::{
+        self, DwF32Tiles, DwI8Tiles, slide_f32, slide_u8,
+        sliding::{SlideF32Kernels, SlideI8Kernels},
+    },
     gemm::{Bf16Tiles, F32Tiles, I8Tiles, bf16, portable},
     winograd::{self, WinogradTiles, bytes::WinogradI8Tiles},
 };
@@ -24,6 +27,10 @@ pub enum Family {
     WinogradF32,
     /// u8 × i8 → i32 convolution of 3×3 windows by Winograd's algorithm; not on every instruction set.
     WinogradU8I8,
+    /// f32 × f32 → f32 depthwise convolution that slides along rows of pixels.
+    SlideF32,
+    /// u8 × i8 → u8 depthwise convolution that slides along rows of pixels.
+    SlideU8I8,
     /// Plain loops compiled once per instruction set: epilogues, pooling, row
     /// operations, elementwise functions, quantization, recurrent cells, layout.
     Loops,
@@ -69,6 +76,10 @@ pub enum KernelFn {
     WinogradF32(&'static WinogradTiles),
     /// Convolution of bytes by Winograd's algorithm.
     WinogradU8I8(&'static WinogradI8Tiles),
+    /// Depthwise convolution of reals along rows.
+    SlideF32(&'static SlideF32Kernels),
+    /// Depthwise convolution of bytes along rows.
+    SlideU8I8(&'static SlideI8Kernels),
     /// Everything else that the dispatch macro instantiates.
     Loops,
 }
@@ -179,6 +190,22 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "winograd_u8i8_avx512vnni_12x32" WinogradU8I8 Avx512Vnni (12, 32, 2) BitExact KernelFn::WinogradU8I8(&winograd::bytes::AVX512_VNNI);
 
+    "slide_f32_portable_2x8" SlideF32 Portable (2, 8, 1) DotProduct KernelFn::SlideF32(&slide_f32::PORTABLE);
+    #[cfg(target_arch = "x86_64")]
+    "slide_f32_avx2_4x16" SlideF32 Avx2 (4, 16, 1) DotProduct KernelFn::SlideF32(&slide_f32::x86::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    "slide_f32_avx512_4x32" SlideF32 Avx512 (4, 32, 1) DotProduct KernelFn::SlideF32(&slide_f32::x86::AVX512);
+    #[cfg(target_arch = "aarch64")]
+    "slide_f32_neon_4x8" SlideF32 Neon (4, 8, 1) DotProduct KernelFn::SlideF32(&slide_f32::neon::NEON);
+
+    "slide_u8i8_portable_2x16" SlideU8I8 Portable (2, 16, 2) BitExact KernelFn::SlideU8I8(&slide_u8::PORTABLE);
+    #[cfg(target_arch = "x86_64")]
+    "slide_u8i8_avx2_2x32" SlideU8I8 Avx2 (2, 32, 2) BitExact KernelFn::SlideU8I8(&slide_u8::x86::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    "slide_u8i8_avx512_4x64" SlideU8I8 Avx512 (4, 64, 2) BitExact KernelFn::SlideU8I8(&slide_u8::x86::AVX512);
+    #[cfg(target_arch = "x86_64")]
+    "slide_u8i8_avx512vnni_4x64" SlideU8I8 Avx512Vnni (4, 64, 4) BitExact KernelFn::SlideU8I8(&slide_u8::x86::AVX512_VNNI);
+
     "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
     #[cfg(target_arch = "x86_64")]
     "loops_avx2" Loops Avx2 (1, 1, 1) BitExact KernelFn::Loops;
@@ -252,6 +279,20 @@ pub(crate) fn winograd_u8i8_tiles(kernels: Kernels) -> Option<(Tile, &'static Wi
     }
 }
 
+pub(crate) fn slide_f32_kernels(kernels: Kernels) -> (Tile, &'static SlideF32Kernels) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::SlideF32(slides) => Some(slides),
+        _ => None,
+    })
+}
+
+pub(crate) fn slide_u8i8_kernels(kernels: Kernels) -> (Tile, &'static SlideI8Kernels) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::SlideU8I8(slides) => Some(slides),
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,6 +314,15 @@ mod tests {
                 KernelFn::GemmF32(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
                 KernelFn::GemmBf16(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
                 KernelFn::GemmU8I8(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
+                KernelFn::SlideF32(slides) => {
+                    assert_eq!(row.tile.nr, slides.widths[0].lanes, "{}", row.name);
+                    continue;
+                }
+                KernelFn::SlideU8I8(slides) => {
+                    let tile = (row.tile.nr, row.tile.k_granule);
+                    assert_eq!(tile, (slides.widths[0].lanes, slides.rows), "{}", row.name);
+                    continue;
+                }
                 _ => continue,
             };
             assert_eq!(row.tile.mr, mr, "{}", row.name);
@@ -299,6 +349,8 @@ mod tests {
                 Family::DepthwiseF32,
                 Family::DepthwiseU8I8,
                 Family::WinogradF32,
+                Family::SlideF32,
+                Family::SlideU8I8,
                 Family::Loops,
             ] {
                 let chosen = select(kernels, family).unwrap();

@@ -16,16 +16,16 @@ use crate::steps::movement::Frame;
 use crate::steps::window::{Geometry, Windows};
 
 /// What the two kinds of convolution have in common.
-struct Convolution<'a> {
-    geometry: Geometry,
+pub(super) struct Convolution<'a> {
+    pub(super) geometry: Geometry,
     /// Whether windows run over the input, as opposed to the transposed convolution.
-    forward: bool,
+    pub(super) forward: bool,
     images: usize,
-    groups: usize,
+    pub(super) groups: usize,
     /// Input and output channels per group.
     channels: [usize; 2],
     /// Position of a weight, by group, output channel, input channel and tap.
-    index: &'a dyn Fn(usize, usize, usize, usize) -> usize,
+    pub(super) index: &'a dyn Fn(usize, usize, usize, usize) -> usize,
     kernel: &'static str,
 }
 
@@ -151,6 +151,9 @@ impl Lowering<'_> {
         let (kernels, weights) = (self.kernels, numbers(constant));
         let pad = |kc: usize| vec![0.0f32; kc];
         if c.is_depthwise() {
+            if self.slide_reals(c, x, weights, bias, chain).is_some() {
+                return Some(());
+            }
             let gathered = self.windows(c, x, c.groups)?;
             let value = |tap, channel| f32::from_ne_bytes(weights[(c.index)(channel, 0, 0, tap)]);
             let packed = PackedDwF32::pack(kernels, gathered.taps, c.groups, value);
@@ -224,6 +227,9 @@ impl Lowering<'_> {
         let (kernels, values) = (self.kernels, weights.values());
         let zero = u8::try_from(input.zero_point).ok()?;
         if c.is_depthwise() {
+            if self.slide_bytes(c, x, zero, weights, steps, bias, chain).is_some() {
+                return Some(());
+            }
             let gathered = self.windows(c, x, c.groups)?;
             let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
             let packed = PackedDwI8::pack(kernels, gathered.taps, c.groups, value);

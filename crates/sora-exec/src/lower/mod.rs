@@ -11,6 +11,7 @@ mod bf16;
 mod build;
 pub(crate) mod chain;
 mod conv;
+mod depthwise;
 mod dynamic;
 mod elementwise;
 pub(crate) mod layout;

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod convert;
+pub(crate) mod depthwise;
 pub(crate) mod dynamic;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;

@@ -1,5 +1,8 @@
 //! Depthwise convolution, channels last, one weight per channel and tap.
 
+pub(crate) mod slide_f32;
+pub(crate) mod slide_u8;
+pub(crate) mod sliding;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86;
 

@@ -1,0 +1,85 @@
+//! Depthwise convolutions over images, where a kernel slides along rows.
+
+use sora_kernels::{Quant, SlidingF32, SlidingI8, Window};
+
+use super::Lowering;
+use super::build::Buf;
+use super::chain::Chain;
+use super::conv::Convolution;
+use super::layout::{Affine, Layout};
+use super::weights::ByteWeights;
+use crate::steps::depthwise::{ByteSlider, Depthwise, RealSlider, Slider};
+
+impl Lowering<'_> {
+    /// `None` when no kernel slides this convolution or stores its result.
+    pub(super) fn slide_reals(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        chain: &Chain,
+    ) -> Option<()> {
+        let value = |tap, channel| weights[(c.index)(channel, 0, 0, tap)];
+        let window = c.window().filter(|_| chain.residual.is_none() && chain.quantize.is_none())?;
+        let packed = SlidingF32::pack(self.kernels, &window, value, bias)?;
+        let slider = RealSlider { packed, activation: chain.activation };
+        self.slide(&window, "depthwise.f32", x, slider, chain)
+    }
+
+    /// `None` when no kernel slides this convolution or stores its result.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn slide_bytes(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        zero_point: u8,
+        weights: &ByteWeights,
+        steps: &[f32],
+        bias: &[i32],
+        chain: &Chain,
+    ) -> Option<()> {
+        let value = |tap, channel| weights.values()[(c.index)(channel, 0, 0, tap)];
+        let window = c.window().filter(|_| chain.residual.is_none() && chain.activation.only_clamps())?;
+        let Affine { scale, zero_point: to } = chain.quantize?.affine;
+        let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, steps)?;
+        let slider = ByteSlider { packed, activation: chain.activation, quant: Quant::new(scale, to) };
+        self.slide(&window, "depthwise.u8i8", x, slider, chain)
+    }
+
+    fn slide<S: Slider + 'static>(
+        &mut self,
+        w: &Window,
+        kernel: &str,
+        x: Buf,
+        slider: S,
+        chain: &Chain,
+    ) -> Option<()> {
+        let channels = w.pixel_stride;
+        let (out, _, dtype) = self.store(chain, Layout::Last(channels));
+        let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
+        let image = |[h, w]: [usize; 2]| [h, h * w * channels];
+        let macs = usize::try_from(info.macs).unwrap_or(usize::MAX);
+        let work = Depthwise { slider, input: image(w.input), output: image(w.output), macs };
+        self.build.step(info, work, &[x], &[out]);
+        Some(())
+    }
+}
+
+impl Convolution<'_> {
+    /// The window of a convolution over two-dimensional images.
+    fn window(&self) -> Option<Window> {
+        let pair = |v: &[usize]| <[usize; 2]>::try_from(v).ok();
+        let g = &self.geometry;
+        let window = Window {
+            input: pair(&g.input)?,
+            pixel_stride: self.groups,
+            kernel: pair(&g.kernel)?,
+            stride: pair(&g.strides)?,
+            dilation: pair(&g.dilations)?,
+            pad: pair(&g.pads)?,
+            output: pair(&g.output)?,
+        };
+        self.forward.then_some(window)
+    }
+}
