@@ -157,17 +157,65 @@ per_isa! {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn lut_u8(x: &[u8], table: &[u8; 256], out: &mut [u8]) {
+pub fn lut_u8(kernels: Kernels, x: &[u8], table: &[u8; 256], out: &mut [u8]) {
     assert_eq!(x.len(), out.len(), "input and output differ in length");
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    if permutes_bytes(kernels) {
+        // SAFETY: the instructions run here; both slices have this length.
+        return unsafe { permute_bytes(x.as_ptr(), table, out.as_mut_ptr(), x.len()) };
+    }
+    let _ = kernels;
     for (y, &q) in out.iter_mut().zip(x) {
         *y = table[usize::from(q)];
     }
 }
 
 /// `x[i] = table[x[i]]`.
-pub fn lut_u8_inplace(x: &mut [u8], table: &[u8; 256]) {
+pub fn lut_u8_inplace(kernels: Kernels, x: &mut [u8], table: &[u8; 256]) {
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    if permutes_bytes(kernels) {
+        let at = x.as_mut_ptr();
+        // SAFETY: the instructions run here; the slice is read and written through one pointer.
+        return unsafe { permute_bytes(at, table, at, x.len()) };
+    }
+    let _ = kernels;
     for q in x {
         *q = table[usize::from(*q)];
+    }
+}
+
+/// Whether a handle may look bytes up in registers. Not a level of its own: results are the same.
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+fn permutes_bytes(kernels: Kernels) -> bool {
+    kernels.isa().includes(crate::Isa::Avx512) && std::is_x86_feature_detected!("avx512vbmi")
+}
+
+/// `to[i] = table[from[i]]`, 64 at a time: two look-ups in 128 entries, of which the upper bit chooses.
+///
+/// # Safety
+/// `len` bytes must be readable and writable; the pointers may be equal.
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+unsafe fn permute_bytes(from: *const u8, table: &[u8; 256], to: *mut u8, len: usize) {
+    use core::arch::x86_64::*;
+    // SAFETY: the table has four quarters of 64 bytes.
+    let t: [__m512i; 4] =
+        core::array::from_fn(|i| unsafe { _mm512_loadu_si512(table[64 * i..].as_ptr().cast()) });
+    let look_up = |q: __m512i| {
+        let low = _mm512_permutex2var_epi8(t[0], q, t[1]);
+        let high = _mm512_permutex2var_epi8(t[2], q, t[3]);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(q), low, high)
+    };
+    let whole = len - len % 64;
+    // SAFETY: within `len` bytes; the mask leaves out what lies behind them.
+    unsafe {
+        for i in (0..whole).step_by(64) {
+            let y = look_up(_mm512_loadu_si512(from.add(i).cast()));
+            _mm512_storeu_si512(to.add(i).cast(), y);
+        }
+        let rest = (1u64 << (len - whole)) - 1;
+        let y = look_up(_mm512_maskz_loadu_epi8(rest, from.add(whole).cast()));
+        _mm512_mask_storeu_epi8(to.add(whole).cast(), rest, y);
     }
 }
 
@@ -229,6 +277,25 @@ fn binary_blocks(
 ) {
     let mut lhs = [0.0f32; BLOCK];
     let mut rhs = [0.0f32; BLOCK];
+    if let Rhs::Row(b) = b
+        && (1..=BLOCK / 2).contains(&b.len())
+    {
+        // A short row, repeated and dequantized once.
+        Rhs::Row(b).check(a.len());
+        let block = BLOCK - BLOCK % b.len();
+        for y in rhs[..block].chunks_exact_mut(b.len()) {
+            dequantize(b, db, y);
+        }
+        for a in a.chunks_mut(block) {
+            let x = &mut lhs[..a.len()];
+            dequantize(a, da, x);
+            for (x, y) in x.iter_mut().zip(&rhs) {
+                *x = f(*x, *y);
+            }
+            activate_and_quantize(x, activation, quant, 0, a);
+        }
+        return;
+    }
     for (a, b) in broadcast(a, b) {
         for start in (0..a.len()).step_by(BLOCK) {
             let len = BLOCK.min(a.len() - start);
@@ -373,16 +440,27 @@ mod tests {
         let table: [u8; 256] = core::array::from_fn(|i| 255 - i as u8);
         let x: Vec<u8> = (0..=255).collect();
         let mut y = vec![0; 256];
-        lut_u8(&x, &table, &mut y);
-        assert_eq!(y, table);
-        lut_u8_inplace(&mut y, &table);
-        assert_eq!(y, x);
+        let mut rng = Rng::with_seed(13);
+        for k in Kernels::all_available() {
+            lut_u8(k, &x, &table, &mut y);
+            assert_eq!(y, table);
+            lut_u8_inplace(k, &mut y, &table);
+            assert_eq!(y, x);
+            let table: [u8; 256] = core::array::from_fn(|_| rng.u8(..));
+            for len in [0, 1, 63, 64, 65, 200] {
+                let x: Vec<u8> = (0..len).map(|_| rng.u8(..)).collect();
+                let mut y = vec![0; len];
+                lut_u8(k, &x, &table, &mut y);
+                assert!(x.iter().zip(&y).all(|(&x, &y)| table[usize::from(x)] == y));
+            }
+        }
     }
 
     #[test]
     fn quantized_arithmetic_is_within_a_step_and_equal_on_every_isa() {
         let mut rng = Rng::with_seed(12);
-        let (rows, cols) = (5, 71);
+        // A row longer than half a block, and short ones.
+        let (rows, cols) = (9, 71);
         let a: Vec<u8> = (0..rows * cols).map(|_| rng.u8(..)).collect();
         let b: Vec<u8> = (0..rows * cols).map(|_| rng.u8(..)).collect();
         let da = Dequant { scale: 0.021, zero_point: 100 };
@@ -402,6 +480,7 @@ mod tests {
                 (Rhs::Same(&b[..]), &(|i| b[i]) as &dyn Fn(usize) -> u8),
                 (Rhs::Scalar(9), &|_| 9),
                 (Rhs::Row(&b[..cols]), &|i| b[i % cols]),
+                (Rhs::Row(&b), &|i| b[i]),
                 (Rhs::Column { values: &b[..rows], period: cols }, &|i| b[i / cols]),
             ] {
                 let mut seen: Option<Vec<u8>> = None;

@@ -11,7 +11,7 @@ use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
 
 /// A tensor in memory, as steps see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Buf(usize);
 
 enum Place {
@@ -125,6 +125,7 @@ impl Builder {
     /// Plans the arena.
     pub(crate) fn finish(self, outputs: &[Buf]) -> Lowered {
         let Builder { mut places, mut constants, drafts, infos, .. } = self;
+        let (drafts, infos) = needed(drafts, infos, places.len(), outputs);
         keep_used(&mut places, &mut constants, &drafts, outputs);
         let mut first = vec![0; places.len()];
         let mut last = vec![0; places.len()];
@@ -185,6 +186,26 @@ impl Builder {
             arena_bytes,
         }
     }
+}
+
+/// Drops the steps whose results nobody reads: others have been fused with what they compute.
+fn needed(
+    drafts: Vec<Draft>,
+    infos: Vec<StepInfo>,
+    buffers: usize,
+    outputs: &[Buf],
+) -> (Vec<Draft>, Vec<StepInfo>) {
+    let mut read = vec![false; buffers];
+    outputs.iter().for_each(|buf| read[buf.0] = true);
+    let mut steps: Vec<_> = drafts.into_iter().zip(infos).rev().collect();
+    steps.retain(|(draft, _)| {
+        let needed = draft.writes.iter().any(|buf| read[buf.0]);
+        if needed {
+            draft.reads.iter().for_each(|buf| read[buf.0] = true);
+        }
+        needed
+    });
+    steps.into_iter().rev().unzip()
 }
 
 /// Drops the constants that neither a step reads nor the caller gets.

@@ -16,11 +16,11 @@ impl Lowering<'_> {
         &mut self,
         c: &Convolution,
         x: Buf,
-        weights: &[f32],
+        weights: &[[u8; 4]],
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
-        let value = |tap, channel| weights[(c.index)(channel, 0, 0, tap)];
+        let value = |tap, channel| f32::from_ne_bytes(weights[(c.index)(channel, 0, 0, tap)]);
         let window = c.window().filter(|_| chain.residual.is_none() && chain.quantize.is_none())?;
         let packed = SlidingF32::pack(self.kernels, &window, value, bias)?;
         let slider = RealSlider { packed, activation: chain.activation };

@@ -62,7 +62,6 @@ impl Lowering<'_> {
                 let (x, _) = self.quantized(full, layout)?;
                 let encoding = Encoding::Affine(oa);
                 let z = self.operand(other, layout, encoding, &broadcast, y)?;
-                let buf = self.fresh(chain.result, DType::U8);
                 let work = BinaryBytes {
                     op,
                     broadcast: broadcast.unwrap_or_else(|| Broadcast::same(self.len(y))),
@@ -70,6 +69,11 @@ impl Lowering<'_> {
                     activation: chain.activation,
                     result: quantized.affine,
                 };
+                let same = self.shape(other) == shape;
+                if same && self.binary_table(&work, [x, z], layout, quantized, chain).is_some() {
+                    return Some(());
+                }
+                let buf = self.fresh(chain.result, DType::U8);
                 let info = self.info("binary.u8", &chain.nodes, Some(chain.result), DType::U8);
                 self.build.step(info, work, &[x, z], &[buf]);
                 self.define(chain.result, Form { buf, layout, encoding: quantized.encoding });

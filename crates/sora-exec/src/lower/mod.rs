@@ -35,9 +35,10 @@ use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
 use crate::weights::WeightStore;
 use crate::{ExecError, Precision, StepInfo};
-use build::Builder;
+use build::{Buf, Builder};
 use chain::{Chain, Fusion};
 use layout::{Form, Layout};
+use quant::ByteFunction;
 
 /// The state of lowering one graph.
 pub(crate) struct Lowering<'g> {
@@ -52,6 +53,8 @@ pub(crate) struct Lowering<'g> {
     forms: Vec<Vec<Form>>,
     /// Transposes that exist only as a view of another value, until someone asks for their elements.
     views: HashMap<ValueId, (ValueId, View)>,
+    /// By buffer of bytes that a table made: from which bytes, and how.
+    byte_functions: HashMap<Buf, ByteFunction>,
     /// Values quantized over ranges found at run time.
     dynamics: HashMap<ValueId, dynamic::Dynamic>,
     /// By value: the nodes that read it.
@@ -91,7 +94,7 @@ pub(crate) fn lower(
     let forms = vec![Vec::new(); count];
     let build = Builder::new(kernels);
     let (uses, claimed) = (graph.uses(), HashSet::new());
-    let (views, dynamics) = (HashMap::new(), HashMap::new());
+    let (views, dynamics, byte_functions) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut lowering = Lowering {
         graph,
         kernels,
@@ -102,6 +105,7 @@ pub(crate) fn lower(
         forms,
         views,
         dynamics,
+        byte_functions,
         uses,
         is_output,
         claimed,

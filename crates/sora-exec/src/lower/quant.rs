@@ -1,13 +1,24 @@
 //! Quantization and dequantization, and functions of bytes as tables.
 
 use sora_ir::{EvalCx, Node, NodeId, Op};
-use sora_kernels::quantize;
+use sora_kernels::{Rhs, quantize};
 use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
+use super::build::Buf;
 use super::chain::{Chain, Quantized};
 use super::layout::{Affine, Encoding, Form, Layout};
+use crate::steps::elementwise::BinaryBytes;
 use crate::steps::quantize::{Flip, Quantize, Table, dequant};
+
+/// Bytes that a table makes from other bytes, element by element.
+#[derive(Clone)]
+pub(super) struct ByteFunction {
+    source: Buf,
+    table: Box<[u8; 256]>,
+    /// The nodes that it computes.
+    nodes: Vec<NodeId>,
+}
 
 impl Lowering<'_> {
     /// A `QuantizeLinear`: nothing where the value already exists in this encoding.
@@ -99,13 +110,55 @@ impl Lowering<'_> {
         let affine = self.affine(x)?;
         let table = self.byte_table(functions, affine, quantized.affine)?;
         let form = self.forms(x).into_iter().find(|f| f.encoding == Encoding::Affine(affine))?;
-        let buf = self.fresh(y, DType::U8);
         // Another shape may have no channels where the layout has them.
         let layout = if self.shape(x) == self.shape(y) { form.layout } else { Layout::Plain };
-        let from = self.encoded(x, layout, form.encoding)?;
-        let info = self.info("table.u8", nodes, Some(y), DType::U8);
-        self.build.step_in_place(info, Table { table }, &[from], &[buf]);
+        let source = self.encoded(x, layout, form.encoding)?;
+        self.emit_table(ByteFunction { source, table, nodes: nodes.to_vec() }, layout, quantized, y);
+        Some(())
+    }
+
+    fn emit_table(
+        &mut self,
+        function: ByteFunction,
+        layout: Layout,
+        quantized: Quantized,
+        y: sora_ir::ValueId,
+    ) {
+        let buf = self.fresh(y, DType::U8);
+        let info = self.info("table.u8", &function.nodes, Some(y), DType::U8);
+        let table = function.table.clone();
+        self.build.step_in_place(info, Table { table }, &[function.source], &[buf]);
         self.define(y, Form { buf, layout, encoding: quantized.encoding });
+        self.byte_functions.insert(buf, function);
+    }
+
+    /// A buffer of bytes as a function of the bytes it was made from.
+    fn byte_function(&self, buf: Buf) -> ByteFunction {
+        let itself = || {
+            let table = Box::new(std::array::from_fn(|q| q as u8));
+            ByteFunction { source: buf, table, nodes: Vec::new() }
+        };
+        self.byte_functions.get(&buf).cloned().unwrap_or_else(itself)
+    }
+
+    /// Emits a function of two operands that both come from the same bytes, in the same order, as a table;
+    /// `None` when they do not. The step that made an operand is dropped if nobody else reads it.
+    pub(crate) fn binary_table(
+        &mut self,
+        work: &BinaryBytes,
+        operands: [Buf; 2],
+        layout: Layout,
+        quantized: Quantized,
+        chain: &Chain,
+    ) -> Option<()> {
+        let [a, b] = operands.map(|buf| self.byte_function(buf));
+        if a.source != b.source {
+            return None;
+        }
+        let mut table = Box::new([0; 256]);
+        work.apply(self.kernels, &a.table[..], Rhs::Same(&b.table[..]), &mut table[..]);
+        let nodes = [a.nodes, b.nodes, chain.nodes.clone()].concat();
+        self.emit_table(ByteFunction { source: a.source, table, nodes }, layout, quantized, chain.result);
         Some(())
     }
 

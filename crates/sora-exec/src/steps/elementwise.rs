@@ -1,7 +1,7 @@
 //! Functions of one or two tensors, element by element.
 
 use sora_kernels::elementwise::{self, Rhs};
-use sora_kernels::{Activation, Quant, quantize};
+use sora_kernels::{Activation, Kernels, Quant, quantize};
 
 use super::quantize::dequant;
 use super::{Cx, Io, Work};
@@ -123,14 +123,20 @@ pub(crate) struct BinaryBytes {
     pub(crate) result: Affine,
 }
 
+impl BinaryBytes {
+    /// The function of operands in memory.
+    pub(crate) fn apply(&self, kernels: Kernels, a: &[u8], b: Rhs<'_, u8>, out: &mut [u8]) {
+        let [da, db] = self.operands.map(dequant);
+        let quant = Quant::new(self.result.scale, self.result.zero_point);
+        quantize::binary_u8(kernels, self.op, a, da, b, db, self.activation, out, quant);
+    }
+}
+
 impl Work for BinaryBytes {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (a, b, out) = (io.input::<u8>(0), io.input::<u8>(1), io.output::<u8>());
-        let [da, db] = self.operands.map(dequant);
-        let quant = Quant::new(self.result.scale, self.result.zero_point);
         self.broadcast.each(cx, b, out, |start, rhs, out| {
-            let a = &a[start..][..out.len()];
-            quantize::binary_u8(cx.kernels, self.op, a, da, rhs, db, self.activation, out, quant);
+            self.apply(cx.kernels, &a[start..][..out.len()], rhs, out);
         });
         Ok(())
     }

@@ -85,11 +85,11 @@ impl Work for Table {
         let (x, out) = (io.input::<u8>(0), io.output::<u8>());
         if x.is_empty() {
             cx.threads.chunks(out.len() * MOVE_COST, 64, out, |_, out| {
-                quantize::lut_u8_inplace(out, &self.table);
+                quantize::lut_u8_inplace(cx.kernels, out, &self.table);
             });
         } else {
             cx.threads.chunks(out.len() * MOVE_COST, 64, out, |start, out| {
-                quantize::lut_u8(&x[start..][..out.len()], &self.table, out);
+                quantize::lut_u8(cx.kernels, &x[start..][..out.len()], &self.table, out);
             });
         }
         Ok(())
