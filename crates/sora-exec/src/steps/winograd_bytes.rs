@@ -74,6 +74,7 @@ impl Work for WinogradBytes {
         let (n, pixels) = (self.scale.len(), self.images * self.output[0] * self.output[1]);
         let mut out = match self.store {
             Store::Real => Output::F32(MatMut::new(io.output_at(0), pixels, n, n)),
+            Store::Bf16 => Output::Bf16(MatMut::new(io.output_at(0), pixels, n, n)),
             Store::Bytes(a) => {
                 Output::U8(MatMut::new(io.output_at(0), pixels, n, n), Quant::new(a.scale, a.zero_point))
             }
