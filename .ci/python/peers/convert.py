@@ -82,6 +82,12 @@ class Converter:
         onnx.checker.check_model(model)
         onnx.save(model, to)
 
+    # Sora's own
+
+    def packed(self, network, batch, to, form):
+        """What Sora keeps for this machine beside a model."""
+        command(self.sora, "convert", "--pack", self.path(network, batch, form), to)
+
     # onnxruntime's quantization
 
     def static(self, network, batch, to):
@@ -100,11 +106,20 @@ class Converter:
         with tempfile.TemporaryDirectory() as folder:
             prepared = pathlib.Path(folder, "prepared.onnx")
             quant_pre_process(str(self.path(network, batch, "f32.onnx")), str(prepared), skip_symbolic_shape=True)
-            products_only = {"op_types_to_quantize": ["MatMul"]} if network in plan.SEQUENCES else {}
+            chosen = self.weighted_products(prepared) if network in plan.SEQUENCES else {}
             quantize_static(
                 str(prepared), str(to), Reader(self.batches(network, batch, 8 if batch == 1 else 1)),
                 quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8, **products_only)
+                weight_type=QuantType.QInt8, **chosen)
+
+    @staticmethod
+    def weighted_products(path):
+        """In a transformer only products with weights: those inside of attention lose more than they gain."""
+        graph = onnx.load(path).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+        inside = [node.name for node in products if not constants.intersection(node.input)]
+        return {"op_types_to_quantize": ["MatMul", "Gemm"], "nodes_to_exclude": inside}
 
     def dynamic(self, network, batch, to):
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -179,6 +194,8 @@ class Converter:
         "f32.mnn": mnn,
         "int8.mnn": lambda self, network, batch, to: self.mnn(network, batch, to, "--weightQuantBits", "8"),
         "f32.ncnn": ncnn,
+        "f32.sora": lambda self, network, batch, to: self.packed(network, batch, to, "f32.onnx"),
+        "int8.sora": lambda self, network, batch, to: self.packed(network, batch, to, "int8.onnx"),
     }
 
 

@@ -18,6 +18,7 @@ NETWORKS = IMAGES + SEQUENCES + [name + KERAS for name in IMAGES]
 RUNTIMES = {
     "f32": [
         ("Sora", "sora", "f32.onnx"),
+        ("Sora packed", "sora", "f32.sora"),
         ("onnxruntime", "onnxruntime", "f32.onnx"),
         ("OpenVINO", "openvino", "f32.onnx"),
         ("LiteRT", "litert", "f32.tflite"),
@@ -29,6 +30,7 @@ RUNTIMES = {
     "int8": [
         ("Sora", "sora", "int8.onnx"),
         ("Sora dynamic", "sora", "dynamic.onnx"),
+        ("Sora packed", "sora", "int8.sora"),
         ("onnxruntime", "onnxruntime", "int8.onnx"),
         ("onnxruntime dynamic", "onnxruntime", "dynamic.onnx"),
         ("OpenVINO", "openvino", "int8.xml"),
@@ -65,7 +67,9 @@ class Cell:
 
     def runtimes(self):
         """The rows of RUNTIMES that have a model of this network."""
-        return [row for row in RUNTIMES[self.precision] if exists(self.network, self.batch, row[2])]
+        rows = [row for row in RUNTIMES[self.precision] if exists(self.network, self.batch, row[2])]
+        # Packed files differ in how they start, which one setting tells.
+        return [row for row in rows if not row[2].endswith(".sora") or self.batch == self.threads == 1]
 
 
 def exists(network, batch, form):
@@ -74,7 +78,7 @@ def exists(network, batch, form):
         return batch == 1  # ncnn has no batch.
     if form.startswith("dynamic"):
         return network in SEQUENCES
-    if form == "int8.onnx":
+    if form in ("int8.onnx", "int8.sora"):
         return network != "lstm"  # onnxruntime quantizes recurrent layers dynamically only.
     return True
 

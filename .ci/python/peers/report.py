@@ -21,7 +21,7 @@ GEOMETRIC = statistics.geometric_mean
 
 
 def runtime_of(name):
-    return name.removesuffix(" dynamic")
+    return name.removesuffix(" dynamic").removesuffix(" packed")
 
 
 def number(value, digits=3):
@@ -166,8 +166,8 @@ class Report:
             if cell.batch != 1 or cell.threads != 1:
                 continue
             runtimes = self.results["cells"][cell.key]["runtimes"]
-            for name in ("Sora", "Sora dynamic"):
-                theirs = name.replace("Sora", "onnxruntime")
+            for name in ("Sora", "Sora packed", "Sora dynamic"):
+                theirs = name.removesuffix(" packed").replace("Sora", "onnxruntime")
                 starts = [runtimes.get(n, {}).get("starts") for n in (name, theirs)]
                 if not starts[0]:
                     continue
@@ -187,7 +187,7 @@ class Report:
             "",
             "Relative error: norm of the difference to onnxruntime's f32 outputs over the norm of those. First result: from the file on "
             "disk to the first output, ms, the least of three starts. Memory: the most that the process held above what it held "
-            "before loading, MiB.",
+            "before loading, MiB. Packed: a `.sora` file that `sora convert --pack` wrote on this machine.",
             "",
             *heading(columns), *lines, "",
         ]
