@@ -3,7 +3,7 @@
 use sora_conformance::{all_cases, assert_close, engines, reference, run};
 use sora_exec::{Options, Precision};
 
-/// Both operands of a product are off by up to 2⁻⁹ of themselves, and sums of products mostly by less of the
+/// Both operands of a product are off by up to 2⁻⁸ of themselves, and sums of products mostly by less of the
 /// largest sum; this is 2⁻⁶.
 const TOLERANCE: f64 = 1.0 / 64.0;
 

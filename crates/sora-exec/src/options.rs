@@ -14,8 +14,9 @@ pub enum Precision {
     /// processor multiplies bf16 ([`Isa::Avx512Bf16`]); elsewhere the same rounded operands are multiplied in
     /// `f32`, so that results agree, which gains nothing.
     ///
-    /// Convolutions, matrix products with constant weights and what recurrent layers read are such products.
-    /// Between two of them values are stored rounded.
+    /// Convolutions and matrix products with constant weights are such products; those of recurrent layers and
+    /// between computed matrices stay `f32`, and so do the weights of depthwise convolutions that slide along the
+    /// rows of images. Between two products values are stored rounded.
     Bf16,
 }
 

@@ -4,7 +4,7 @@
 //! even, subnormal numbers to zero. So matrix products multiply the same operands everywhere and differ only
 //! by the rounding of their sums.
 
-use crate::isa::per_isa;
+use crate::{Kernels, isa::per_isa};
 
 /// The bits of the bf16 nearest to `x`, ties to even; a signed zero below 2⁻¹²⁶, a quiet NaN for NaN.
 #[inline(always)]
@@ -48,10 +48,39 @@ per_isa! {
     }
 }
 
+/// Applies a function of reals to bits of bf16, blocks of which pass through the first-level cache.
+pub fn through_f32(kernels: Kernels, x: &mut [u16], f: impl Fn(&mut [f32])) {
+    let mut wide = [0.0; BLOCK];
+    for x in x.chunks_mut(BLOCK) {
+        let wide = &mut wide[..x.len()];
+        widen_all(kernels, x, wide);
+        f(wide);
+        round_all(kernels, wide, x);
+    }
+}
+
+/// Elements of a block.
+const BLOCK: usize = 1024;
+
+per_isa! {
+    /// `out[r][c] = a[r][c] · b[c]`, rounded, for rows as long as `b`.
+    ///
+    /// # Panics
+    /// When the lengths of `a` and `out` differ, or `b` does not divide them.
+    pub fn scale_columns(a: &[u16], b: &[f32], out: &mut [u16]) {
+        assert_eq!(a.len(), out.len(), "one result per element");
+        assert!(!b.is_empty() && a.len().is_multiple_of(b.len()), "{} elements in rows of {}", a.len(), b.len());
+        for (a, out) in a.chunks_exact(b.len()).zip(out.chunks_exact_mut(b.len())) {
+            for ((&a, &b), out) in a.iter().zip(b).zip(out) {
+                *out = round(widen(a) * b);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Kernels;
     use alloc::{vec, vec::Vec};
 
     #[test]
@@ -95,6 +124,20 @@ mod tests {
                 widen_all(kernels, &rounded, &mut wide);
                 assert!(wide.iter().zip(&rounded).all(|(w, &r)| w.to_bits() == u32::from(r) << 16));
             }
+        }
+    }
+
+    #[test]
+    fn functions_of_bf16_round_what_functions_of_reals_give() {
+        let mut rng = fastrand::Rng::with_seed(13);
+        for kernels in Kernels::all_available() {
+            let x: Vec<u16> = (0..37 * 61).map(|_| round(rng.f32() * 9.0 - 4.0)).collect();
+            let mut y = x.clone();
+            through_f32(kernels, &mut y, |y| y.iter_mut().for_each(|y| *y *= *y));
+            assert!(x.iter().zip(&y).all(|(&x, &y)| y == round(widen(x) * widen(x))));
+            let by: Vec<f32> = (0..61).map(|_| rng.f32()).collect();
+            scale_columns(kernels, &x, &by, &mut y);
+            assert!((0..x.len()).all(|i| y[i] == round(widen(x[i]) * by[i % 61])));
         }
     }
 }

@@ -59,7 +59,8 @@ mod winograd;
 
 pub use aligned::SharedBytes;
 pub use depthwise::sliding::{
-    SlideF32Kernels, SlideI8Kernels, SlideWidth, Slides, SlidingF32, SlidingI8, slide_f32, slide_u8i8,
+    SlideBf16Kernels, SlideF32Kernels, SlideI8Kernels, SlideWidth, Slides, SlidingBf16, SlidingF32,
+    SlidingI8, slide_bf16, slide_f32, slide_u8i8,
 };
 pub use depthwise::{DwF32Tiles, DwI8Tiles, DwTiles, PackedDwF32, PackedDwI8, depthwise_f32, depthwise_u8i8};
 pub use elementwise::{Binary, Rhs, Unary};

@@ -4,7 +4,7 @@ use crate::{
     Isa, Kernels,
     depthwise::{
         self, DwF32Tiles, DwI8Tiles, slide_f32, slide_u8,
-        sliding::{SlideF32Kernels, SlideI8Kernels},
+        sliding::{SlideBf16Kernels, SlideF32Kernels, SlideI8Kernels},
     },
     gemm::{Bf16Tiles, F32Tiles, I8Tiles, bf16, portable},
     winograd::{self, WinogradTiles, bytes::WinogradI8Tiles},
@@ -29,6 +29,8 @@ pub enum Family {
     WinogradU8I8,
     /// f32 × f32 → f32 depthwise convolution that slides along rows of pixels.
     SlideF32,
+    /// bf16 × f32 → bf16 depthwise convolution that slides along rows of pixels.
+    SlideBf16,
     /// u8 × i8 → u8 depthwise convolution that slides along rows of pixels.
     SlideU8I8,
     /// Plain loops compiled once per instruction set: epilogues, pooling, row
@@ -78,6 +80,8 @@ pub enum KernelFn {
     WinogradU8I8(&'static WinogradI8Tiles),
     /// Depthwise convolution of reals along rows.
     SlideF32(&'static SlideF32Kernels),
+    /// Depthwise convolution of bf16 that slides along rows of pixels.
+    SlideBf16(&'static SlideBf16Kernels),
     /// Depthwise convolution of bytes along rows.
     SlideU8I8(&'static SlideI8Kernels),
     /// Everything else that the dispatch macro instantiates.
@@ -198,6 +202,16 @@ rows! {
     #[cfg(target_arch = "aarch64")]
     "slide_f32_neon_4x8" SlideF32 Neon (4, 8, 1) DotProduct KernelFn::SlideF32(&slide_f32::neon::NEON);
 
+    "slide_bf16_portable_2x8" SlideBf16 Portable (2, 8, 1) DotProduct KernelFn::SlideBf16(&slide_f32::PORTABLE_BF16);
+    #[cfg(target_arch = "x86_64")]
+    "slide_bf16_avx2_4x16" SlideBf16 Avx2 (4, 16, 1) DotProduct KernelFn::SlideBf16(&slide_f32::x86::AVX2_BF16);
+    #[cfg(target_arch = "x86_64")]
+    "slide_bf16_avx512_4x32" SlideBf16 Avx512 (4, 32, 1) DotProduct KernelFn::SlideBf16(&slide_f32::x86::AVX512_BF16);
+    #[cfg(target_arch = "x86_64")]
+    "slide_bf16_avx512bf16_4x32" SlideBf16 Avx512Bf16 (4, 32, 1) DotProduct KernelFn::SlideBf16(&slide_f32::x86::NATIVE_BF16);
+    #[cfg(target_arch = "aarch64")]
+    "slide_bf16_neon_4x8" SlideBf16 Neon (4, 8, 1) DotProduct KernelFn::SlideBf16(&slide_f32::neon::NEON_BF16);
+
     "slide_u8i8_portable_2x16" SlideU8I8 Portable (2, 16, 2) BitExact KernelFn::SlideU8I8(&slide_u8::PORTABLE);
     #[cfg(target_arch = "x86_64")]
     "slide_u8i8_avx2_2x32" SlideU8I8 Avx2 (2, 32, 2) BitExact KernelFn::SlideU8I8(&slide_u8::x86::AVX2);
@@ -286,6 +300,13 @@ pub(crate) fn slide_f32_kernels(kernels: Kernels) -> (Tile, &'static SlideF32Ker
     })
 }
 
+pub(crate) fn slide_bf16_kernels(kernels: Kernels) -> (Tile, &'static SlideBf16Kernels) {
+    best(kernels, |kernel| match kernel {
+        KernelFn::SlideBf16(slides) => Some(slides),
+        _ => None,
+    })
+}
+
 pub(crate) fn slide_u8i8_kernels(kernels: Kernels) -> (Tile, &'static SlideI8Kernels) {
     best(kernels, |kernel| match kernel {
         KernelFn::SlideU8I8(slides) => Some(slides),
@@ -315,6 +336,10 @@ mod tests {
                 KernelFn::GemmBf16(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
                 KernelFn::GemmU8I8(tiles) => (tiles.by_rows.len(), [8, 16, 32]),
                 KernelFn::SlideF32(slides) => {
+                    assert_eq!(row.tile.nr, slides.widths[0].lanes, "{}", row.name);
+                    continue;
+                }
+                KernelFn::SlideBf16(slides) => {
                     assert_eq!(row.tile.nr, slides.widths[0].lanes, "{}", row.name);
                     continue;
                 }
@@ -350,6 +375,7 @@ mod tests {
                 Family::DepthwiseU8I8,
                 Family::WinogradF32,
                 Family::SlideF32,
+                Family::SlideBf16,
                 Family::SlideU8I8,
                 Family::Loops,
             ] {

@@ -133,6 +133,12 @@ impl Lowering<'_> {
             weights.release();
             return done;
         }
+        if self.multiplies_bf16()
+            && self.slide_bf16(c, x, numbers(&weights), bias.as_deref(), chain).is_some()
+        {
+            weights.release();
+            return Some(());
+        }
         let x = self.exact(x, layout)?;
         let done = self.convolve_reals(c, x, &weights, bias.as_deref(), chain);
         weights.release();

@@ -1,6 +1,8 @@
 //! Depthwise convolutions over images, where a kernel slides along rows.
 
-use sora_kernels::{Quant, SlidingF32, SlidingI8, Window};
+use sora_ir::ValueId;
+use sora_kernels::{Quant, SlidingBf16, SlidingF32, SlidingI8, Window};
+use sora_tensor::DType;
 
 use super::Lowering;
 use super::build::Buf;
@@ -8,7 +10,7 @@ use super::chain::Chain;
 use super::conv::Convolution;
 use super::layout::{Affine, Layout};
 use super::weights::ByteWeights;
-use crate::steps::depthwise::{ByteSlider, Depthwise, RealSlider, Slider};
+use crate::steps::depthwise::{ByteSlider, Depthwise, HalfSlider, RealSlider, Slider};
 
 impl Lowering<'_> {
     /// `None` when no kernel slides this convolution or stores its result.
@@ -24,7 +26,29 @@ impl Lowering<'_> {
         let window = c.window().filter(|_| chain.residual.is_none() && chain.quantize.is_none())?;
         let packed = SlidingF32::pack(self.kernels, &window, value, bias)?;
         let slider = RealSlider { packed, activation: chain.activation };
-        self.slide(&window, "depthwise.f32", x, slider, chain)
+        let (out, _, dtype) = self.store(chain, Layout::Last(c.groups));
+        self.slide(&window, "depthwise.f32", x, slider, chain, (out, dtype))
+    }
+
+    /// From bf16 to bf16. `None` when no kernel slides this convolution, or either end is not so stored.
+    pub(super) fn slide_bf16(
+        &mut self,
+        c: &Convolution,
+        x: ValueId,
+        weights: &[[u8; 4]],
+        bias: Option<&[f32]>,
+        chain: &Chain,
+    ) -> Option<()> {
+        let value = |tap, channel| f32::from_ne_bytes(weights[(c.index)(channel, 0, 0, tap)]);
+        let stored = self.is_rounded(x) && self.stores_bf16(chain.result);
+        let alone = chain.residual.is_none() && chain.quantize.is_none();
+        let window = c.window().filter(|_| stored && alone)?;
+        let packed = SlidingBf16::pack(self.kernels, &window, value, bias)?;
+        let slider = HalfSlider { packed, activation: chain.activation };
+        let layout = Layout::Last(c.groups);
+        let x = self.rounded(x, layout)?;
+        let (out, _, dtype) = self.store_rounded(chain, layout);
+        self.slide(&window, "depthwise.bf16", x, slider, chain, (out, dtype))
     }
 
     /// `None` when no kernel slides this convolution or stores its result.
@@ -44,7 +68,8 @@ impl Lowering<'_> {
         let Affine { scale, zero_point: to } = chain.quantize?.affine;
         let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, steps)?;
         let slider = ByteSlider { packed, activation: chain.activation, quant: Quant::new(scale, to) };
-        self.slide(&window, "depthwise.u8i8", x, slider, chain)
+        let (out, _, dtype) = self.store(chain, Layout::Last(c.groups));
+        self.slide(&window, "depthwise.u8i8", x, slider, chain, (out, dtype))
     }
 
     fn slide<S: Slider + 'static>(
@@ -54,9 +79,9 @@ impl Lowering<'_> {
         x: Buf,
         slider: S,
         chain: &Chain,
+        (out, dtype): (Buf, DType),
     ) -> Option<()> {
         let channels = w.pixel_stride;
-        let (out, _, dtype) = self.store(chain, Layout::Last(channels));
         let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
         let image = |[h, w]: [usize; 2]| [h, h * w * channels];
         let macs = usize::try_from(info.macs).unwrap_or(usize::MAX);

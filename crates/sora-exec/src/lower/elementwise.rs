@@ -48,6 +48,9 @@ impl Lowering<'_> {
         if self.dtype(a) != DType::F32 {
             return None;
         }
+        if self.gate_bf16(node, chain).is_some() {
+            return Some(());
+        }
         let shape = self.shape(y);
         let (full, other, op) = match (self.shape(a) == shape, self.shape(b) == shape) {
             // A constant adapts to the layout of the other operand.

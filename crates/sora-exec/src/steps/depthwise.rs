@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
-use sora_kernels::{Activation, Kernels, Quant, SlidingF32, SlidingI8, slide_f32, slide_u8i8};
+use sora_kernels::{
+    Activation, Kernels, Quant, SlidingBf16, SlidingF32, SlidingI8, slide_bf16, slide_f32, slide_u8i8,
+};
 
 use super::{Cx, Io, Work};
 
@@ -32,6 +34,12 @@ pub(crate) struct RealSlider {
     pub(crate) activation: Activation,
 }
 
+/// In bf16, by `f32` weights.
+pub(crate) struct HalfSlider {
+    pub(crate) packed: SlidingBf16,
+    pub(crate) activation: Activation,
+}
+
 /// In bytes.
 pub(crate) struct ByteSlider {
     pub(crate) packed: SlidingI8,
@@ -45,6 +53,18 @@ impl Slider for RealSlider {
 
     fn slide(&self, kernels: Kernels, x: &[f32], slots: usize, rows: Range<usize>, out: &mut [f32]) {
         slide_f32(kernels, x, slots, &self.packed, rows, self.activation, out);
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+impl Slider for HalfSlider {
+    type Element = u16;
+
+    fn slide(&self, kernels: Kernels, x: &[u16], slots: usize, rows: Range<usize>, out: &mut [u16]) {
+        slide_bf16(kernels, x, slots, &self.packed, rows, self.activation, out);
     }
 
     fn bytes(&self) -> usize {

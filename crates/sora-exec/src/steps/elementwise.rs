@@ -1,7 +1,7 @@
 //! Functions of one or two tensors, element by element.
 
 use sora_kernels::elementwise::{self, Rhs};
-use sora_kernels::{Activation, Kernels, Quant, quantize};
+use sora_kernels::{Activation, Kernels, Quant, bf16, quantize};
 
 use super::quantize::dequant;
 use super::{Cx, Io, Work};
@@ -109,6 +109,31 @@ impl Work for Binary {
         self.broadcast.each(cx, b, out, |start, rhs, out| match a.is_empty() {
             true => elementwise::binary_inplace(cx.kernels, self.op, out, rhs),
             false => elementwise::binary(cx.kernels, self.op, &a[start..][..out.len()], rhs, out),
+        });
+        Ok(())
+    }
+}
+
+/// The channels of bf16 images `[n][pixels][channels]` by one `f32` factor each, of each image.
+pub(crate) struct ScaleColumns {
+    pub(crate) channels: usize,
+    pub(crate) pixels: usize,
+}
+
+impl Work for ScaleColumns {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (a, by, out) = (io.input::<u16>(0), io.input::<f32>(1), io.output::<u16>());
+        let work = out.len() * MOVE_COST;
+        cx.threads.chunks(work, self.channels, out, |start, out| {
+            let mut at = start;
+            while at < start + out.len() {
+                // Up to where the image ends.
+                let image = at / (self.channels * self.pixels);
+                let end = (start + out.len()).min((image + 1) * self.channels * self.pixels);
+                let by = &by[image * self.channels..][..self.channels];
+                bf16::scale_columns(cx.kernels, &a[at..end], by, &mut out[at - start..end - start]);
+                at = end;
+            }
         });
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! Kernels that slide real weights along a row of pixels.
+//! Kernels that slide real weights along a row of pixels, stored in `f32` or in bf16.
 
-use super::sliding::{SlideArgs, SlideF32Kernels, Slides, slide_width};
+use super::sliding::{SlideArgs, SlideBf16Kernels, SlideF32Kernels, Slides, slide_width};
+use crate::bf16;
 
 /// Bounds of the results.
 #[derive(Clone, Copy, Debug)]
@@ -9,7 +10,7 @@ pub struct Clamp {
     pub(crate) high: f32,
 }
 
-type Args = SlideArgs<f32, f32, Clamp>;
+type Args<T> = SlideArgs<T, f32, Clamp>;
 
 /// A vector of reals.
 trait Reals: Copy {
@@ -34,6 +35,74 @@ trait Reals: Copy {
     /// # Safety
     /// See above.
     unsafe fn clamp(self, low: Self, high: Self) -> Self;
+    /// The numbers that bits of bf16 stand for.
+    ///
+    /// # Safety
+    /// See [`Reals::load`].
+    unsafe fn widen(at: *const u16) -> Self;
+    /// Stores what [`bf16::round`] gives.
+    ///
+    /// # Safety
+    /// See [`Reals::store`].
+    #[inline(always)]
+    unsafe fn narrow(self, at: *mut u16) {
+        let mut wide = [0.0; 16];
+        const { assert!(Self::LANES <= 16) };
+        // SAFETY: `wide` has room for the lanes, and `at` by the contract.
+        unsafe {
+            self.store(wide.as_mut_ptr());
+            for (i, &x) in wide[..Self::LANES].iter().enumerate() {
+                *at.add(i) = bf16::round(x);
+            }
+        }
+    }
+}
+
+/// How pixels are stored.
+trait Stored<L> {
+    type Element: Copy;
+
+    /// # Safety
+    /// A vector's elements must be readable, and the instruction set must run here.
+    unsafe fn load(at: *const Self::Element) -> L;
+    /// # Safety
+    /// A vector's elements must be writable, and the instruction set must run here.
+    unsafe fn store(x: L, at: *mut Self::Element);
+}
+
+impl<L: Reals> Stored<L> for f32 {
+    type Element = f32;
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> L {
+        // SAFETY: the same contract.
+        unsafe { L::load(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(x: L, at: *mut f32) {
+        // SAFETY: the same contract.
+        unsafe { x.store(at) }
+    }
+}
+
+/// Bits of bf16.
+struct Bf16;
+
+impl<L: Reals> Stored<L> for Bf16 {
+    type Element = u16;
+
+    #[inline(always)]
+    unsafe fn load(at: *const u16) -> L {
+        // SAFETY: the same contract.
+        unsafe { L::widen(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(x: L, at: *mut u16) {
+        // SAFETY: the same contract.
+        unsafe { x.narrow(at) }
+    }
 }
 
 /// `P` pixels from pixel `px` on. Parameters: bias, then weights by tap, of the block's channels.
@@ -41,8 +110,8 @@ trait Reals: Copy {
 /// # Safety
 /// See [`super::sliding::SlideFn`]; blocks of `V` vectors.
 #[inline(always)]
-unsafe fn tile<L: Reals, const K: usize, const S: usize, const V: usize, const P: usize>(
-    a: &Args,
+unsafe fn tile<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: usize, const P: usize>(
+    a: &Args<T::Element>,
     px: usize,
 ) {
     // SAFETY: all reads and writes are those that the contract allows.
@@ -58,7 +127,7 @@ unsafe fn tile<L: Reals, const K: usize, const S: usize, const V: usize, const P
             for col in 0..(P - 1) * S + K {
                 let at = (*columns.add(col)).add(a.channel);
                 for v in 0..V {
-                    let x = L::load(at.add(v * L::LANES));
+                    let x = T::load(at.add(v * L::LANES));
                     for i in 0..P {
                         if col >= i * S && col - i * S < K {
                             sums[i][v] = x.mul_add(w[col - i * S][v], sums[i][v]);
@@ -73,7 +142,7 @@ unsafe fn tile<L: Reals, const K: usize, const S: usize, const V: usize, const P
         for i in 0..P {
             let out = a.out.add((px + i) * a.stride);
             for v in 0..V {
-                sums[i][v].clamp(low, high).store(out.add(v * L::LANES));
+                T::store(sums[i][v].clamp(low, high), out.add(v * L::LANES));
             }
         }
     }
@@ -84,24 +153,26 @@ unsafe fn tile<L: Reals, const K: usize, const S: usize, const V: usize, const P
 /// # Safety
 /// See [`super::sliding::SlideFn`]; blocks of `V` vectors.
 #[inline(always)]
-unsafe fn row<L: Reals, const K: usize, const S: usize, const V: usize, const P: usize>(a: &Args) {
+unsafe fn row<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: usize, const P: usize>(
+    a: &Args<T::Element>,
+) {
     let mut px = 0;
     // SAFETY: the same contract; no tile goes beyond the row.
     unsafe {
         while px + P <= a.pixels {
-            tile::<L, K, S, V, P>(a, px);
+            tile::<L, T, K, S, V, P>(a, px);
             px += P;
         }
         if P > 4 && px + 4 <= a.pixels {
-            tile::<L, K, S, V, 4>(a, px);
+            tile::<L, T, K, S, V, 4>(a, px);
             px += 4;
         }
         if P > 2 && px + 2 <= a.pixels {
-            tile::<L, K, S, V, 2>(a, px);
+            tile::<L, T, K, S, V, 2>(a, px);
             px += 2;
         }
         if px < a.pixels {
-            tile::<L, K, S, V, 1>(a, px);
+            tile::<L, T, K, S, V, 1>(a, px);
         }
     }
 }
@@ -135,21 +206,40 @@ impl Reals for [f32; 8] {
     unsafe fn clamp(self, low: Self, high: Self) -> Self {
         core::array::from_fn(|i| crate::math::clamp(self[i], low[i], high[i]))
     }
+
+    #[inline(always)]
+    unsafe fn widen(at: *const u16) -> Self {
+        // SAFETY: readable by the contract; any alignment.
+        unsafe { at.cast::<[u16; 8]>().read_unaligned() }.map(bf16::widen)
+    }
 }
 
-/// # Safety
-/// See [`super::sliding::SlideFn`].
-unsafe fn portable<const K: usize, const S: usize>(a: &Args) {
-    // SAFETY: the same contract.
-    unsafe { row::<[f32; 8], K, S, 1, 2>(a) }
+/// Rows of pixels stored as `$stored`, in vectors of `$vector`.
+macro_rules! rows {
+    ($(#[$feature:meta])? $name:ident, $vector:ty, $stored:ty) => {
+        /// # Safety
+        /// See [`crate::depthwise::sliding::SlideFn`].
+        $(#[$feature])?
+        unsafe fn $name<const K: usize, const S: usize, const V: usize, const P: usize>(
+            a: &Args<<$stored as Stored<$vector>>::Element>,
+        ) {
+            // SAFETY: the same contract.
+            unsafe { row::<$vector, $stored, K, S, V, P>(a) }
+        }
+    };
 }
 
-pub(crate) static PORTABLE: SlideF32Kernels = Slides { widths: &[slide_width!(8, portable)], rows: 1 };
+rows!(portable, [f32; 8], f32);
+rows!(portable_bf16, [f32; 8], Bf16);
 
-/// Implements [`Reals`] by intrinsics: load, store, splat, multiply-add with the addend last, max, min.
+pub(crate) static PORTABLE: SlideF32Kernels = Slides { widths: &[slide_width!(8, portable, 1, 2)], rows: 1 };
+pub(crate) static PORTABLE_BF16: SlideBf16Kernels =
+    Slides { widths: &[slide_width!(8, portable_bf16, 1, 2)], rows: 1 };
+
+/// Implements [`Reals`] by intrinsics: load, store, splat, multiply-add with the addend last, max, min, widen.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! reals {
-    ($vector:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, |$a:ident, $b:ident, $c:ident| $mul_add:expr, $max:ident, $min:ident) => {
+    ($vector:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, |$a:ident, $b:ident, $c:ident| $mul_add:expr, $max:ident, $min:ident, |$at:ident| $widen:expr) => {
         impl Reals for $vector {
             const LANES: usize = $lanes;
 
@@ -184,6 +274,12 @@ macro_rules! reals {
                 // SAFETY: by the contract.
                 unsafe { $min(high, $max(low, self)) }
             }
+
+            #[inline(always)]
+            unsafe fn widen($at: *const u16) -> Self {
+                // SAFETY: by the contract.
+                unsafe { $widen }
+            }
         }
     };
 }
@@ -202,7 +298,8 @@ pub(crate) mod x86 {
         _mm256_set1_ps,
         |a, b, c| _mm256_fmadd_ps(a, b, c),
         _mm256_max_ps,
-        _mm256_min_ps
+        _mm256_min_ps,
+        |at| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16))
     );
     reals!(
         __m512,
@@ -212,29 +309,74 @@ pub(crate) mod x86 {
         _mm512_set1_ps,
         |a, b, c| _mm512_fmadd_ps(a, b, c),
         _mm512_max_ps,
-        _mm512_min_ps
+        _mm512_min_ps,
+        |at| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16))
     );
 
-    /// # Safety
-    /// See [`crate::depthwise::sliding::SlideFn`].
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2<const K: usize, const S: usize, const V: usize, const P: usize>(a: &Args) {
-        // SAFETY: the same contract.
-        unsafe { row::<__m256, K, S, V, P>(a) }
+    /// Bits of bf16, rounded by the processor.
+    struct Native;
+
+    impl Stored<__m512> for Native {
+        type Element = u16;
+
+        #[inline(always)]
+        unsafe fn load(at: *const u16) -> __m512 {
+            // SAFETY: the same contract.
+            unsafe { __m512::widen(at) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(x: __m512, at: *mut u16) {
+            // SAFETY: writable by the contract; any alignment.
+            unsafe { at.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(x)) }
+        }
     }
 
-    /// # Safety
-    /// See [`crate::depthwise::sliding::SlideFn`].
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    unsafe fn avx512<const K: usize, const S: usize, const V: usize, const P: usize>(a: &Args) {
-        // SAFETY: the same contract.
-        unsafe { row::<__m512, K, S, V, P>(a) }
-    }
+    rows!(
+        #[target_feature(enable = "avx2,fma")]
+        avx2,
+        __m256,
+        f32
+    );
+    rows!(
+        #[target_feature(enable = "avx2,fma")]
+        avx2_bf16,
+        __m256,
+        Bf16
+    );
+    rows!(
+        #[target_feature(enable = "avx512f,avx2,fma")]
+        avx512,
+        __m512,
+        f32
+    );
+    rows!(
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+        avx512_bf16,
+        __m512,
+        Bf16
+    );
+    rows!(
+        #[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+        native_bf16,
+        __m512,
+        Native
+    );
 
     pub(crate) static AVX2: SlideF32Kernels =
         Slides { widths: &[slide_width!(16, avx2, 2, 4), slide_width!(8, avx2, 1, 4)], rows: 1 };
+    pub(crate) static AVX2_BF16: SlideBf16Kernels =
+        Slides { widths: &[slide_width!(16, avx2_bf16, 2, 4), slide_width!(8, avx2_bf16, 1, 4)], rows: 1 };
     pub(crate) static AVX512: SlideF32Kernels =
         Slides { widths: &[slide_width!(32, avx512, 2, 4), slide_width!(16, avx512, 1, 8)], rows: 1 };
+    pub(crate) static AVX512_BF16: SlideBf16Kernels = Slides {
+        widths: &[slide_width!(32, avx512_bf16, 2, 4), slide_width!(16, avx512_bf16, 1, 8)],
+        rows: 1,
+    };
+    pub(crate) static NATIVE_BF16: SlideBf16Kernels = Slides {
+        widths: &[slide_width!(32, native_bf16, 2, 4), slide_width!(16, native_bf16, 1, 8)],
+        rows: 1,
+    };
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -251,17 +393,25 @@ pub(crate) mod neon {
         vdupq_n_f32,
         |a, b, c| vfmaq_f32(c, a, b),
         vmaxq_f32,
-        vminq_f32
+        vminq_f32,
+        |at| vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(at), 16))
     );
 
-    /// # Safety
-    /// See [`crate::depthwise::sliding::SlideFn`].
-    #[target_feature(enable = "neon")]
-    unsafe fn neon<const K: usize, const S: usize, const V: usize, const P: usize>(a: &Args) {
-        // SAFETY: the same contract.
-        unsafe { row::<float32x4_t, K, S, V, P>(a) }
-    }
+    rows!(
+        #[target_feature(enable = "neon")]
+        neon,
+        float32x4_t,
+        f32
+    );
+    rows!(
+        #[target_feature(enable = "neon")]
+        neon_bf16,
+        float32x4_t,
+        Bf16
+    );
 
     pub(crate) static NEON: SlideF32Kernels =
         Slides { widths: &[slide_width!(8, neon, 2, 4), slide_width!(4, neon, 1, 4)], rows: 1 };
+    pub(crate) static NEON_BF16: SlideBf16Kernels =
+        Slides { widths: &[slide_width!(8, neon_bf16, 2, 4), slide_width!(4, neon_bf16, 1, 4)], rows: 1 };
 }

@@ -10,12 +10,12 @@ use core::ops::Range;
 
 use super::{slide_f32::Clamp, slide_u8::Requant};
 use crate::{
-    Kernels,
+    Kernels, bf16,
     elementwise::{Unary, unary_inplace},
     epilogue::Activation,
     layout::Window,
     operands::Quant,
-    table::{slide_f32_kernels, slide_u8i8_kernels},
+    table::{slide_bf16_kernels, slide_f32_kernels, slide_u8i8_kernels},
 };
 
 /// What a kernel reads and writes: a row of pixels, one block of channels.
@@ -67,6 +67,8 @@ pub struct Slides<T: 'static, W: 'static, F: 'static> {
 
 /// Kernels of real weights.
 pub type SlideF32Kernels = Slides<f32, f32, Clamp>;
+/// Kernels of real weights for pixels in bf16.
+pub type SlideBf16Kernels = Slides<u16, f32, Clamp>;
 /// Kernels of byte weights, several to a word.
 pub type SlideI8Kernels = Slides<u8, i32, Requant>;
 
@@ -248,6 +250,21 @@ impl<T: Copy, W, F: Copy> Packed<T, W, F> {
     }
 }
 
+/// Appends the parameters of a block of channels: bias, then weights by tap.
+fn real_parameters(
+    taps: usize,
+    value: impl Fn(usize, usize) -> f32,
+    bias: Option<&[f32]>,
+) -> impl Fn(usize, usize, &mut Vec<f32>) {
+    move |first, lanes, data| {
+        let channels = first..first + lanes;
+        data.extend(channels.clone().map(|c| bias.map_or(0.0, |bias| bias[c])));
+        for tap in 0..taps {
+            data.extend(channels.clone().map(|c| value(tap, c)));
+        }
+    }
+}
+
 /// A depthwise convolution in `f32`, packed with its bias.
 #[derive(Clone, Debug)]
 pub struct SlidingF32(Packed<f32, f32, Clamp>);
@@ -264,14 +281,33 @@ impl SlidingF32 {
         value: impl Fn(usize, usize) -> f32,
         bias: Option<&[f32]>,
     ) -> Option<Self> {
-        let parameters = |first: usize, lanes: usize, data: &mut Vec<f32>| {
-            let channels = first..first + lanes;
-            data.extend(channels.clone().map(|c| bias.map_or(0.0, |bias| bias[c])));
-            for tap in 0..window.taps() {
-                data.extend(channels.clone().map(|c| value(tap, c)));
-            }
-        };
+        let parameters = real_parameters(window.taps(), value, bias);
         Packed::pack(slide_f32_kernels(kernels).1, window, 0.0, parameters).map(Self)
+    }
+
+    /// Memory taken.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.0.data[..])
+    }
+}
+
+/// A depthwise convolution of bf16 by `f32` weights, packed with its bias.
+#[derive(Clone, Debug)]
+pub struct SlidingBf16(Packed<u16, f32, Clamp>);
+
+impl SlidingBf16 {
+    /// See [`SlidingF32::pack`]; `None` for the same windows.
+    ///
+    /// # Panics
+    /// When there are fewer biases than channels.
+    pub fn pack(
+        kernels: Kernels,
+        window: &Window,
+        value: impl Fn(usize, usize) -> f32,
+        bias: Option<&[f32]>,
+    ) -> Option<Self> {
+        let parameters = real_parameters(window.taps(), value, bias);
+        Packed::pack(slide_bf16_kernels(kernels).1, window, 0, parameters).map(Self)
     }
 
     /// Memory taken.
@@ -354,12 +390,36 @@ pub fn slide_f32(
     match activation.bounds() {
         Some((low, high)) => w.0.run(x, slots, rows, Clamp { low, high }, out, |_| {}),
         None => {
-            let all = Clamp { low: f32::NEG_INFINITY, high: f32::INFINITY };
             let activate = |y: &mut [f32]| unary_inplace(kernels, Unary::Activation(activation), y);
-            w.0.run(x, slots, rows, all, out, activate);
+            w.0.run(x, slots, rows, UNBOUNDED, out, activate);
         }
     }
 }
+
+/// [`slide_f32`] of bits of bf16: sums in `f32`, the result rounded. What an activation that does more than
+/// clamp is applied to is rounded, too.
+///
+/// # Panics
+/// When `x` or `out` has a wrong length.
+pub fn slide_bf16(
+    kernels: Kernels,
+    x: &[u16],
+    slots: usize,
+    w: &SlidingBf16,
+    rows: Range<usize>,
+    activation: Activation,
+    out: &mut [u16],
+) {
+    match activation.bounds() {
+        Some((low, high)) => w.0.run(x, slots, rows, Clamp { low, high }, out, |_| {}),
+        None => {
+            let activate = |y: &mut [f32]| unary_inplace(kernels, Unary::Activation(activation), y);
+            w.0.run(x, slots, rows, UNBOUNDED, out, |y| bf16::through_f32(kernels, y, activate));
+        }
+    }
+}
+
+const UNBOUNDED: Clamp = Clamp { low: f32::NEG_INFINITY, high: f32::INFINITY };
 
 /// Rows `rows` of the quantized `activation(f32(Σ x · w + bias) · scale)`, rounded like
 /// [`crate::depthwise_u8i8`]; for `x`, `slots` and `rows` see [`slide_f32`].
@@ -420,7 +480,7 @@ mod tests {
     #[test]
     fn every_isa_matches_the_indirect_kernels() {
         let mut rng = Rng::with_seed(55);
-        let mut slid = [0; 2];
+        let mut slid = [0; 3];
         for round in 0..300 {
             let w = random_window(&mut rng);
             let (c, taps, m) = (w.pixel_stride, w.taps(), w.outputs());
@@ -484,6 +544,25 @@ mod tests {
                     let ring = ring(&xf, w.input[1] * c, slots, end);
                     let mut z = vec![0.0; part.len()];
                     slide_f32(k, &ring, slots, &packed, rows.clone(), activation, &mut z);
+                    assert_eq!(z, y[part.clone()]);
+                }
+
+                // Inputs have no more than eight significant bits, so that only results are rounded.
+                let halves: Vec<u16> = xf.iter().map(|&x| bf16::round(x)).collect();
+                if let Some(packed) = SlidingBf16::pack(k, &w, weight, Some(&bias)) {
+                    slid[2] += 1;
+                    let mut y = vec![0; m * c];
+                    slide_bf16(k, &halves, w.input[0], &packed, 0..w.output[0], activation, &mut y);
+                    let bound = (taps + 1) as f32 * (2 * taps + 11) as f32 * 1.2e-7;
+                    for (&y, want) in y.iter().zip(&want) {
+                        // Rounded once or twice, by 2⁻⁸ each; SiLU is no steeper than 1.1.
+                        let bound = 1.1 * bound + (want.abs() + 0.6) * 2.2 / 256.0;
+                        let y = bf16::widen(y);
+                        assert!((y - want).abs() <= bound, "{round} {}: {y} {want}", k.isa());
+                    }
+                    let ring = ring(&halves, w.input[1] * c, slots, end);
+                    let mut z = vec![0; part.len()];
+                    slide_bf16(k, &ring, slots, &packed, rows.clone(), activation, &mut z);
                     assert_eq!(z, y[part.clone()]);
                 }
             }
