@@ -4,7 +4,14 @@
 //! even, subnormal numbers to zero. So matrix products multiply the same operands everywhere and differ only
 //! by the rounding of their sums.
 
-use crate::{Kernels, isa::per_isa};
+#[cfg(target_arch = "x86_64")]
+use crate::Isa;
+use crate::{
+    Kernels,
+    elementwise::{Unary, unary_inplace},
+    epilogue::Activation,
+    isa::per_isa,
+};
 
 /// The bits of the bf16 nearest to `x`, ties to even; a signed zero below 2⁻¹²⁶, a quiet NaN for NaN.
 #[inline(always)]
@@ -56,6 +63,63 @@ pub fn through_f32(kernels: Kernels, x: &mut [u16], f: impl Fn(&mut [f32])) {
         widen_all(kernels, x, wide);
         f(wide);
         round_all(kernels, wide, x);
+    }
+}
+
+/// Applies the function to bits of bf16; SiLU by an approximation within 2⁻¹² of it before it is rounded, where
+/// [`Isa::Avx512Bf16`] runs.
+pub fn activate(kernels: Kernels, activation: Activation, x: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if activation == Activation::Silu && kernels.isa().includes(Isa::Avx512Bf16) {
+        // SAFETY: the handle includes the instruction set, so this machine runs it.
+        return unsafe { x86::silu_inplace(x) };
+    }
+    through_f32(kernels, x, |x| unary_inplace(kernels, Unary::Activation(activation), x));
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86 {
+    use core::{
+        arch::x86_64::*,
+        f32::consts::{LN_2, LOG2_E},
+    };
+
+    /// x / (1 + e⁻ˣ) within 2⁻¹² of itself, ample before rounding to bf16.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn silu(x: __m512) -> __m512 {
+        let splat = |x: f32| _mm512_set1_ps(x);
+        // e⁻ˣ = 2ⁿ · 2ᶠ, |f| ≤ ½; beyond the bounds 2ⁿ is 0 or infinite. In this order of operands, NaN stays.
+        let t = _mm512_mul_ps(x, splat(-LOG2_E));
+        let t = _mm512_min_ps(splat(129.0), _mm512_max_ps(splat(-129.0), t));
+        let n = _mm512_roundscale_ps::<8>(t);
+        let f = _mm512_sub_ps(t, n);
+        // Four terms of the series of 2ᶠ leave 2⁻¹⁴.
+        let [c2, c3, c4] = [LN_2 * LN_2 / 2.0, LN_2 * LN_2 * LN_2 / 6.0, LN_2 * LN_2 * LN_2 * LN_2 / 24.0];
+        let p = _mm512_fmadd_ps(splat(c4), f, splat(c3));
+        let p = _mm512_fmadd_ps(p, f, splat(c2));
+        let p = _mm512_fmadd_ps(p, f, splat(LN_2));
+        let p = _mm512_fmadd_ps(p, f, splat(1.0));
+        let d = _mm512_add_ps(_mm512_scalef_ps(p, n), splat(1.0));
+        // The reciprocal is within 2⁻¹⁴.
+        _mm512_mul_ps(x, _mm512_rcp14_ps(d))
+    }
+
+    /// # Safety
+    /// The machine must run [`crate::Isa::Avx512Bf16`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn silu_inplace(x: &mut [u16]) {
+        for x in x.chunks_mut(16) {
+            let mask = u16::MAX >> (16 - x.len());
+            // SAFETY: the mask reads and writes the elements of the chunk; vectors of equal size.
+            unsafe {
+                let bits = _mm256_maskz_loadu_epi16(mask, x.as_ptr().cast());
+                let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
+                let y = _mm512_cvtneps_pbh(silu(_mm512_castsi512_ps(wide)));
+                let y = core::mem::transmute::<__m256bh, __m256i>(y);
+                _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), mask, y);
+            }
+        }
     }
 }
 
@@ -135,6 +199,20 @@ mod tests {
             let mut y = x.clone();
             through_f32(kernels, &mut y, |y| y.iter_mut().for_each(|y| *y *= *y));
             assert!(x.iter().zip(&y).all(|(&x, &y)| y == round(widen(x) * widen(x))));
+            for activation in [Activation::Silu, Activation::Tanh, Activation::HardSwish] {
+                let mut x: Vec<u16> = x.iter().map(|&x| round(widen(x) * 12.0)).collect();
+                x.extend([f32::INFINITY, f32::NAN, -200.0, 0.0, 1e-30].map(round));
+                let mut want: Vec<f32> = x.iter().map(|&x| widen(x)).collect();
+                unary_inplace(kernels, Unary::Activation(activation), &mut want);
+                activate(kernels, activation, &mut x);
+                for (y, want) in x.iter().map(|&y| widen(y)).zip(want) {
+                    let close = (y - want).abs() <= want.abs() / 240.0 + 1e-35;
+                    assert!(
+                        close || y == want || y.is_nan() && want.is_nan(),
+                        "{activation:?}: {y} for {want}"
+                    );
+                }
+            }
             let by: Vec<f32> = (0..61).map(|_| rng.f32()).collect();
             scale_columns(kernels, &x, &by, &mut y);
             assert!((0..x.len()).all(|i| y[i] == round(widen(x[i]) * by[i % 61])));

@@ -412,10 +412,7 @@ pub fn slide_bf16(
 ) {
     match activation.bounds() {
         Some((low, high)) => w.0.run(x, slots, rows, Clamp { low, high }, out, |_| {}),
-        None => {
-            let activate = |y: &mut [f32]| unary_inplace(kernels, Unary::Activation(activation), y);
-            w.0.run(x, slots, rows, UNBOUNDED, out, |y| bf16::through_f32(kernels, y, activate));
-        }
+        None => w.0.run(x, slots, rows, UNBOUNDED, out, |y| bf16::activate(kernels, activation, y)),
     }
 }
 

@@ -183,7 +183,7 @@ macro_rules! widening {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{AVX2, AVX512, AVX512_DOT, Clamped, finish_clamped};
+pub(crate) use x86::{AVX2, AVX512, AVX512_DOT, Rounded, finish_rounded};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -191,7 +191,8 @@ mod x86 {
 
     use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
     use crate::{
-        epilogue::{EpilogueF32, Place, Residual, Scratch},
+        bf16::x86::silu,
+        epilogue::{Activation, EpilogueF32, Place, Residual, Scratch},
         operands::MatMut,
     };
 
@@ -210,35 +211,34 @@ mod x86 {
     bf16_tiles!(#[target_feature(enable = "avx512f,avx512bf16")] dot, dot_body, dot_tile, vectors: 2);
 
     /// What a tile of rows of 32 sums needs to become bf16.
-    pub(crate) struct Clamped<'a> {
-        pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) struct Rounded<'a> {
+        bias: Option<&'a [f32]>,
         /// The elements of a tensor to add, and its leading dimension.
-        pub(crate) residual: Option<(&'a [u16], usize)>,
-        /// Bounds of the activation.
-        pub(crate) bounds: (f32, f32),
+        residual: Option<(&'a [u16], usize)>,
+        activation: Activation,
     }
 
-    impl<'a> Clamped<'a> {
-        /// The part of an epilogue that [`finish_clamped`] does, if that is all of it.
+    impl<'a> Rounded<'a> {
+        /// The epilogue, if [`finish_rounded`] does it.
         pub(crate) fn of(e: &EpilogueF32<'a>) -> Option<Self> {
             let residual = match e.residual {
                 None => None,
                 Some(Residual::Bf16 { data, ld }) => Some((data, ld)),
                 Some(_) => return None,
             };
-            Some(Self { bias: e.bias, residual, bounds: e.activation.bounds()? })
+            Some(Self { bias: e.bias, residual, activation: e.activation })
         }
     }
 
-    /// Writes `clamp(acc + bias + residual)` as bf16: the same bits as [`crate::epilogue::finish_f32`] does, with
-    /// the conversions of the instruction set.
+    /// Writes `activation(acc + bias + residual)` as bf16: the same bits as [`crate::epilogue::finish_f32`] does,
+    /// with the conversions of the instruction set; but for SiLU, see [`silu`].
     ///
     /// # Safety
     /// The machine must run [`crate::Isa::Avx512Bf16`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub(crate) unsafe fn finish_clamped(
-        e: &Clamped<'_>,
-        scratch: &Scratch<f32>,
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+    pub(crate) unsafe fn finish_rounded(
+        e: &Rounded<'_>,
+        scratch: &mut Scratch<f32>,
         start: usize,
         place: Place,
         out: &mut MatMut<'_, u16>,
@@ -254,11 +254,12 @@ mod x86 {
                 bias[v] = unsafe { _mm512_maskz_loadu_ps(halves[v], values.as_ptr().wrapping_add(16 * v)) };
             }
         }
-        let (low, high) = (_mm512_set1_ps(e.bounds.0), _mm512_set1_ps(e.bounds.1));
-        let (tile, _) = scratch.acc[start..].as_chunks::<32>();
-        for (i, acc) in tile.iter().enumerate().take(place.rows) {
+        let load = |acc: &[f32; 32]| {
             // SAFETY: 32 elements.
-            let mut y = unsafe { [_mm512_loadu_ps(acc.as_ptr()), _mm512_loadu_ps(acc.as_ptr().add(16))] };
+            unsafe { [_mm512_loadu_ps(acc.as_ptr()), _mm512_loadu_ps(acc.as_ptr().add(16))] }
+        };
+        let sums = |i: usize, acc: &[f32; 32]| {
+            let mut y = load(acc);
             if e.bias.is_some() {
                 y = [_mm512_add_ps(y[0], bias[0]), _mm512_add_ps(y[1], bias[1])];
             }
@@ -272,16 +273,43 @@ mod x86 {
                     y[v] = _mm512_add_ps(y[v], _mm512_castsi512_ps(wide[v]));
                 }
             }
-            for v in 0..2 {
-                // In this order of operands, NaN stays.
-                y[v] = _mm512_min_ps(high, _mm512_max_ps(low, y[v]));
-            }
+            y
+        };
+        let mut store = |i: usize, y: [__m512; 2]| {
             let bits = _mm512_cvtne2ps_pbh(y[1], y[0]);
             let to = &mut out.row_mut(place.row + i)[place.col..place.col + cols];
             // SAFETY: the mask writes `cols` elements; vectors of equal size.
             unsafe {
                 let bits = core::mem::transmute::<__m512bh, __m512i>(bits);
                 _mm512_mask_storeu_epi16(to.as_mut_ptr().cast(), mask, bits);
+            }
+        };
+        let tile = &mut scratch.acc[start..start + 32 * place.rows];
+        match (e.activation, e.activation.bounds()) {
+            (_, Some((low, high))) => {
+                let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
+                for (i, acc) in tile.as_chunks::<32>().0.iter().enumerate() {
+                    // In this order of operands, NaN stays.
+                    store(i, sums(i, acc).map(|y| _mm512_min_ps(high, _mm512_max_ps(low, y))));
+                }
+            }
+            (Activation::Silu, _) => {
+                for (i, acc) in tile.as_chunks::<32>().0.iter().enumerate() {
+                    store(i, sums(i, acc).map(|y| silu(y)));
+                }
+            }
+            _ => {
+                for (i, acc) in tile.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let y = sums(i, acc);
+                    for v in 0..2 {
+                        // SAFETY: 32 elements.
+                        unsafe { _mm512_storeu_ps(acc.as_mut_ptr().add(16 * v), y[v]) };
+                    }
+                }
+                e.activation.apply(tile);
+                for (i, acc) in tile.as_chunks::<32>().0.iter().enumerate() {
+                    store(i, load(acc));
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use alloc::{vec, vec::Vec};
 use core::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use super::bf16::{Clamped, finish_clamped};
+use super::bf16::{Rounded, finish_rounded};
 use super::{TileArgs, WIDE};
 use crate::{
     Kernels,
@@ -81,13 +81,13 @@ pub fn gemm_bf16(
         _ => finish_f32::<32>,
     };
     #[cfg(target_arch = "x86_64")]
-    let clamped =
-        Clamped::of(ep).filter(|_| kernels.isa().includes(crate::Isa::Avx512Bf16) && b.col_granule() == 32);
+    let rounded =
+        Rounded::of(ep).filter(|_| kernels.isa().includes(crate::Isa::Avx512Bf16) && b.col_granule() == 32);
     let finish = |scratch: &mut Scratch<f32>, start: usize, place: Place, out: &mut Output<'_>| {
         #[cfg(target_arch = "x86_64")]
-        if let (Some(e), Output::Bf16(out)) = (&clamped, &mut *out) {
+        if let (Some(e), Output::Bf16(out)) = (&rounded, &mut *out) {
             // SAFETY: the handle includes the instruction set, so this machine runs it.
-            return unsafe { finish_clamped(e, scratch, start, place, out) };
+            return unsafe { finish_rounded(e, scratch, start, place, out) };
         }
         finish(kernels, ep, scratch, start, place, out);
     };
