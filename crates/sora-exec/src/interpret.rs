@@ -37,6 +37,7 @@ impl Interpreter {
             macs: node.op.macs(&types, &outputs).known().unwrap_or(0) as u64,
             weight_bytes: 0,
             bytes: types.iter().flatten().chain(&outputs).filter_map(bytes).sum(),
+            choice: None,
         }
     }
 

@@ -34,6 +34,7 @@ mod session;
 mod sharing;
 mod steps;
 mod threads;
+mod tuning;
 mod weights;
 
 pub use arena::Arena;
@@ -45,4 +46,5 @@ pub use program::{Port, Program};
 pub use session::{Session, with_outputs};
 pub use sora_kernels::Isa;
 pub use sora_kernels::peak::Arithmetic;
+pub use tuning::{Choice, Found, Tuned, Tuning, tune};
 pub use weights::PackedWeights;

@@ -1,8 +1,10 @@
 //! How a program is compiled and run.
 
+use std::sync::Arc;
+
 use sora_kernels::{Isa, Kernels};
 
-use crate::ExecError;
+use crate::{ExecError, Tuning};
 
 /// What products of real operands multiply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,11 +56,20 @@ pub struct Options {
     pub reference_only: bool,
     /// Runs the optimization passes of `sora-rewrite` before lowering.
     pub optimize: bool,
+    /// Kernels measured to be faster than what the cost model takes; ignored where measured on another machine.
+    pub tuning: Option<Arc<Tuning>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { isa: None, precision: Precision::F32, threads: 1, reference_only: false, optimize: true }
+        Options {
+            isa: None,
+            precision: Precision::F32,
+            threads: 1,
+            reference_only: false,
+            optimize: true,
+            tuning: None,
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use sora_kernels::peak::Arithmetic;
 use sora_tensor::DType;
 
+use crate::Choice;
+
 /// One step of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepInfo {
@@ -24,6 +26,8 @@ pub struct StepInfo {
     pub weight_bytes: usize,
     /// Bytes of all inputs and outputs, packed weights included.
     pub bytes: u64,
+    /// What else the step could do, where a [`crate::Tuning`] may choose.
+    pub choice: Option<Choice>,
 }
 
 impl StepInfo {

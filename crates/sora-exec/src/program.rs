@@ -15,7 +15,7 @@ use crate::sharing::{Course, Sharing};
 use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
 use crate::weights::WeightStore;
-use crate::{Arena, ExecError, Options, Precision, Profile, StepInfo, lower};
+use crate::{Arena, ExecError, Options, Precision, Profile, StepInfo, Tuning, lower};
 
 /// An input or output of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +118,12 @@ impl Program {
             let infos = interpreter.steps();
             (Body::Interpreted(interpreter), infos)
         } else {
-            let mut lowered = lower::lower(&graph, kernels, options.precision, threads.count(), weights)?;
+            let here = match &options.tuning {
+                Some(tuning) if tuning.machine == Tuning::machine_for(options)? => Some(&**tuning),
+                _ => None,
+            };
+            let mut lowered =
+                lower::lower(&graph, kernels, options.precision, threads.count(), weights, here)?;
             let infos = std::mem::take(&mut lowered.infos);
             (Body::Lowered(lowered), infos)
         };
@@ -170,6 +175,11 @@ impl Program {
     /// Threads that share the work of a run.
     pub fn threads(&self) -> usize {
         self.threads.count()
+    }
+
+    /// Whether it is decided which steps the threads share.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.sharing.course(), Course::Decided(_))
     }
 
     /// Memory for one run at a time.

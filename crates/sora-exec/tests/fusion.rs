@@ -1,7 +1,10 @@
 //! Random fused chains, in `f32` and quantized: what lowering fuses equals the graph evaluated node by node.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use fastrand::Rng;
-use sora_exec::{Options, Program, Session};
+use sora_exec::{Options, Program, Session, Tuning, tune};
 use sora_ir::ops::{
     Activation, ActivationKind, AveragePool, Binary, BinaryKind, Concat, Conv, DequantizeLinear, Flatten,
     MatMul, MaxPool, QuantizeLinear, Reduce, ReduceKind, Reshape, Softmax, Transpose, Unary, UnaryKind,
@@ -458,6 +461,66 @@ fn winograd_agrees_with_the_reference() {
                 );
             }
         }
+    }
+}
+
+/// A tuning decides between algorithms by the keys that steps tell, results stay, and one of another machine or
+/// with unknown names changes nothing.
+#[test]
+fn tunings_decide_where_they_apply() {
+    for quantized in [false, true] {
+        let mut maker = Maker::new(5);
+        let input = maker.reals(&[1, 32, 13, 18], 1.0);
+        let x = maker.graph.input("x", TensorType::of(&input));
+        let y = if quantized { maker.fake_quantize(x, -2.0, 2.0) } else { x };
+        let weights = maker.weights(&[48, 32, 3, 3], 0, quantized);
+        let y = maker.op(Conv { pads: vec![1; 4], ..Conv::new(2) }, &[y, weights]);
+        maker.graph.output("y", y);
+        let given = [("x", &input)];
+        let expected = evaluate(&maker.graph, &given).unwrap()[0].to_f64s();
+        let options = options(Isa::best(), 1);
+        let step = |tuning: Option<Tuning>| {
+            let options = Options { tuning: tuning.map(Arc::new), ..options.clone() };
+            let session = Session::new(maker.graph.clone(), options).unwrap();
+            let (outputs, profile) = session.run_profiled(&given).unwrap();
+            for (a, b) in outputs[0].1.to_f64s().iter().zip(&expected) {
+                assert!((a - b).abs() < 5e-5, "{a} for {b}");
+            }
+            profile.steps.into_iter().find(|s| s.step.choice.is_some()).unwrap().step
+        };
+        let usual = step(None);
+        let choice = usual.choice.clone().unwrap();
+        let machine = Tuning::machine_for(&options).unwrap();
+        let naming = |machine: &str, name: &str| {
+            let choices = [(choice.key.clone(), name.to_owned())].into();
+            step(Some(Tuning { machine: machine.to_owned(), choices }))
+        };
+        for &name in choice.alternatives {
+            let found = naming(&machine, name);
+            let taken = found.choice.unwrap().taken;
+            // Without vectors of 16-bit products there is one way only to convolve bytes.
+            let applies = !quantized || Isa::best().includes(Isa::Avx2) || name == "direct";
+            assert_eq!(taken, if applies { name } else { "direct" });
+            assert_eq!(
+                found.kernel.starts_with("winograd"),
+                taken.starts_with("winograd"),
+                "{}",
+                found.kernel
+            );
+            assert_eq!(naming("elsewhere", name), usual);
+        }
+        assert_eq!(naming(&machine, "unheard"), usual);
+
+        let tuned = tune(&maker.graph, &given, &options, Duration::from_millis(50), &|| false).unwrap();
+        assert_eq!(tuned.tuning.machine, machine);
+        for found in &tuned.found {
+            assert_eq!((&found.key, found.alternatives[0], found.steps), (&choice.key, choice.taken, 1));
+            assert!(found.nanoseconds[1] < found.nanoseconds[0] && found.alternatives[1] != choice.taken);
+        }
+        for (key, name) in &tuned.tuning.choices {
+            assert!(tuned.found.iter().any(|f| f.key == *key && f.alternatives[1] == name));
+        }
+        step(Some(tuned.tuning));
     }
 }
 

@@ -24,6 +24,7 @@ pub mod layers;
 mod metadata;
 mod model;
 pub mod report;
+mod tuning;
 mod write;
 pub mod zoo;
 
@@ -37,4 +38,5 @@ pub use sora_ir as ir;
 pub use sora_onnx as onnx;
 pub use sora_rewrite as rewrite;
 pub use sora_tensor as tensor;
+pub use tuning::{load_tuning, save_tuning};
 pub use write::{check_writable, write_atomically, write_together};

@@ -119,6 +119,58 @@ fn json_has_the_keys_that_scripts_rely_on() {
 }
 
 #[test]
+fn tuning_files_are_written_used_ignored_elsewhere_and_refused_when_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    let (model, file) = (path("cnn.onnx"), path("tuning.json"));
+    succeed(&["zoo", "cnn32", "-o", &model]);
+    let tuned = succeed_json(&["bench", &model, "--tune", "-o", &file, "--seconds", "0.1", "--json"]);
+    has_keys(&tuned, &["found", "before_ms", "after_ms", "kept", "machine", "output"]);
+    let mut written: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(written["machine"], tuned["machine"]);
+    assert_eq!(written["choices"].as_object().unwrap().is_empty(), !tuned["kept"].as_bool().unwrap());
+
+    let bench = |named: bool| {
+        let arguments = ["bench", &model, "--seconds", "0.05", "--json", "--tuning", &file];
+        match named {
+            true => sora(&arguments),
+            false => {
+                let mut command = sora(&arguments[..5]);
+                command.env("SORA_TUNE", &file);
+                command
+            }
+        }
+        .output()
+        .unwrap()
+    };
+    for named in [true, false] {
+        let output = bench(named);
+        assert!(output.status.success() && output.stderr.is_empty());
+    }
+    written["machine"] = "another".into();
+    let newer = serde_json::json!({"sora_tuning": 999, "what": "ever"});
+    for foreign in [written, newer] {
+        fs::write(&file, foreign.to_string()).unwrap();
+        let output = bench(false);
+        assert!(output.status.success());
+        let remark = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            remark.starts_with("note: ") && remark.contains("ignored") && remark.contains(&file),
+            "{remark}"
+        );
+    }
+    for damaged in ["", "{\"sora_tuning\": 1, \"mach", "{\"sora_tuning\": 1}", "[]", "\u{0}"] {
+        fs::write(&file, damaged).unwrap();
+        assert!(
+            fail(&["bench", &model, "--seconds", "0.05", "--tuning", &file]).contains(&file),
+            "{damaged}"
+        );
+    }
+    fs::remove_file(&file).unwrap();
+    fail(&["bench", &model, "--tuning", &file]);
+}
+
+#[test]
 fn packed_weights_change_no_bit_and_are_refused_politely_elsewhere() {
     let (folder, model, data) = hard_case();
     let path = |name: &str| text(&folder.path().join(name)).to_owned();

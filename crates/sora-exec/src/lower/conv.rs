@@ -171,6 +171,7 @@ impl Lowering<'_> {
             if let Some(done) = self.winograd(&dense, x, constant, bias, chain) {
                 return Some(done);
             }
+            self.choose_first(chain);
         }
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         let Gathered { taps, kc, merged, .. } = gathered;
@@ -250,6 +251,7 @@ impl Lowering<'_> {
             if let Some(done) = self.winograd_bytes(&dense, x, input, weight, steps, bias, chain) {
                 return Some(done);
             }
+            self.choose_first(chain);
         }
         let gathered = self.gathered(c, x, 4, DType::U8, &[zero])?;
         let Gathered { taps, kc, merged, .. } = gathered;

@@ -34,7 +34,7 @@ use crate::program::Lowered;
 use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
 use crate::weights::WeightStore;
-use crate::{ExecError, Precision, StepInfo};
+use crate::{Choice, ExecError, Precision, StepInfo, Tuning};
 use build::{Buf, Builder};
 use chain::{Chain, Fusion};
 use layout::{Form, Layout};
@@ -48,6 +48,9 @@ pub(crate) struct Lowering<'g> {
     /// Threads that will share the work of a step.
     threads: usize,
     weights: &'g WeightStore,
+    tuning: Option<&'g Tuning>,
+    /// By node: what was chosen for the step that begins with it.
+    choices: HashMap<NodeId, Choice>,
     build: Builder,
     /// By value: the forms it exists in so far.
     forms: Vec<Vec<Form>>,
@@ -87,6 +90,7 @@ pub(crate) fn lower(
     precision: Precision,
     threads: usize,
     weights: &WeightStore,
+    tuning: Option<&Tuning>,
 ) -> Result<Lowered, ExecError> {
     let count = graph.values().count();
     let mut is_output = vec![false; count];
@@ -101,6 +105,8 @@ pub(crate) fn lower(
         precision,
         threads,
         weights,
+        tuning,
+        choices: HashMap::new(),
         build,
         forms,
         views,
@@ -243,8 +249,34 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// Which of several alternatives a chain's step takes: the one measured to be fastest, else that of the cost
+    /// model.
+    fn choose_kernel(
+        &mut self,
+        chain: &Chain,
+        key: String,
+        alternatives: &'static [&'static str],
+        model: impl FnOnce() -> usize,
+    ) -> usize {
+        let name = self.tuning.and_then(|tuning| tuning.choices.get(&key));
+        let measured = name.and_then(|name| alternatives.iter().position(|a| a == name));
+        let taken = measured.unwrap_or_else(model);
+        if let Some(&head) = chain.nodes.first() {
+            self.choices.insert(head, Choice { key, taken: alternatives[taken], alternatives });
+        }
+        taken
+    }
+
+    /// Takes the first alternative after all, as the one chosen does not apply.
+    fn choose_first(&mut self, chain: &Chain) {
+        if let Some(choice) = chain.nodes.first().and_then(|head| self.choices.get_mut(head)) {
+            choice.taken = choice.alternatives[0];
+        }
+    }
+
     /// Describes a step that computes `nodes`, the last of which defines `result`.
     fn info(&self, kernel: &str, nodes: &[NodeId], result: Option<ValueId>, dtype: DType) -> StepInfo {
+        let choice = nodes.first().and_then(|head| self.choices.get(head));
         let nodes: Vec<&Node> = nodes.iter().filter_map(|&id| self.graph.node(id)).collect();
         let macs = |node: &&Node| {
             let inputs: Vec<_> = node.inputs.iter().map(|i| i.map(|i| self.graph.ty(i))).collect();
@@ -260,6 +292,7 @@ impl Lowering<'_> {
             dtype,
             weight_bytes: 0,
             bytes: 0,
+            choice: choice.cloned(),
         }
     }
 

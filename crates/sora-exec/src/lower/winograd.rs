@@ -20,6 +20,10 @@ pub(super) struct Dense<'a> {
     pub(super) n: usize,
 }
 
+/// Ways to convolve, as a [`crate::Tuning`] names them; the first always applies.
+const REALS: [&str; 3] = ["direct", "winograd2", "winograd4"];
+const BYTES: [&str; 2] = ["direct", "winograd"];
+
 /// Bytes of weights that stay in cache from run to run, beside those of other layers.
 const CACHED: usize = 256 * 1024;
 /// Multiply-adds in the time that a byte of weights takes from memory.
@@ -36,12 +40,16 @@ impl Dense<'_> {
         suits && self.channels >= 16 && self.n >= 16
     }
 
+    /// What a measured choice is found by; the arithmetic tells apart what the extents do not.
+    fn key(&self, arithmetic: &str) -> String {
+        let extents = |axes: &[usize]| axes.iter().map(|e| format!("x{e}")).collect::<String>();
+        let (input, output) = (extents(&self.geometry.input), extents(&self.geometry.output));
+        format!("conv3x3.{arithmetic} {}x{}{input} to {}{output}", self.images, self.channels, self.n)
+    }
+
     /// The tile that promises to be faster than the direct convolution, if one does.
     fn edge(&self) -> Option<TileEdge> {
         let g = self.geometry;
-        if !self.suits() {
-            return None;
-        }
         let products = |positions: usize, elements: usize| {
             let arithmetic = positions * elements * self.channels * self.n;
             let bytes = 4 * elements * self.channels * self.n;
@@ -61,9 +69,6 @@ impl Dense<'_> {
     /// Whether the algorithm promises to be faster for bytes, in units of direct multiply-adds. With VNNI,
     /// direct products take half as many instructions as those of 16 bits; without, as many.
     fn pays_in_bytes(&self, kernels: Kernels) -> bool {
-        if !self.suits() {
-            return false;
-        }
         let (product, byte, transform) = match kernels.isa() {
             isa if isa.includes(Isa::Avx512Vnni) => (2, 40, 16),
             isa if isa.includes(Isa::Avx512) => (1, 16, 12),
@@ -92,7 +97,12 @@ impl Lowering<'_> {
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
-        let edge = conv.edge()?;
+        if !conv.suits() {
+            return None;
+        }
+        let edges = [None, Some(TileEdge::Two), Some(TileEdge::Four)];
+        let model = || edges.iter().position(|&edge| edge == conv.edge()).unwrap_or(0);
+        let edge = edges[self.choose_kernel(chain, conv.key("f32"), &REALS, model)]?;
         let g = conv.geometry;
         let (&[height, width], &[top, left], &[down, across]) = (&g.input[..], &g.pads[..], &g.output[..])
         else {
@@ -145,7 +155,9 @@ impl Lowering<'_> {
         else {
             return None;
         };
-        if !conv.pays_in_bytes(self.kernels) {
+        let kernels = self.kernels;
+        let model = || usize::from(conv.pays_in_bytes(kernels));
+        if !conv.suits() || self.choose_kernel(chain, conv.key("u8i8"), &BYTES, model) == 0 {
             return None;
         }
         let zero = u8::try_from(input.zero_point).ok()?;

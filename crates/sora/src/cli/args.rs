@@ -142,6 +142,12 @@ pub(super) struct Bench {
     /// Measure this machine's peaks: multiply-adds, memory, hand-off between threads; needs no model
     #[arg(long)]
     pub(super) peak: bool,
+    /// Measure which kernels are fastest for this model on this machine, and write them to a file for --tuning
+    #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["profile", "peak", "tuning"])]
+    pub(super) tune: bool,
+    /// Where the choices of --tune go
+    #[arg(short, long, value_name = "FILE", requires = "tune")]
+    pub(super) output: Option<PathBuf>,
     /// Seconds to measure for, after warming up
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub(super) seconds: f64,
@@ -208,6 +214,9 @@ pub(super) struct Engine {
     /// What products of real numbers multiply: f32, or bf16 with sums in f32
     #[arg(long, value_name = "f32|bf16", default_value_t)]
     pub(super) precision: sora::exec::Precision,
+    /// Kernel choices that `sora bench --tune` wrote on this machine [default: the file that SORA_TUNE names]
+    #[arg(long, value_name = "FILE")]
+    pub(super) tuning: Option<PathBuf>,
 }
 
 fn share(text: &str) -> Result<f64, String> {

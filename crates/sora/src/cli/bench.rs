@@ -4,23 +4,28 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sora::exec::{Arithmetic, ExecError, Level, Peaks, Profile, Rate, Session, StepTime, Use};
+use sora::exec::{Arithmetic, ExecError, Level, Options, Peaks, Profile, Rate, Session, StepTime, Use};
 use sora::ir::TensorType;
 use sora::tensor::{DType, Tensor};
 use sora::{Failure, Model};
 
 use super::args::Bench;
 use super::table::table;
+use super::tune::tune;
 use super::{Printed, engine_failure, one_line, progress, warn};
 
 pub(super) fn bench(args: &Bench) -> Printed {
+    if let (true, Some(model), Some(output)) = (args.tune, &args.model, &args.output) {
+        return tune(model, output, args);
+    }
+    let options = args.engine.options()?;
     let peaks = match args.peak || args.profile {
-        true => Some(Peaks::measure(&args.engine.options()).map_err(engine_failure(Path::new("--peak")))?),
+        true => Some(Peaks::measure(&options).map_err(engine_failure(Path::new("--peak")))?),
         false => None,
     };
     let shown = peaks.as_ref().filter(|_| args.peak);
     let (mut object, mut text) = match &args.model {
-        Some(model) => bench_model(model, args, peaks.as_ref())?,
+        Some(model) => bench_model(model, args, options, peaks.as_ref())?,
         None => (json!({}), String::new()),
     };
     if let Some(peaks) = shown {
@@ -36,6 +41,7 @@ pub(super) fn bench(args: &Bench) -> Printed {
 fn bench_model(
     path: &Path,
     args: &Bench,
+    options: Options,
     peaks: Option<&Peaks>,
 ) -> Result<(serde_json::Value, String), Failure> {
     let start = Instant::now();
@@ -43,7 +49,7 @@ fn bench_model(
     warn(&model.warnings);
     let inputs = random_inputs(&model, args)?;
     let failed = engine_failure(path);
-    let session = model.session(args.engine.options()).map_err(&failed)?;
+    let session = model.session(options).map_err(&failed)?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     session.run(&given).map_err(&failed)?;
     let load_ms = milliseconds(start.elapsed());
@@ -212,7 +218,7 @@ fn peaks_table(peaks: &Peaks) -> String {
 }
 
 /// Random values for every input: floats in -1..1, integers 0, which is a valid index everywhere.
-fn random_inputs(model: &Model, args: &Bench) -> Result<Vec<(String, Tensor)>, Failure> {
+pub(super) fn random_inputs(model: &Model, args: &Bench) -> Result<Vec<(String, Tensor)>, Failure> {
     let mut state = 0x2545_f491_4f6c_dd1du64;
     let mut uniform = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -15,7 +15,7 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
     let (data, preprocess) = open(&model, &args.data)?;
-    let options = args.engine.options();
+    let options = args.engine.options()?;
     let bars = Bars::new();
     let result = compress::evaluate(&model.graph, &data, &preprocess, None, &options, &bars);
     let result = result.map_err(|e| compression_failure(&e))?;

@@ -9,16 +9,19 @@ mod inspect;
 mod progress;
 mod run;
 mod table;
+mod tune;
 mod zoo;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use serde_json::{Value, json};
+use sora::exec::{Options, Tuning};
 use sora::tensor::Tensor;
-use sora::{Failure, check_writable};
+use sora::{Failure, check_writable, load_tuning};
 
 use args::{Cli, Command, Engine};
 
@@ -81,11 +84,30 @@ fn check_output(output: &Path, inputs: &[&Path]) -> Result<(), Failure> {
 type Printed = Result<String, Failure>;
 
 impl Engine {
-    fn options(&self) -> sora::exec::Options {
-        sora::exec::Options {
+    /// The options, with the tuning file where it was made for them.
+    fn options(&self) -> Result<Options, Failure> {
+        let mut options = self.untuned();
+        let named = || std::env::var_os("SORA_TUNE").filter(|file| !file.is_empty()).map(PathBuf::from);
+        if let Some(file) = self.tuning.clone().or_else(named) {
+            let tuning = load_tuning(&file)?;
+            let here = Tuning::machine_for(&options).map_err(engine_failure(&file))?;
+            match tuning.machine == here {
+                true => options.tuning = Some(Arc::new(tuning)),
+                false => warn(&[format!(
+                    "the tuning file {} is ignored: it is for {}, this is {here}",
+                    file.display(),
+                    tuning.machine
+                )]),
+            }
+        }
+        Ok(options)
+    }
+
+    fn untuned(&self) -> Options {
+        Options {
             threads: usize::from(self.parallel.threads),
             precision: self.precision,
-            ..sora::exec::Options::default()
+            ..Options::default()
         }
     }
 }

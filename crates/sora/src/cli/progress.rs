@@ -22,7 +22,7 @@ pub(super) fn watch_interrupts() {
 }
 
 /// Whether Ctrl-C was pressed.
-fn interrupted() -> bool {
+pub(super) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 

@@ -26,7 +26,7 @@ pub(super) fn run(args: &Run) -> Printed {
         inputs.push((name.to_owned(), data::npy::read(Path::new(file))?));
     }
     check_inputs(&model, &inputs)?;
-    let session = model.session(args.engine.options()).map_err(engine_failure(&args.model))?;
+    let session = model.session(args.engine.options()?).map_err(engine_failure(&args.model))?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     progress::check()?;
     let outputs = session.run(&given).map_err(engine_failure(&args.model))?;

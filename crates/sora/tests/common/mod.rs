@@ -19,7 +19,7 @@ pub(crate) fn example(name: &str) -> String {
 /// The command in the workspace's folder.
 pub(crate) fn sora(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sora"));
-    command.args(arguments).current_dir(root()).env_remove("SORA_ISA");
+    command.args(arguments).current_dir(root()).env_remove("SORA_ISA").env_remove("SORA_TUNE");
     command
 }
 
