@@ -105,19 +105,55 @@ pub(crate) mod x86 {
         _mm512_mul_ps(x, _mm512_rcp14_ps(d))
     }
 
+    /// Up to 16 numbers, the others zero.
+    ///
+    /// # Safety
+    /// The machine must run [`crate::Isa::Avx512Bf16`], and the mask's elements be readable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load(mask: u16, from: *const u16) -> __m512 {
+        // SAFETY: by the contract; any alignment.
+        let bits = unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+    }
+
+    /// Stores up to 16 numbers, rounded.
+    ///
+    /// # Safety
+    /// The machine must run [`crate::Isa::Avx512Bf16`], and the mask's elements be writable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn store(mask: u16, to: *mut u16, x: __m512) {
+        // SAFETY: by the contract; any alignment, and vectors of equal size.
+        unsafe {
+            let bits = core::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+            _mm256_mask_storeu_epi16(to.cast(), mask, bits);
+        }
+    }
+
     /// # Safety
     /// The machine must run [`crate::Isa::Avx512Bf16`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub(super) unsafe fn silu_inplace(x: &mut [u16]) {
         for x in x.chunks_mut(16) {
             let mask = u16::MAX >> (16 - x.len());
-            // SAFETY: the mask reads and writes the elements of the chunk; vectors of equal size.
-            unsafe {
-                let bits = _mm256_maskz_loadu_epi16(mask, x.as_ptr().cast());
-                let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
-                let y = _mm512_cvtneps_pbh(silu(_mm512_castsi512_ps(wide)));
-                let y = core::mem::transmute::<__m256bh, __m256i>(y);
-                _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), mask, y);
+            // SAFETY: the mask has the elements of the chunk.
+            unsafe { store(mask, x.as_mut_ptr(), silu(load(mask, x.as_ptr()))) };
+        }
+    }
+
+    /// # Safety
+    /// The machine must run [`crate::Isa::Avx512Bf16`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn scale_columns(a: &[u16], b: &[f32], out: &mut [u16]) {
+        for (a, out) in a.chunks_exact(b.len()).zip(out.chunks_exact_mut(b.len())) {
+            for ((a, b), out) in a.chunks(16).zip(b.chunks(16)).zip(out.chunks_mut(16)) {
+                let mask = u16::MAX >> (16 - b.len());
+                // SAFETY: the mask has the elements of the chunks, which are of equal length.
+                unsafe {
+                    let y = _mm512_mul_ps(load(mask, a.as_ptr()), _mm512_maskz_loadu_ps(mask, b.as_ptr()));
+                    store(mask, out.as_mut_ptr(), y);
+                }
             }
         }
     }
@@ -126,14 +162,24 @@ pub(crate) mod x86 {
 /// Elements of a block.
 const BLOCK: usize = 1024;
 
+/// `out[r][c] = a[r][c] · b[c]`, rounded, for rows as long as `b`.
+///
+/// # Panics
+/// When the lengths of `a` and `out` differ, or `b` does not divide them.
+pub fn scale_columns(kernels: Kernels, a: &[u16], b: &[f32], out: &mut [u16]) {
+    assert_eq!(a.len(), out.len(), "one result per element");
+    assert!(!b.is_empty() && a.len().is_multiple_of(b.len()), "{} elements in rows of {}", a.len(), b.len());
+    #[cfg(target_arch = "x86_64")]
+    if kernels.isa().includes(Isa::Avx512Bf16) {
+        // SAFETY: the handle includes the instruction set, so this machine runs it.
+        return unsafe { x86::scale_columns(a, b, out) };
+    }
+    scale_each(kernels, a, b, out);
+}
+
 per_isa! {
-    /// `out[r][c] = a[r][c] · b[c]`, rounded, for rows as long as `b`.
-    ///
-    /// # Panics
-    /// When the lengths of `a` and `out` differ, or `b` does not divide them.
-    pub fn scale_columns(a: &[u16], b: &[f32], out: &mut [u16]) {
-        assert_eq!(a.len(), out.len(), "one result per element");
-        assert!(!b.is_empty() && a.len().is_multiple_of(b.len()), "{} elements in rows of {}", a.len(), b.len());
+    /// [`scale_columns`], rounded by [`round`].
+    fn scale_each(a: &[u16], b: &[f32], out: &mut [u16]) {
         for (a, out) in a.chunks_exact(b.len()).zip(out.chunks_exact_mut(b.len())) {
             for ((&a, &b), out) in a.iter().zip(b).zip(out) {
                 *out = round(widen(a) * b);
