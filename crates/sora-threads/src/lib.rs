@@ -13,10 +13,10 @@
 //! # Safety argument
 //!
 //! A job borrows from the caller's stack, and helpers run it, so its lifetime has to be erased. Two facts make
-//! this sound, and [`Shared`] keeps them:
+//! this sound, and `Shared` keeps them:
 //!
 //! - *A helper touches a job only while it is counted in.* It counts itself in by one compare-and-swap on
-//!   [`Shared::state`], which succeeds only while that word says that the job is open.
+//!   `Shared::state`, which succeeds only while that word says that the job is open.
 //! - *The caller leaves a job only after closing it and seeing the count at zero*, also when a part panics.
 //!
 //! The tests under `--cfg loom` (`cargo xtask threads`) run the protocol in every order of events.
