@@ -641,8 +641,163 @@ pub(crate) fn finish_i32<const N: usize>(
 }
 
 per_isa! {
-    pub(crate) fn finish_rows [const N: usize] (e: &FinishRows<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
+    fn finish_rows_in_passes [const N: usize] (e: &FinishRows<'_>, scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>) {
         finish::<N, i32, _>(e, scratch, start, place, out);
+    }
+}
+
+/// Finishes a tile, in one pass where all that follows the scales is a bias, a real residual, and bounds
+/// or GELU, and the results are real numbers.
+pub(crate) fn finish_rows<const N: usize>(
+    kernels: Kernels,
+    e: &FinishRows<'_>,
+    scratch: &mut Scratch<i32>,
+    start: usize,
+    place: Place,
+    out: &mut Output<'_>,
+) {
+    let epilogue = e.epilogue;
+    let gelu = epilogue.activation == Activation::Gelu;
+    let unbounded = (f32::NEG_INFINITY, f32::INFINITY);
+    let bounds = if gelu { Some(unbounded) } else { epilogue.activation.bounds() };
+    let first = place.n0 + place.col;
+    let residual = match epilogue.residual {
+        None => Some(None),
+        Some(Residual::F32 { data, ld }) => {
+            Some(Some((data[place.row * ld + first..][..(place.rows - 1) * ld + place.cols].as_ptr(), ld)))
+        }
+        Some(_) => None,
+    };
+    let (Output::F32(m), Some((low, high)), Some(residual)) = (&mut *out, bounds, residual) else {
+        return finish_rows_in_passes::<N>(kernels, e, scratch, start, place, out);
+    };
+    const { assert!(N.is_multiple_of(16) || N == 8) };
+    assert!(place.cols <= N && place.row + place.rows <= m.rows() && place.col + place.cols <= m.cols());
+    let acc = scratch.acc[start..][..place.rows * N].as_ptr();
+    let (sums, scale, bias) = e.columns::<N>(first, place.cols);
+    let rows = if epilogue.row_scales.len() == 1 { 0..1 } else { place.row..place.row + place.rows };
+    let tile = ScaledRows {
+        values: Clamped {
+            acc: acc.cast(),
+            nr: N,
+            rows: place.rows,
+            cols: place.cols,
+            bias: Some(bias.as_ptr()),
+            residual,
+            low,
+            high,
+        },
+        sums: sums.as_ptr(),
+        scale: scale.as_ptr(),
+        row_scales: &epilogue.row_scales[rows.clone()],
+        zero_points: &epilogue.zero_points[rows],
+        gelu,
+    };
+    let ld = m.ld();
+    // SAFETY: the accumulators and the columns' parameters are of N columns, whole vectors on every
+    // instruction set; the residual and the output have the place's rows and columns.
+    unsafe { scale_rows(kernels, &tile, m.ptr_at(place.row, place.col), ld) }
+}
+
+/// A tile for [`scale_rows`], whose columns all have parameters.
+struct ScaledRows<'a> {
+    /// The accumulators are integers.
+    values: Clamped,
+    sums: *const i32,
+    scale: *const f32,
+    /// Of each row, or one of all.
+    row_scales: &'a [f32],
+    zero_points: &'a [u8],
+    gelu: bool,
+}
+
+per_vector! {
+    /// `to = activation((acc − zero_point · sum) · (row_scale · scale) + bias + residual)`.
+    ///
+    /// # Safety
+    /// What the tile describes must be readable, the accumulators and parameters to whole vectors, and
+    /// as many rows and columns writable at `to`.
+    unsafe fn scale_rows<V>(t: &ScaledRows<'_>, to: *mut f32, ld: usize) {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut c = 0;
+            while c < t.values.cols {
+                match (c + V::LANES <= t.values.cols, t.gelu) {
+                    (true, true) => scale_columns::<V, true, true>(t, c, to, ld),
+                    (true, false) => scale_columns::<V, true, false>(t, c, to, ld),
+                    (false, true) => scale_columns::<V, false, true>(t, c, to, ld),
+                    (false, false) => scale_columns::<V, false, false>(t, c, to, ld),
+                }
+                c += V::LANES;
+            }
+        }
+    }
+}
+
+/// Rows worked on together, so that their latencies overlap.
+const TOGETHER: usize = 4;
+
+/// # Safety
+/// See [`scale_rows`].
+#[inline(always)]
+unsafe fn scale_columns<V: Vector, const WHOLE: bool, const GELU: bool>(
+    t: &ScaledRows<'_>,
+    c: usize,
+    to: *mut f32,
+    ld: usize,
+) {
+    let rows = t.values.rows;
+    // SAFETY: by the contract.
+    unsafe {
+        let mut i = 0;
+        while i + TOGETHER <= rows {
+            scale_piece::<V, WHOLE, GELU, TOGETHER>(t, i, c, to, ld);
+            i += TOGETHER;
+        }
+        while i < rows {
+            scale_piece::<V, WHOLE, GELU, 1>(t, i, c, to, ld);
+            i += 1;
+        }
+    }
+}
+
+/// # Safety
+/// See [`scale_rows`].
+#[inline(always)]
+unsafe fn scale_piece<V: Vector, const WHOLE: bool, const GELU: bool, const ROWS: usize>(
+    t: &ScaledRows<'_>,
+    first: usize,
+    c: usize,
+    to: *mut f32,
+    ld: usize,
+) {
+    let v = &t.values;
+    let n = v.cols - c;
+    let one = t.row_scales.len() == 1;
+    // SAFETY: by the contract of `scale_rows`.
+    unsafe {
+        let scale = V::load(t.scale.add(c));
+        let mut y = [V::splat(0.0); ROWS];
+        for j in 0..ROWS {
+            let i = first + j;
+            let row = if one { 0 } else { i };
+            let acc = v.acc.cast::<i32>().add(i * v.nr + c);
+            let sum = V::load_difference(acc, i32::from(t.zero_points[row]), t.sums.add(c));
+            y[j] = sum.mul(V::splat(t.row_scales[row]).mul(scale));
+            if let Some(bias) = v.bias {
+                y[j] = y[j].add(V::load(bias.add(c)));
+            }
+            if let Some((residual, ld)) = v.residual {
+                y[j] = y[j].add(load::<V, WHOLE>(residual.add(i * ld + c), n));
+            }
+        }
+        if GELU {
+            y = math::gelu_of(y);
+        }
+        for j in 0..ROWS {
+            let y = if GELU { y[j] } else { y[j].clamp(V::splat(v.low), V::splat(v.high)) };
+            vector::store::<V, WHOLE>(y, to.add((first + j) * ld + c), n);
+        }
     }
 }
 

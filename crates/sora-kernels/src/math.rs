@@ -8,6 +8,8 @@
 
 use core::f32::consts::{FRAC_2_SQRT_PI, LN_2, LOG2_E};
 
+use crate::vector::Reals;
+
 /// Adding and subtracting 1.5·2²³ rounds to the nearest integer, ties to even.
 const MAGIC: f32 = 12_582_912.0;
 /// ln 2 to 17 bits: products with |n| < 128 are exact.
@@ -192,17 +194,45 @@ pub(crate) fn softplus(x: f32) -> f32 {
     at_least(x, 0.0) + 2.0 * (s + s * atanh_series(s))
 }
 
+/// `c₀ + x·(c₁ + x·(c₂ + …))`.
+///
+/// # Safety
+/// As [`Reals`].
+#[inline(always)]
+unsafe fn polynomial<R: Reals, const N: usize>(x: R, c: [f32; N]) -> R {
+    // SAFETY: by the contract.
+    unsafe {
+        let mut y = R::splat(c[N - 1]);
+        for i in (0..N - 1).rev() {
+            y = R::splat(c[i]).add(x.mul(y));
+        }
+        y
+    }
+}
+
 /// 2ᵗ within 2 ulp for −126 ≤ t ≤ 126.
+///
+/// # Safety
+/// As [`Reals`].
+#[inline(always)]
+unsafe fn exp2_of<R: Reals>(t: R) -> R {
+    // SAFETY: by the contract.
+    unsafe {
+        let shifted = t.add(R::splat(MAGIC));
+        let r = t.sub(shifted.sub(R::splat(MAGIC)));
+        let z = r.mul(r);
+        let even = polynomial(z, [LN_2, 5.550_357e-2, 1.339_086_7e-3]);
+        let odd = polynomial(z, [2.402_265e-1, 9.618_057e-3, 1.546_144_7e-4]);
+        // The integer in the lowest bits goes to the exponent, and nothing else of the shifted number.
+        R::splat(1.0).add(r.mul(even.add(r.mul(odd)))).add_exponent(shifted)
+    }
+}
+
+/// [`exp2_of`] one number.
 #[inline(always)]
 fn exp2(t: f32) -> f32 {
-    let shifted = t + MAGIC;
-    let r = t - (shifted - MAGIC);
-    let z = r * r;
-    let even = LN_2 + z * (5.550_357e-2 + z * 1.339_086_7e-3);
-    let odd = 2.402_265e-1 + z * (9.618_057e-3 + z * 1.546_144_7e-4);
-    // The integer in the lowest bits goes to the exponent, and nothing else of the shifted number.
-    let p = 1.0 + r * (even + r * odd);
-    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits().wrapping_shl(23)))
+    // SAFETY: every machine has `f32`.
+    unsafe { exp2_of(t) }
 }
 
 /// 2ᵗ within 2 ulp for t ≤ 0; zero below −126.
@@ -213,14 +243,28 @@ pub(crate) fn exp2_below_one(t: f32) -> f32 {
 
 /// x·Φ(x) = max(x, 0) − ½|x|·erfc(|x|/√2), the last factor as 2^(|x|·Q(|x|)): within 2.5e-7 of
 /// max(|x|, 1), and within 2e-6 of the result above −3, where 1 + erf would cancel.
+///
+/// # Safety
+/// As [`Reals`].
+#[inline(always)]
+pub(crate) unsafe fn gelu_of<R: Reals>(x: R) -> R {
+    // SAFETY: by the contract.
+    unsafe {
+        let a = x.abs().at_most(R::splat(6.0));
+        let z = a.mul(a);
+        let even =
+            polynomial(z, [-1.151_118_9, -5.283_492_4e-2, -4.285_064e-4, 2.282_081_7e-5, 8.405_011e-8]);
+        let odd = polynomial(z, [-4.590_885_6e-1, 7.501_184e-3, -8.451_487_5e-5, -2.234_036_9e-6]);
+        let half = R::splat(0.5).mul(a);
+        x.at_least(R::splat(0.0)).sub(half.mul(exp2_of(a.mul(even.add(a.mul(odd))))))
+    }
+}
+
+/// [`gelu_of`] one number.
 #[inline(always)]
 pub(crate) fn gelu(x: f32) -> f32 {
-    let a = at_most(x.abs(), 6.0);
-    let z = a * a;
-    let even =
-        -1.151_118_9 - z * (5.283_492_4e-2 + z * (4.285_064e-4 - z * (2.282_081_7e-5 + z * 8.405_011e-8)));
-    let odd = -4.590_885_6e-1 + z * (7.501_184e-3 - z * (8.451_487_5e-5 + z * 2.234_036_9e-6));
-    at_least(x, 0.0) - 0.5 * a * exp2(a * (even + a * odd))
+    // SAFETY: every machine has `f32`.
+    unsafe { gelu_of(x) }
 }
 
 /// The tanh approximation of [`gelu`].

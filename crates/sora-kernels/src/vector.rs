@@ -1,5 +1,24 @@
 //! Vectors of reals, for kernels that one generic body serves on every instruction set.
 
+/// Real arithmetic on one number or several, the same bits from every implementation: each operation
+/// rounds once, as that on `f32` does.
+///
+/// # Safety
+/// Every method: the instruction set of the type must run here.
+pub(crate) trait Reals: Copy {
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// max(self, low); NaN stays.
+    unsafe fn at_least(self, low: Self) -> Self;
+    /// min(self, high); NaN stays.
+    unsafe fn at_most(self, high: Self) -> Self;
+    /// Adds the low nine bits of `integer` to sign and exponent: a multiplication by 2ⁿ.
+    unsafe fn add_exponent(self, integer: Self) -> Self;
+}
+
 /// A register of reals.
 ///
 /// Bodies generic over it must be `#[inline(always)]` up to a function that enables the
@@ -8,18 +27,17 @@
 /// # Safety
 /// Every method: the instruction set of the vector must run here. Those that take pointers:
 /// [`Vector::LANES`] elements, or the first `n` where a number is given, must be readable or writable.
-pub(crate) trait Vector: Copy {
+pub(crate) trait Vector: Reals {
     /// Elements.
     const LANES: usize;
-    unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// The first `n < LANES` elements, zeros behind.
     unsafe fn load_first(from: *const f32, n: usize) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// Stores the first `n < LANES` elements.
     unsafe fn store_first(self, to: *mut f32, n: usize);
-    unsafe fn add(self, other: Self) -> Self;
-    unsafe fn sub(self, other: Self) -> Self;
+    /// `sums - factor · others`, in wrapping integers, then as reals.
+    unsafe fn load_difference(sums: *const i32, factor: i32, others: *const i32) -> Self;
     /// `self + factor · x`, rounded once or twice.
     unsafe fn add_scaled(self, factor: f32, x: Self) -> Self;
     /// `factor · self`.
@@ -99,14 +117,86 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// One number.
+impl Reals for f32 {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self + other
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self - other
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self * other
+    }
+
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        f32::abs(self)
+    }
+
+    #[inline(always)]
+    unsafe fn at_least(self, low: Self) -> Self {
+        crate::math::at_least(self, low)
+    }
+
+    #[inline(always)]
+    unsafe fn at_most(self, high: Self) -> Self {
+        crate::math::at_most(self, high)
+    }
+
+    #[inline(always)]
+    unsafe fn add_exponent(self, integer: Self) -> Self {
+        f32::from_bits(self.to_bits().wrapping_add(integer.to_bits().wrapping_shl(23)))
+    }
+}
+
+/// Defines methods of an array by those of its elements, in loops: closures would be compiled without
+/// the elements' features.
+macro_rules! each_element {
+    ($($name:ident($($other:ident)?);)*) => {$(
+        #[inline(always)]
+        unsafe fn $name(mut self $(, $other: Self)?) -> Self {
+            for i in 0..K {
+                // SAFETY: the same contract.
+                self[i] = unsafe { self[i].$name($($other[i])?) };
+            }
+            self
+        }
+    )*};
+}
+
+/// Several side by side, whose latencies overlap.
+impl<R: Reals, const K: usize> Reals for [R; K] {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the same contract.
+        [unsafe { R::splat(x) }; K]
+    }
+
+    each_element! {
+        add(other);
+        sub(other);
+        mul(other);
+        abs();
+        at_least(other);
+        at_most(other);
+        add_exponent(other);
+    }
+}
+
 /// Four lanes in plain Rust, which every target has vectors for.
 impl Vector for [f32; 4] {
     const LANES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        [x; 4]
-    }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
@@ -135,13 +225,10 @@ impl Vector for [f32; 4] {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        core::array::from_fn(|i| self[i] + other[i])
-    }
-
-    #[inline(always)]
-    unsafe fn sub(self, other: Self) -> Self {
-        core::array::from_fn(|i| self[i] - other[i])
+    unsafe fn load_difference(sums: *const i32, factor: i32, others: *const i32) -> Self {
+        // SAFETY: readable, by the contract.
+        let (sums, others) = unsafe { (sums.cast::<[i32; 4]>().read(), others.cast::<[i32; 4]>().read()) };
+        core::array::from_fn(|i| sums[i].wrapping_sub(factor.wrapping_mul(others[i])) as f32)
     }
 
     #[inline(always)]
@@ -164,7 +251,7 @@ impl Vector for [f32; 4] {
 mod x86 {
     use core::arch::x86_64::*;
 
-    use super::Vector;
+    use super::{Reals, Vector};
 
     /// A mask of the first `n` of eight lanes.
     #[inline(always)]
@@ -174,15 +261,62 @@ mod x86 {
         unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n.min(8)).cast()) }
     }
 
-    /// AVX2 with FMA.
-    impl Vector for __m256 {
-        const LANES: usize = 8;
-
+    impl Reals for __m256 {
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: the instruction set runs here, by the contract; so in all below.
             unsafe { _mm256_set1_ps(x) }
         }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_add_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_mul_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn abs(self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn at_least(self, low: Self) -> Self {
+            // SAFETY: as above. Where an operand is NaN the second is the result.
+            unsafe { _mm256_max_ps(low, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn at_most(self, high: Self) -> Self {
+            // SAFETY: as above. Where an operand is NaN the second is the result.
+            unsafe { _mm256_min_ps(high, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_exponent(self, integer: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(integer));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self), exponent))
+            }
+        }
+    }
+
+    /// AVX2 with FMA.
+    impl Vector for __m256 {
+        const LANES: usize = 8;
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
@@ -209,15 +343,12 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { _mm256_add_ps(self, other) }
-        }
-
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { _mm256_sub_ps(self, other) }
+        unsafe fn load_difference(sums: *const i32, factor: i32, others: *const i32) -> Self {
+            // SAFETY: as above, and readable by the contract.
+            unsafe {
+                let others = _mm256_mullo_epi32(_mm256_set1_epi32(factor), _mm256_loadu_si256(others.cast()));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(sums.cast()), others))
+            }
         }
 
         #[inline(always)]
@@ -239,15 +370,62 @@ mod x86 {
         }
     }
 
-    /// AVX-512.
-    impl Vector for __m512 {
-        const LANES: usize = 16;
-
+    impl Reals for __m512 {
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: the instruction set runs here, by the contract; so in all below.
             unsafe { _mm512_set1_ps(x) }
         }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_add_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_mul_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn abs(self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_abs_ps(self) }
+        }
+
+        #[inline(always)]
+        unsafe fn at_least(self, low: Self) -> Self {
+            // SAFETY: as above. Where an operand is NaN the second is the result.
+            unsafe { _mm512_max_ps(low, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn at_most(self, high: Self) -> Self {
+            // SAFETY: as above. Where an operand is NaN the second is the result.
+            unsafe { _mm512_min_ps(high, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_exponent(self, integer: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(integer));
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self), exponent))
+            }
+        }
+    }
+
+    /// AVX-512.
+    impl Vector for __m512 {
+        const LANES: usize = 16;
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
@@ -274,15 +452,12 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { _mm512_add_ps(self, other) }
-        }
-
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { _mm512_sub_ps(self, other) }
+        unsafe fn load_difference(sums: *const i32, factor: i32, others: *const i32) -> Self {
+            // SAFETY: as above, and readable by the contract.
+            unsafe {
+                let others = _mm512_mullo_epi32(_mm512_set1_epi32(factor), _mm512_loadu_si512(others.cast()));
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums.cast()), others))
+            }
         }
 
         #[inline(always)]

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use sora_kernels::{
     ARows, Activation, Dense, EpilogueRows, Family, KERNELS, Kernels, MatMut, Output, PackedF32, PackedI8,
-    Residual, gemm_u8i8_rows, gemv_f32, gemv_u8i8,
+    Residual, Unary, elementwise, gemm_u8i8_rows, gemv_f32, gemv_u8i8,
 };
 
 /// Depths and widths around every tile's.
@@ -24,7 +24,9 @@ fn rows_have_scales_and_zero_points_of_their_own() {
         let scale: Vec<f32> = (0..n).map(|_| 1e-3 * (0.1 + rng.f32())).collect();
         let bias: Option<Vec<f32>> = rng.bool().then(|| (0..n).map(|_| rng.f32() - 0.5).collect());
         let residual: Option<Vec<f32>> = rng.bool().then(|| (0..m * n).map(|_| rng.f32() - 0.5).collect());
-        let mut seen: Option<Vec<f32>> = None;
+        let activation =
+            *rng.choice(&[Activation::None, Activation::Relu, Activation::Gelu, Activation::Silu]).unwrap();
+        let mut seen: Option<Vec<u32>> = None;
         for row in KERNELS.iter().filter(|r| r.family == Family::GemmU8I8) {
             let Ok(kernels) = Kernels::for_isa(row.isa) else { continue };
             let packed = PackedI8::from_kn(kernels, &b, k, n, n);
@@ -39,7 +41,7 @@ fn rows_have_scales_and_zero_points_of_their_own() {
                     scale: &scale,
                     bias: bias.as_deref(),
                     residual: residual.as_ref().map(|r| Residual::F32 { data: &r[first * n..], ld: n }),
-                    activation: Activation::Relu,
+                    activation,
                 };
                 let a = ARows::Dense(Dense { data: &a[first * k..], rows, stride: k, k });
                 for (n0, part) in band.split_cols(rng.usize(1..4), row.tile.nr) {
@@ -57,10 +59,14 @@ fn rows_have_scales_and_zero_points_of_their_own() {
                     let mut want =
                         sum as f32 * (row_scales[r] * scale[j]) + bias.as_ref().map_or(0.0, |b| b[j]);
                     want += residual.as_ref().map_or(0.0, |r| r[i * n + j]);
-                    assert_eq!(y[i * n + j], want.max(0.0), "{} {m}x{n}x{k}", row.name);
+                    let at = [want];
+                    let mut exact = [0.0];
+                    elementwise::unary(kernels, Unary::Activation(activation), &at, &mut exact);
+                    assert_eq!(y[i * n + j], exact[0], "{} {m}x{n}x{k} {activation:?}", row.name);
                 }
             }
-            assert_eq!(*seen.get_or_insert_with(|| y.clone()), y);
+            let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
+            assert_eq!(*seen.get_or_insert_with(|| bits.clone()), bits, "{}", row.name);
         }
     }
 }

@@ -70,15 +70,20 @@ unsafe fn store<const MR: usize, const NP: usize>(acc: &[[[__m512i; NV]; NP]; MR
     }
 }
 
-/// One step of four depth elements: `acc += a · b` for every row and panel.
+/// One step of four depth elements, of which the last may have fewer: `acc += a · b` for every row and panel.
+///
+/// Each row's word is broadcast where it is used; gathered first, the words are moved to vectors that
+/// displace accumulators.
 ///
 /// # Safety
-/// The step of every panel must be readable.
+/// `tail` bytes of every row from `k` on must be readable, or four where it is zero, and the step of every panel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn vnni_step<const MR: usize, const NP: usize>(
+unsafe fn vnni_step<const MR: usize, const NP: usize, const WHOLE: bool>(
     acc: &mut [[[__m512i; NV]; NP]; MR],
-    a: [i32; MR],
+    rows: &[*const u8; MR],
+    k: usize,
+    tail: usize,
     panel: *const i8,
     panel_stride: usize,
 ) {
@@ -89,7 +94,16 @@ unsafe fn vnni_step<const MR: usize, const NP: usize>(
             [_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1))]
         };
         for i in 0..MR {
-            let a = _mm512_set1_epi32(a[i]);
+            // SAFETY: by the contract.
+            let a = unsafe {
+                let at = rows[i].add(k);
+                if WHOLE {
+                    at.cast::<i32>().read_unaligned()
+                } else {
+                    i32::from_le_bytes(tail_bytes(at, tail))
+                }
+            };
+            let a = _mm512_set1_epi32(a);
             for v in 0..NV {
                 acc[i][p][v] = _mm512_dpbusd_epi32(acc[i][p][v], a, b[v]);
             }
@@ -111,22 +125,12 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
         let whole = args.kc - tail;
         for t in 0..args.taps {
             let rows = tap_rows::<MR, _, _>(args, t);
-            let mut k = 0;
-            while k < whole {
-                let mut a = [0i32; MR];
-                for i in 0..MR {
-                    a[i] = rows[i].add(k).cast::<i32>().read_unaligned();
-                }
-                vnni_step(&mut acc, a, panel, args.panel_stride);
+            for k in (0..whole).step_by(4) {
+                vnni_step::<MR, NP, true>(&mut acc, &rows, k, 0, panel, args.panel_stride);
                 panel = panel.add(STEP);
-                k += 4;
             }
             if tail > 0 {
-                let mut a = [0i32; MR];
-                for i in 0..MR {
-                    a[i] = i32::from_le_bytes(tail_bytes(rows[i].add(whole), tail));
-                }
-                vnni_step(&mut acc, a, panel, args.panel_stride);
+                vnni_step::<MR, NP, false>(&mut acc, &rows, whole, tail, panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
         }
