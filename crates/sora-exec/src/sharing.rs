@@ -16,7 +16,7 @@ const LARGE: u64 = 100_000;
 const ROUNDS: usize = 6;
 
 /// Time that each part of the trial takes at least, in nanoseconds: a helper may be kept from running that long.
-const TRIAL: u64 = 20_000_000;
+const TRIAL: u64 = 100_000_000;
 
 /// Share of a time by which the other way must be faster: less is noise.
 const MARGIN: f64 = 0.03;
