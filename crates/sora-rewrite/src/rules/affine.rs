@@ -3,7 +3,7 @@
 use sora_ir::case::Gen;
 use sora_ir::ops::{BatchNorm, Binary, BinaryKind, Conv, ConvTranspose, MatMul};
 use sora_ir::{Graph, IrError, Node, Op, ValueId};
-use sora_tensor::Tensor;
+use sora_tensor::{DType, Tensor};
 
 use super::Rule;
 use super::sample::Sketch;
@@ -97,11 +97,9 @@ impl<'a> Linear<'a> {
         Self::of(view, node).filter(|_| view.single_use(value))
     }
 
-    /// Input and output channel of the n-th weight.
-    fn channels(&self, n: usize) -> (usize, usize) {
+    /// Input and output channel of the weights at these indices of the first two axes.
+    fn channels(&self, first: usize, second: usize) -> (usize, usize) {
         let shape = self.weights.shape();
-        let taps: usize = shape[2..].iter().product();
-        let (first, second) = (n / taps / shape[1], n / taps % shape[1]);
         match &self.node.op {
             Op::Conv(conv) => (first / (shape[0] / conv.group) * shape[1] + second, first),
             Op::ConvTranspose(conv) => (first, first / (shape[0] / conv.group) * shape[1] + second),
@@ -111,11 +109,31 @@ impl<'a> Linear<'a> {
 
     /// The weights times a factor per (input, output) channel; `None` if that overflows.
     fn scaled_weights(&self, factor: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
-        let values = self.weights.to_f64s().into_iter().enumerate().map(|(n, w)| {
-            let (from, to) = self.channels(n);
-            w * factor(from, to)
+        let shape = self.weights.shape();
+        let taps = shape[2..].iter().product::<usize>().max(1);
+        let pairs = (0..shape[0]).flat_map(|first| (0..shape[1]).map(move |second| (first, second)));
+        let factors = pairs.map(|(first, second)| {
+            let (from, to) = self.channels(first, second);
+            factor(from, to)
         });
-        finite(self.weights, self.weights.shape(), values)
+        if self.weights.dtype() != DType::F32 {
+            let each = factors.flat_map(|factor| std::iter::repeat_n(factor, taps));
+            let values = self.weights.to_f64s().into_iter().zip(each).map(|(w, factor)| w * factor);
+            return finite(self.weights, shape, values);
+        }
+        // Large networks are mostly such weights: read once where they lie in the file, written once.
+        let mut scaled = Tensor::zeros(DType::F32, shape).ok()?;
+        let (weights, _) = self.weights.raw().as_chunks::<4>();
+        let to = scaled.as_mut_slice::<f32>().ok()?;
+        let mut overflow = false;
+        for ((to, from), factor) in to.chunks_exact_mut(taps).zip(weights.chunks_exact(taps)).zip(factors) {
+            for (to, &w) in to.iter_mut().zip(from) {
+                *to = (f64::from(f32::from_ne_bytes(w)) * factor) as f32;
+                overflow |= !to.is_finite();
+            }
+        }
+        self.weights.release();
+        (!overflow).then_some(scaled)
     }
 
     /// Adds the node again with other weights and bias.
