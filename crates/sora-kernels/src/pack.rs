@@ -58,24 +58,8 @@ impl<A, B: Plain, C> Panels<A, B, C> {
         strides: [usize; 3],
         convert: impl Fn(S) -> B,
     ) {
-        match self.tile.k_granule {
-            1 => self.fill_strided_granules::<1, _>(source, origin, strides, convert),
-            2 => self.fill_strided_granules::<2, _>(source, origin, strides, convert),
-            4 => self.fill_strided_granules::<4, _>(source, origin, strides, convert),
-            8 => self.fill_strided_granules::<8, _>(source, origin, strides, convert),
-            granule => panic!("no kernel reads {granule} depths together"),
-        }
-    }
-
-    fn fill_strided_granules<const G: usize, S: Copy>(
-        &mut self,
-        source: &[S],
-        origin: usize,
-        [of_column, of_channel, of_tap]: [usize; 3],
-        convert: impl Fn(S) -> B,
-    ) {
-        let convert = &convert;
-        self.fill_columns::<G, _>(|tap, col| {
+        let ([of_column, of_channel, of_tap], convert) = (strides, &convert);
+        self.fill_columns(|tap, col| {
             let piece = &source[origin + col * of_column + tap * of_tap..];
             move |k| convert(piece[k * of_channel])
         });
@@ -86,25 +70,22 @@ impl<A, B: Plain, C> Panels<A, B, C> {
     /// Weights lie column by column in most files, so a column is read some depth at a time: long enough to
     /// use whole cache lines of the source, short enough for the lines written to stay in the first-level cache.
     fn fill(&mut self, value: impl Fn(usize, usize) -> B) {
+        let (kc, value) = (self.kc, &value);
+        self.fill_columns(|tap, col| move |k| value(tap * kc + k, col));
+    }
+
+    /// `column(tap, n)` gives the elements of a piece of column `n` by their depth.
+    fn fill_columns<R: Fn(usize) -> B>(&mut self, column: impl Fn(usize, usize) -> R) {
         match self.tile.k_granule {
-            1 => self.fill_granules::<1>(value),
-            2 => self.fill_granules::<2>(value),
-            4 => self.fill_granules::<4>(value),
-            8 => self.fill_granules::<8>(value),
+            1 => self.fill_granules::<1, R>(column),
+            2 => self.fill_granules::<2, R>(column),
+            4 => self.fill_granules::<4, R>(column),
+            8 => self.fill_granules::<8, R>(column),
             granule => panic!("no kernel reads {granule} depths together"),
         }
     }
 
-    fn fill_granules<const G: usize>(&mut self, value: impl Fn(usize, usize) -> B) {
-        let kc = self.kc;
-        self.fill_columns::<G, _>(|tap, col| {
-            let value = &value;
-            move |k| value(tap * kc + k, col)
-        });
-    }
-
-    /// `column(tap, n)` gives the elements of a piece of column `n` by their depth.
-    fn fill_columns<const G: usize, R: Fn(usize) -> B>(&mut self, column: impl Fn(usize, usize) -> R) {
+    fn fill_granules<const G: usize, R: Fn(usize) -> B>(&mut self, column: impl Fn(usize, usize) -> R) {
         const DEPTH: usize = 16;
         let (n, kc, taps, nr, stride) = (self.n, self.kc, self.taps, self.tile.nr, self.stride());
         if stride == 0 {
