@@ -62,6 +62,19 @@ mod tests {
         (graph, metadata)
     }
 
+    /// Checks that no truncation of these bytes and none with a byte changed is read.
+    fn refuses_all_damage(bytes: &[u8]) {
+        for end in 0..bytes.len() {
+            assert!(read_bytes(Buffer::copy_of(&bytes[..end])).is_err(), "truncated to {end}");
+        }
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 0x41;
+            // Padding between sections is the only part without a checksum: it is required to be zero.
+            assert!(read_bytes(Buffer::copy_of(&damaged)).is_err(), "flipped byte {at}");
+        }
+    }
+
     #[test]
     fn files_read_back_equal() {
         let (graph, metadata) = sample();
@@ -90,14 +103,7 @@ mod tests {
             assert_eq!(name, expected);
             assert!(read.iter().zip(packed).all(|(a, b)| a[..] == b[..]) && read.len() == packed.len());
         }
-        for end in 0..bytes.len() {
-            assert!(read_bytes(Buffer::copy_of(&bytes[..end])).is_err(), "truncated to {end}");
-        }
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x41;
-            assert!(read_bytes(Buffer::copy_of(&damaged)).is_err(), "flipped byte {at}");
-        }
+        refuses_all_damage(&bytes);
     }
 
     #[test]
@@ -127,15 +133,7 @@ mod tests {
     fn every_truncation_and_every_flipped_byte_is_refused() {
         let (graph, metadata) = sample();
         let bytes = to_bytes(&graph, &metadata, None).unwrap();
-        for end in 0..bytes.len() {
-            assert!(read_bytes(Buffer::copy_of(&bytes[..end])).is_err(), "truncated to {end}");
-        }
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x41;
-            // Padding between sections is the only part without a checksum: it is required to be zero.
-            assert!(read_bytes(Buffer::copy_of(&damaged)).is_err(), "flipped byte {at}");
-        }
+        refuses_all_damage(&bytes);
     }
 
     #[test]
