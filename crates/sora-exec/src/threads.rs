@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use sora_threads::{Attention, Pool};
+use sora_threads::{Attention, Board, Columns, Pool};
 
 use crate::ExecError;
 
@@ -64,6 +64,17 @@ impl Threads {
         let Some(pool) = &self.pool else { return parts.into_iter().for_each(run) };
         let mut parts: SmallVec<[Option<P>; INLINE]> = parts.into_iter().map(Some).collect();
         pool.each(&mut parts, |part| part.take().into_iter().for_each(&run));
+    }
+
+    /// See [`sora_threads::in_step`].
+    pub(crate) fn in_step<P: Send, T: Send + Sync>(
+        &self,
+        parts: &mut [P],
+        board: Board<'_, T>,
+        rounds: usize,
+        run: impl Fn(&mut P, usize, &[T], Columns<'_, T>) + Sync,
+    ) {
+        sora_threads::in_step(self.pool.as_deref(), parts, board, rounds, run);
     }
 
     /// Splits `out` into at most [`Threads::parts`] chunks that begin at multiples of `granule` elements and

@@ -7,6 +7,8 @@
 //! the caller claims what nobody else does. So a job never takes much longer than on one thread, even on a
 //! machine with too much to do. Nothing is allocated per job.
 //!
+//! Parts that need each other's results time and again work [`in_step`].
+//!
 //! Any number of threads may share a pool. While one of them has a job in it, the others (and parts that start
 //! jobs of their own) do theirs alone.
 //!
@@ -22,15 +24,17 @@
 //! The tests under `--cfg loom` (`cargo xtask threads`) run the protocol in every order of events.
 
 mod place;
+mod step;
 mod sync;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use place::Place;
+pub use step::{Board, Columns, in_step};
 use sync::{
-    Arc, AtomicBool, AtomicU64, AtomicUsize, JoinHandle, Mutex, Ordering, Patience, UnsafeCell, fence,
-    spin_loop, thread,
+    Arc, AtomicBool, AtomicU64, AtomicUsize, JoinHandle, Mutex, Ordering, Patience, Pause, UnsafeCell, fence,
+    thread,
 };
 
 /// A function of the number of a part.
@@ -124,15 +128,9 @@ impl Shared {
     /// Keeps helpers from coming, and waits for those that came.
     fn close(&self) {
         let mut inside = self.state.0.fetch_and(!OPEN, Ordering::Acquire) & COUNT;
-        let mut turns = 0u32;
+        let mut pause = Pause::default();
         while inside > 0 {
-            turns = turns.saturating_add(1);
-            // A helper that does not run (its core is taken) needs this one.
-            if turns < 1 << 14 && cfg!(not(loom)) {
-                spin_loop()
-            } else {
-                thread::yield_now()
-            }
+            pause.wait();
             inside = self.state.0.load(Ordering::Acquire) & COUNT;
         }
     }
@@ -284,9 +282,7 @@ impl Pool {
     /// # Panics
     /// With what a part panicked with. Parts that nobody had begun are left out then.
     pub fn each<P: Send>(&self, parts: &mut [P], run: impl Fn(&mut P) + Sync) {
-        let idle =
-            parts.len() > 1 && !self.helpers.is_empty() && !self.shared.busy.swap(true, Ordering::Acquire);
-        if !idle {
+        if parts.len() < 2 || self.helpers.is_empty() || !self.take() {
             return parts.iter_mut().for_each(run);
         }
         let count = parts.len();
@@ -297,6 +293,11 @@ impl Pool {
             run(unsafe { &mut *parts.at(part) });
         };
         self.shared.share(&self.helpers, count, &one);
+    }
+
+    /// Takes the pool for a job, unless it has one.
+    fn take(&self) -> bool {
+        !self.shared.busy.swap(true, Ordering::Acquire)
     }
 }
 
@@ -324,7 +325,8 @@ impl Drop for Pool {
 /// The start of a slice whose elements different threads take.
 struct Parts<P>(*mut P);
 
-// SAFETY: threads take different elements only, and `P` may move between threads.
+// SAFETY: threads take different elements only, and `P` may move between threads; where several read one element, as
+// those of a board, `P` is `Sync`.
 unsafe impl<P: Send> Sync for Parts<P> {}
 
 impl<P> Parts<P> {

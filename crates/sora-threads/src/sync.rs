@@ -40,6 +40,21 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+/// Passes the time of a thread that waits for running ones.
+#[derive(Default)]
+pub(crate) struct Pause {
+    turns: u32,
+}
+
+impl Pause {
+    /// Lets a moment pass.
+    pub(crate) fn wait(&mut self) {
+        self.turns = self.turns.saturating_add(1);
+        // The other one may not run because its core is taken: then it needs this one.
+        if self.turns < 1 << 14 && cfg!(not(loom)) { spin_loop() } else { thread::yield_now() }
+    }
+}
+
 /// How long a helper goes on watching for a job.
 pub(crate) struct Patience {
     #[cfg(not(loom))]

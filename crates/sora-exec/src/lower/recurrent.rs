@@ -1,5 +1,6 @@
 //! Recurrent layers with constant weights over whole sequences.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::Lowering;
 use super::layout::Layout;
 use super::weights::ByteWeights;
 use crate::steps::dynamic::RowBytes;
-use crate::steps::recurrent::{Cell, Direction, Matrix, Recurrent};
+use crate::steps::recurrent::{Cell, Direction, Matrix, Recurrent, Share, share_of};
 
 /// Inputs of all recurrent operators, by position.
 const BIAS: usize = 3;
@@ -26,15 +27,58 @@ enum Values {
     Bytes(ByteWeights),
 }
 
+/// The rows that some units have in a matrix with rows for each gate of each unit.
+#[derive(Clone)]
+struct Rows {
+    /// The first gate's row of the first unit.
+    first: usize,
+    gates: usize,
+    units: usize,
+    /// Rows from gate to gate: all units.
+    hidden: usize,
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        self.gates * self.units
+    }
+
+    /// The rows of each gate.
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.gates).map(|gate| self.first + gate * self.hidden..).map(|r| r.start..r.start + self.units)
+    }
+
+    /// These rows of a matrix with rows of `depth` elements.
+    fn of<'a, T: Copy>(&self, values: &'a [T], depth: usize) -> Cow<'a, [T]> {
+        if self.units == self.hidden || self.gates == 1 {
+            return Cow::Borrowed(&values[self.first * depth..][..self.len() * depth]);
+        }
+        self.ranges().flat_map(|rows| &values[rows.start * depth..rows.end * depth]).copied().collect()
+    }
+
+    /// The same units' rows of other gates.
+    fn gates(&self, gates: Range<usize>) -> Rows {
+        Rows { first: self.first + gates.start * self.hidden, gates: gates.len(), ..*self }
+    }
+}
+
 impl Values {
     /// Some rows of `depth` elements as columns; a bias is kept beside bytes.
-    fn packed(&self, kernels: Kernels, rows: Range<usize>, depth: usize, bias: Option<&[f32]>) -> Matrix {
-        let (at, n) = (rows.start * depth, rows.len());
+    fn packed(&self, kernels: Kernels, rows: &Rows, depth: usize, bias: Option<&[f32]>) -> Matrix {
+        let n = rows.len();
         match self {
-            Values::Real(values) => Matrix::Real(PackedF32::from_nk(kernels, &values[at..], depth, n, depth)),
+            Values::Real(values) => {
+                Matrix::Real(PackedF32::from_nk(kernels, &rows.of(values, depth), depth, n, depth))
+            }
             Values::Bytes(bytes) => Matrix::Bytes(RowBytes {
-                packed: Arc::new(PackedI8::from_nk(kernels, &bytes.values()[at..], depth, n, depth)),
-                scale: rows.map(|row| bytes.scale(row)).collect(),
+                packed: Arc::new(PackedI8::from_nk(
+                    kernels,
+                    &rows.of(bytes.values(), depth),
+                    depth,
+                    n,
+                    depth,
+                )),
+                scale: rows.ranges().flatten().map(|row| bytes.scale(row)).collect(),
                 bias: bias.map(<[f32]>::to_vec),
             }),
         }
@@ -60,7 +104,7 @@ impl Lowering<'_> {
         let input = |slot: usize| node.inputs.get(slot).copied().flatten();
         let x = input(0)?;
         let &[steps, batch, features] = &self.shape(x)[..] else { return None };
-        if self.dtype(x) != DType::F32 {
+        if self.dtype(x) != DType::F32 || batch * hidden == 0 {
             return None;
         }
         if let Some(lengths) = input(LENGTHS) {
@@ -96,27 +140,38 @@ impl Lowering<'_> {
             Order::Bidirectional => &[false, true],
         };
         let kernels = self.kernels;
-        let directions = reversed.iter().enumerate().map(|(d, &reverse)| {
-            let mut bias = match &bias {
-                Some(bias) => bias[d * 2 * gates..][..2 * gates].to_vec(),
-                None => vec![0.0; 2 * gates],
+        let each = share_of(cell, batch, hidden, self.threads);
+        let share = |d: usize, first: usize| {
+            let units = each.min(hidden - first);
+            let all = Rows { first, gates: cell.gates(), units, hidden };
+            let rows = Rows { first: d * gates + first, ..all };
+            let (mut bias, mut of_state) = match &bias {
+                Some(bias) => {
+                    let (input, state) = bias[d * 2 * gates..][..2 * gates].split_at(gates);
+                    (all.of(input, 1).into_owned(), all.of(state, 1).into_owned())
+                }
+                None => (vec![0.0; rows.len()], vec![0.0; rows.len()]),
             };
-            let mut of_state = bias.split_off(gates);
             let candidate_bias =
-                if cell == Cell::GruAfter { of_state.split_off(2 * hidden) } else { Vec::new() };
+                if cell == Cell::GruAfter { of_state.split_off(2 * units) } else { Vec::new() };
             bias.iter_mut().zip(of_state).for_each(|(b, s)| *b += s);
-            let early = if cell == Cell::GruBefore { 2 * hidden } else { gates };
-            let first = d * gates;
-            Direction {
-                reverse,
-                input: w.packed(kernels, first..first + gates, features, Some(&bias)),
-                state: r.packed(kernels, first..first + early, hidden, None),
-                candidate: (early < gates)
-                    .then(|| r.packed(kernels, first + early..first + gates, hidden, None)),
+            let early = if cell == Cell::GruBefore { 2 } else { cell.gates() };
+            let late = early..cell.gates();
+            Share {
+                units,
+                input: w.packed(kernels, &rows, features, Some(&bias)),
+                state: r.packed(kernels, &rows.gates(0..early), hidden, None),
+                candidate: (!late.is_empty()).then(|| r.packed(kernels, &rows.gates(late), hidden, None)),
                 bias,
                 candidate_bias,
-                peephole: peepholes.as_ref().map(|p| p[d * 3 * hidden..][..3 * hidden].to_vec()),
+                peephole: peepholes
+                    .as_ref()
+                    .map(|p| Rows { gates: 3, ..all }.of(&p[d * 3 * hidden..][..3 * hidden], 1).into_owned()),
             }
+        };
+        let directions = reversed.iter().enumerate().map(|(d, &reverse)| {
+            let shares = (0..hidden).step_by(each.max(1)).map(|first| share(d, first)).collect();
+            Direction { reverse, shares }
         });
         let directions = directions.collect();
         let states: Vec<_> = (0..cell.states()).map(|s| input(STATES + s)).collect();

@@ -1,12 +1,22 @@
 //! Recurrent layers: the input's part of all steps as one product, then step by step the state's part.
+//!
+//! The hidden units are divided into shares, each with its own columns of the weights. Threads that take some shares
+//! each keep these weights in caches of their own; between steps they exchange nothing but the state.
 
 use sora_kernels::{
     ARows, Activation, Binary, Dense, Dequant, EpilogueF32, Kernels, MatMut, Output, PackedF32, Rhs, Unary,
     elementwise, gemm_f32, gemv_f32, gemv_u8i8, quantize, recurrent,
 };
+use sora_threads::{Board, Columns};
 
 use super::dynamic::{RowBytes, of_rows};
 use super::{Cx, Io, Work};
+
+/// Multiply-adds of a share and a step, below which meeting after the step takes as long.
+const LEAST_SHARE: usize = 16_000;
+
+/// Shares are of multiples of so many units: what they write lies on different cache lines.
+const UNITS: usize = 16;
 
 /// The cell of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,21 +61,34 @@ impl Matrix {
     }
 }
 
-/// The weights of one direction.
-pub(crate) struct Direction {
-    pub(crate) reverse: bool,
-    /// `[input, gates * hidden]`.
+/// The weights of some hidden units, consecutive ones, of one direction.
+pub(crate) struct Share {
+    pub(crate) units: usize,
+    /// `[input, gates * units]`.
     pub(crate) input: Matrix,
     /// Added with the input's part: all biases, but for [`Cell::GruAfter`] that of the candidate's recurrent part.
     pub(crate) bias: Vec<f32>,
-    /// `[hidden, gates * hidden]`, the candidate's columns left out for [`Cell::GruBefore`].
+    /// `[hidden, gates * units]`, the candidate's columns left out for [`Cell::GruBefore`].
     pub(crate) state: Matrix,
     /// Columns of the candidate for [`Cell::GruBefore`].
     pub(crate) candidate: Option<Matrix>,
-    /// `[hidden]`, for [`Cell::GruAfter`].
+    /// `[units]`, for [`Cell::GruAfter`].
     pub(crate) candidate_bias: Vec<f32>,
-    /// `[3 * hidden]`, for [`Cell::Lstm`].
+    /// `[3 * units]`, for [`Cell::Lstm`].
     pub(crate) peephole: Option<Vec<f32>>,
+}
+
+/// The weights of one direction.
+pub(crate) struct Direction {
+    pub(crate) reverse: bool,
+    /// Each of [`share_of`] units, but for the last one.
+    pub(crate) shares: Vec<Share>,
+}
+
+/// Hidden units of a share, for so many threads: all of them where sharing a step cannot gain.
+pub(crate) fn share_of(cell: Cell, batch: usize, hidden: usize, threads: usize) -> usize {
+    let most = (batch * cell.gates() * hidden * hidden / LEAST_SHARE).clamp(1, threads);
+    hidden.div_ceil(most).next_multiple_of(if most > 1 { UNITS } else { 1 }).min(hidden)
 }
 
 /// A recurrent layer.
@@ -94,49 +117,65 @@ enum Features<'a> {
 /// Memory for what lies between a state and its products.
 struct Rounding<'a> {
     sums: &'a mut [i32],
-    bytes: &'a mut [u8],
+    rounded: &'a mut [f32],
     scales: &'a mut [f32],
     zero_points: &'a mut [u8],
 }
 
-impl Recurrent {
-    fn columns(&self) -> usize {
-        self.cell.gates() * self.hidden
-    }
+/// A share at work.
+struct Part<'a> {
+    share: &'a Share,
+    /// The share's first unit.
+    first: usize,
+    /// The input's part of all steps, `[steps, batch, gates * units]`.
+    inputs: &'a mut [f32],
+    /// The state's part of one step, `[batch, gates * units]`.
+    sums: &'a mut [f32],
+    /// The state and the cell's (for [`Cell::GruBefore`], the update gate), `[batch, units]`.
+    h: &'a mut [f32],
+    c: &'a mut [f32],
+    /// `[batch, units]`, for what [`Cell::GruBefore`] resets.
+    reset: &'a mut [f32],
+    rounding: Rounding<'a>,
+    /// Where the state of every step goes; only the first share has it.
+    y: Option<&'a mut [f32]>,
+}
 
-    /// Lengths of the parts of the scratch, in `f32` elements: the input's part of all steps and the state's part
-    /// of one, two vectors, and the parts of [`Rounding`].
-    fn parts(&self) -> [usize; 8] {
-        let (columns, states) = (self.columns(), self.batch * self.hidden);
-        let rows = self.steps * self.batch;
+impl Recurrent {
+    /// Lengths of the parts of a share's scratch, in `f32` elements: the five of [`Part`], those of [`Rounding`].
+    fn parts(&self, units: usize) -> [usize; 9] {
+        let (columns, states) = (self.cell.gates() * units, self.batch * units);
         let words = |bytes: usize| bytes.div_ceil(size_of::<f32>());
         [
-            rows * columns,
+            self.steps * self.batch * columns,
             self.batch * columns,
             states,
             states,
+            states,
             columns,
-            words(states),
+            self.batch * self.hidden,
             self.batch,
             words(self.batch),
         ]
     }
 
-    /// Scratch, in `f32` elements.
+    /// Scratch, in `f32` elements: a second board, then that of the shares.
     pub(crate) fn scratch(&self) -> usize {
-        self.parts().iter().sum()
+        let shares =
+            |d: &Direction| d.shares.iter().map(|s| self.parts(s.units).iter().sum::<usize>()).sum::<usize>();
+        self.batch * self.hidden + self.directions.iter().map(shares).max().unwrap_or(0)
     }
 
     /// The input's part of all steps.
-    fn inputs(&self, cx: &Cx, direction: &Direction, x: Features, out: &mut [f32]) {
-        let (columns, features) = (self.columns(), self.features);
+    fn inputs(&self, cx: &Cx, share: &Share, x: Features, out: &mut [f32]) {
+        let (columns, features) = (self.cell.gates() * share.units, self.features);
         cx.threads.chunks(out.len() * features, columns, out, |start, out| {
             let (first, rows) = (start / columns, out.len() / columns);
             let part = first * features..(first + rows) * features;
             let out = Output::F32(MatMut::new(out, rows, columns, columns));
-            match (&direction.input, x) {
+            match (&share.input, x) {
                 (Matrix::Real(b), Features::Real(x)) => {
-                    let bias = Some(&direction.bias[..]);
+                    let bias = Some(&share.bias[..]);
                     let a = Dense { data: &x[part], rows, stride: features, k: features };
                     let epilogue = EpilogueF32 { bias, ..EpilogueF32::default() };
                     gemm_f32(cx.kernels, &ARows::Dense(a), b, 0, &epilogue, out);
@@ -171,7 +210,8 @@ impl Recurrent {
                 gemm_f32(k, &a, b, 0, &EpilogueF32::default(), out);
             }
             Matrix::Bytes(b) => {
-                let Rounding { sums, bytes, scales, zero_points } = rounding;
+                let Rounding { sums, rounded, scales, zero_points } = rounding;
+                let bytes = &mut bytemuck::cast_slice_mut(rounded)[..state.len()];
                 quantize::dynamic_rows_u8(k, state, hidden, bytes, scales, zero_points);
                 if let (&[scale], &[zero_point]) = (&scales[..], &zero_points[..]) {
                     let (sums, left) =
@@ -186,79 +226,154 @@ impl Recurrent {
         }
     }
 
+    /// Rounds per step, in each of which all shares need the other shares' results of the one before.
+    fn rounds(&self) -> usize {
+        if self.cell == Cell::GruBefore { 2 } else { 1 }
+    }
+
+    /// The step that comes `n`-th in a direction.
+    fn step(&self, direction: &Direction, n: usize) -> usize {
+        if direction.reverse { self.steps - 1 - n } else { n }
+    }
+
+    /// One round of a share: `state` is what all have written in the round before, `out` what this one writes.
+    fn round(
+        &self,
+        k: Kernels,
+        d: usize,
+        part: &mut Part,
+        round: usize,
+        state: &[f32],
+        mut out: Columns<f32>,
+    ) {
+        let Part { share, inputs, sums, h, c, reset, rounding, .. } = part;
+        let (batch, units, columns) = (self.batch, share.units, self.cell.gates() * share.units);
+        let (direction, n) = (&self.directions[d], round / self.rounds());
+        let second = round % self.rounds() == 1;
+        if let Some(y) = part.y.as_deref_mut().filter(|_| n > 0 && !second) {
+            self.store(d, n - 1, state, y);
+        }
+        let inputs = &inputs[self.step(direction, n) * batch * columns..][..batch * columns];
+        let rows = inputs.chunks_exact(columns);
+        let written: &mut [f32] = match self.cell {
+            Cell::Lstm => {
+                self.product(k, state, &share.state, n, rounding, sums);
+                let states = c.chunks_exact_mut(units).zip(h.chunks_exact_mut(units));
+                for ((x, sums), (c, h)) in rows.zip(sums.chunks_exact(columns)).zip(states) {
+                    recurrent::lstm_step(k, x, sums, share.peephole.as_deref(), c, h);
+                }
+                h
+            }
+            Cell::GruAfter => {
+                self.product(k, state, &share.state, n, rounding, sums);
+                let states = h.chunks_exact_mut(units);
+                for ((x, sums), h) in rows.zip(sums.chunks_exact(columns)).zip(states) {
+                    recurrent::gru_step(k, x, sums, &share.candidate_bias, h);
+                }
+                h
+            }
+            Cell::GruBefore if !second => {
+                let two = 2 * units;
+                let gates = &mut sums[..batch * two];
+                self.product(k, state, &share.state, n, rounding, gates);
+                let vectors = reset.chunks_exact_mut(units).zip(c.chunks_exact_mut(units));
+                let gates = gates.chunks_exact(two).zip(h.chunks_exact(units));
+                for ((x, (gates, h)), (rh, z)) in rows.zip(gates).zip(vectors) {
+                    recurrent::gru_reset(k, x, gates, h, rh, z);
+                }
+                reset
+            }
+            Cell::GruBefore => {
+                if let Some(candidate) = &share.candidate {
+                    let sums = &mut sums[..batch * units];
+                    self.product(k, state, candidate, n, rounding, sums);
+                    let sums = sums.chunks_exact(units).zip(c.chunks_exact(units));
+                    for ((x, h), (sums, z)) in rows.zip(h.chunks_exact_mut(units)).zip(sums) {
+                        recurrent::gru_finish(k, &x[2 * units..], sums, z, h);
+                    }
+                }
+                h
+            }
+            Cell::Rnn(activation) => {
+                self.product(k, state, &share.state, n, rounding, sums);
+                elementwise::binary(k, Binary::Add, sums, Rhs::Same(inputs), h);
+                elementwise::unary_inplace(k, Unary::Activation(activation), h);
+                h
+            }
+        };
+        for (b, written) in written.chunks_exact(units).enumerate() {
+            out.row(b).copy_from_slice(written);
+        }
+    }
+
+    /// Copies the state after the `n`-th step into Y.
+    fn store(&self, d: usize, n: usize, state: &[f32], y: &mut [f32]) {
+        let row = (self.step(&self.directions[d], n) * self.directions.len() + d) * state.len();
+        y[row..][..state.len()].copy_from_slice(state);
+    }
+
+    /// Runs a direction from the state `h` and the cell's, `c`, and leaves there the final ones.
     fn direction(
         &self,
         cx: &Cx,
         d: usize,
         x: Features,
         y: &mut [f32],
-        states: [&mut [f32]; 2],
+        [h, c]: [&mut [f32]; 2],
         mut scratch: &mut [f32],
     ) {
-        let (direction, k) = (&self.directions[d], cx.kernels);
-        let (batch, hidden, columns) = (self.batch, self.hidden, self.columns());
-        let [inputs, sums, first, second, integers, bytes, scales, zero_points] =
-            self.parts().map(|len| scratch.split_off_mut(..len).unwrap_or_default());
-        let rounding = &mut Rounding {
-            sums: bytemuck::cast_slice_mut(integers),
-            bytes: &mut bytemuck::cast_slice_mut(bytes)[..batch * hidden],
-            scales,
-            zero_points: &mut bytemuck::cast_slice_mut(zero_points)[..batch],
-        };
-        self.inputs(cx, direction, x, inputs);
-        let [h, c] = states;
-        for step in 0..self.steps {
-            let t = if direction.reverse { self.steps - 1 - step } else { step };
-            let inputs = &inputs[t * batch * columns..][..batch * columns];
-            let rows = inputs.chunks_exact(columns);
-            match self.cell {
-                Cell::Lstm => {
-                    self.product(k, h, &direction.state, step, rounding, sums);
-                    let states = c.chunks_exact_mut(hidden).zip(h.chunks_exact_mut(hidden));
-                    for ((x, sums), (c, h)) in rows.zip(sums.chunks_exact(columns)).zip(states) {
-                        recurrent::lstm_step(k, x, sums, direction.peephole.as_deref(), c, h);
-                    }
+        let (direction, hidden) = (&self.directions[d], self.hidden);
+        let mut take = |len: usize| scratch.split_off_mut(..len).unwrap_or_default();
+        let board = take(self.batch * hidden);
+        let mut first = 0;
+        let mut y = Some(y);
+        let mut parts: Vec<Part> = Vec::with_capacity(direction.shares.len());
+        for share in &direction.shares {
+            let [inputs, sums, own_h, own_c, reset, integers, rounded, scales, zero_points] =
+                self.parts(share.units).map(&mut take);
+            let copy = |own: &mut [f32], all: &[f32]| {
+                for (own, all) in own.chunks_exact_mut(share.units).zip(all.chunks_exact(hidden)) {
+                    own.copy_from_slice(&all[first..][..share.units]);
                 }
-                Cell::GruAfter => {
-                    self.product(k, h, &direction.state, step, rounding, sums);
-                    let states = h.chunks_exact_mut(hidden);
-                    for ((x, sums), h) in rows.zip(sums.chunks_exact(columns)).zip(states) {
-                        recurrent::gru_step(k, x, sums, &direction.candidate_bias, h);
-                    }
-                }
-                Cell::GruBefore => {
-                    let Some(candidate) = &direction.candidate else { continue };
-                    let two = 2 * hidden;
-                    let gates = &mut sums[..batch * two];
-                    self.product(k, h, &direction.state, step, rounding, gates);
-                    let vectors = first.chunks_exact_mut(hidden).zip(second.chunks_exact_mut(hidden));
-                    let gates = gates.chunks_exact(two).zip(h.chunks_exact(hidden));
-                    for ((x, (gates, h)), (rh, z)) in rows.zip(gates).zip(vectors) {
-                        recurrent::gru_reset(k, x, gates, h, rh, z);
-                    }
-                    let sums = &mut sums[..batch * hidden];
-                    self.product(k, first, candidate, step, rounding, sums);
-                    let sums = sums.chunks_exact(hidden).zip(second.chunks_exact(hidden));
-                    let rows = inputs.chunks_exact(columns).zip(h.chunks_exact_mut(hidden));
-                    for ((x, h), (sums, z)) in rows.zip(sums) {
-                        recurrent::gru_finish(k, &x[two..], sums, z, h);
-                    }
-                }
-                Cell::Rnn(activation) => {
-                    self.product(k, h, &direction.state, step, rounding, sums);
-                    elementwise::binary(k, Binary::Add, sums, Rhs::Same(inputs), h);
-                    elementwise::unary_inplace(k, Unary::Activation(activation), h);
-                }
+            };
+            copy(own_h, h);
+            copy(own_c, c);
+            let rounding = Rounding {
+                sums: bytemuck::cast_slice_mut(integers),
+                rounded,
+                scales,
+                zero_points: &mut bytemuck::cast_slice_mut(zero_points)[..self.batch],
+            };
+            let y = y.take();
+            parts.push(Part { share, first, inputs, sums, h: own_h, c: own_c, reset, rounding, y });
+            first += share.units;
+        }
+        let share = direction.shares.first().map_or(0, |share| share.units);
+        let rounds = self.steps * self.rounds();
+        let boards = Board { even: &mut *h, odd: &mut *board, rows: self.batch, share };
+        cx.threads.in_step(&mut parts, boards, rounds, |part, round, state, out| {
+            if round == 0 {
+                self.inputs(cx, part.share, x, part.inputs);
             }
-            let row = (t * self.directions.len() + d) * batch * hidden;
-            y[row..row + batch * hidden].copy_from_slice(h);
+            self.round(cx.kernels, d, part, round, state, out);
+        });
+        if rounds % 2 == 1 {
+            h.copy_from_slice(board);
+        }
+        for part in parts {
+            for (own, all) in part.c.chunks_exact(part.share.units).zip(c.chunks_exact_mut(hidden)) {
+                all[part.first..][..part.share.units].copy_from_slice(own);
+            }
+            if let Some(y) = part.y.filter(|_| self.steps > 0) {
+                self.store(d, self.steps - 1, h, y);
+            }
         }
     }
 }
 
 impl Work for Recurrent {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
-        let (x, mut input) = match self.directions[0].input {
+        let (x, mut input) = match self.directions[0].shares[0].input {
             Matrix::Real(_) => (Features::Real(io.input(0)), 0),
             Matrix::Bytes(_) => (Features::Bytes(io.input(0), (io.input(1), io.input(2))), 2),
         };
@@ -286,7 +401,7 @@ impl Work for Recurrent {
 
     fn weight_bytes(&self) -> usize {
         let matrices =
-            |d: &Direction| d.input.bytes() + d.state.bytes() + d.candidate.as_ref().map_or(0, Matrix::bytes);
-        self.directions.iter().map(matrices).sum()
+            |s: &Share| s.input.bytes() + s.state.bytes() + s.candidate.as_ref().map_or(0, Matrix::bytes);
+        self.directions.iter().flat_map(|d| &d.shares).map(matrices).sum()
     }
 }
