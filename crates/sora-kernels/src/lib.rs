@@ -67,7 +67,8 @@ pub use elementwise::{Binary, Rhs, Unary};
 
 pub use epilogue::{Activation, EpilogueF32, EpilogueI32, EpilogueRows, Residual};
 pub use gemm::{
-    Bf16Tiles, F32Tiles, I8Tiles, Tiles, gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_f32, gemv_u8i8,
+    Bf16Tiles, F32Tiles, I8Tiles, Tiles, gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_bf16, gemv_f32,
+    gemv_u8i8,
 };
 pub use isa::{Isa, IsaError, Kernels};
 pub use layout::Window;

@@ -2,8 +2,8 @@
 
 use fastrand::Rng;
 use sora_kernels::{
-    ARows, Activation, Dense, EpilogueRows, Family, KERNELS, Kernels, MatMut, Output, PackedF32, PackedI8,
-    Residual, Unary, elementwise, gemm_u8i8_rows, gemv_f32, gemv_u8i8,
+    ARows, Activation, Dense, EpilogueRows, Family, KERNELS, Kernels, MatMut, Output, PackedBf16, PackedF32,
+    PackedI8, Residual, Unary, bf16, elementwise, gemm_u8i8_rows, gemv_bf16, gemv_f32, gemv_u8i8,
 };
 
 /// Depths and widths around every tile's.
@@ -90,6 +90,19 @@ fn single_rows_match_naive_loops_in_both_directions() {
                 let products = (0..k).map(|i| f64::from(x[i]) * f64::from(b[i * n + n0 + j]));
                 let size: f64 = products.clone().map(f64::abs).sum();
                 let bound = k as f64 * size * f64::from(f32::EPSILON);
+                assert!((f64::from(y) - products.sum::<f64>()).abs() <= bound, "{kernels:?} {k}x{n} [{j}]");
+            }
+            let (a, w16): (Vec<u16>, Vec<u16>) =
+                (x.iter().map(|&x| bf16::round(x)).collect(), b.iter().map(|&b| bf16::round(b)).collect());
+            let packed = PackedBf16::from_kn(kernels, &w16, k, n, n);
+            let n0 = packed.col_granule() * rng.usize(0..=(n - 1) / packed.col_granule());
+            let mut y = vec![f32::NAN; n - n0];
+            gemv_bf16(kernels, &a, &packed, n0, rng.bool(), &mut y);
+            for (j, &y) in y.iter().enumerate() {
+                let wide = |bits: u16| f64::from(bf16::widen(bits));
+                let products = (0..k).map(|i| wide(a[i]) * wide(w16[i * n + n0 + j]));
+                let size: f64 = products.clone().map(f64::abs).sum();
+                let bound = k as f64 * (size * f64::from(f32::EPSILON) + f64::from(f32::MIN_POSITIVE));
                 assert!((f64::from(y) - products.sum::<f64>()).abs() <= bound, "{kernels:?} {k}x{n} [{j}]");
             }
             let n0 = bytes.col_granule() * rng.usize(0..=(n - 1) / bytes.col_granule());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sora_ir::ops::{Direction as Order, RnnActivation};
 use sora_ir::{Node, NodeId, Op};
-use sora_kernels::{Activation, Kernels, PackedF32, PackedI8};
+use sora_kernels::{Activation, Kernels, PackedBf16, PackedF32, PackedI8, bf16};
 use sora_tensor::DType;
 
 use super::Lowering;
@@ -24,6 +24,8 @@ const PEEPHOLES: usize = 7;
 /// The weights of all directions, one row for each gate of each unit.
 enum Values {
     Real(Vec<f32>),
+    /// To be rounded.
+    Bf16(Vec<f32>),
     Bytes(ByteWeights),
 }
 
@@ -69,6 +71,10 @@ impl Values {
         match self {
             Values::Real(values) => {
                 Matrix::Real(PackedF32::from_nk(kernels, &rows.of(values, depth), depth, n, depth))
+            }
+            Values::Bf16(values) => {
+                let (values, shape, strides) = (rows.of(values, depth), (1, depth, n), [depth, 1, 0]);
+                Matrix::Bf16(PackedBf16::from_strided(kernels, shape, &values, 0, strides, bf16::round))
             }
             Values::Bytes(bytes) => Matrix::Bytes(RowBytes {
                 packed: Arc::new(PackedI8::from_nk(
@@ -121,14 +127,15 @@ impl Lowering<'_> {
             Op::Gru(op) => op.quantize_state,
             _ => false,
         };
+        let real = if self.multiplies_bf16() { Values::Bf16 } else { Values::Real };
         let dynamic = self.dynamic(x);
         let w = match dynamic.and_then(|_| self.byte_lines(input(1)?)) {
             Some(bytes) => Values::Bytes(bytes),
-            None => Values::Real(numbers(1)??),
+            None => real(numbers(1)??),
         };
         let r = match quantize_state {
             true => Values::Bytes(self.byte_lines(input(2)?)?),
-            false => Values::Real(numbers(2)??),
+            false => real(numbers(2)??),
         };
         let bias = numbers(BIAS)?;
         let peepholes = if cell == Cell::Lstm { numbers(PEEPHOLES)? } else { None };
@@ -180,6 +187,7 @@ impl Lowering<'_> {
 
         let mut reads = match (&w, dynamic) {
             (Values::Bytes(_), Some(dynamic)) => dynamic.reads().to_vec(),
+            (Values::Bf16(_), _) => vec![self.rounded(x, Layout::Plain)?],
             _ => vec![self.plain(x)?],
         };
         for state in states.into_iter().flatten() {
@@ -187,7 +195,11 @@ impl Lowering<'_> {
         }
         let mut writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, DType::F32)).collect();
         writes.push(self.build.arena(work.scratch() * size_of::<f32>()));
-        let dtype = if quantize_state { "dynamic" } else { "f32" };
+        let dtype = match &r {
+            Values::Real(_) => "f32",
+            Values::Bf16(_) => "bf16",
+            Values::Bytes(_) => "dynamic",
+        };
         let kernel = format!("{}.{dtype}", node.op.name().to_lowercase());
         let info = self.info(&kernel, &[id], node.outputs.first().copied(), DType::F32);
         self.build.step(info, work, &reads, &writes);

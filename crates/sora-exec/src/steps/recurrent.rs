@@ -4,8 +4,8 @@
 //! each keep these weights in caches of their own; between steps they exchange nothing but the state.
 
 use sora_kernels::{
-    ARows, Activation, Binary, Dense, Dequant, EpilogueF32, Kernels, MatMut, Output, PackedF32, Rhs, Unary,
-    elementwise, gemm_f32, gemv_f32, gemv_u8i8, quantize, recurrent,
+    ARows, Activation, Binary, Dense, Dequant, EpilogueF32, Kernels, MatMut, Output, PackedBf16, PackedF32,
+    Rhs, Unary, bf16, elementwise, gemm_bf16, gemm_f32, gemv_bf16, gemv_f32, gemv_u8i8, quantize, recurrent,
 };
 use sora_threads::{Board, Columns};
 
@@ -48,6 +48,8 @@ impl Cell {
 /// A matrix of weights.
 pub(crate) enum Matrix {
     Real(PackedF32),
+    /// For a left operand that is rounded to bf16, or comes so.
+    Bf16(PackedBf16),
     /// For a left operand that is quantized row by row, or comes so.
     Bytes(RowBytes),
 }
@@ -56,6 +58,7 @@ impl Matrix {
     fn bytes(&self) -> usize {
         match self {
             Matrix::Real(packed) => packed.bytes(),
+            Matrix::Bf16(packed) => packed.bytes(),
             Matrix::Bytes(weights) => weights.packed.bytes(),
         }
     }
@@ -93,8 +96,7 @@ pub(crate) fn share_of(cell: Cell, batch: usize, hidden: usize, threads: usize) 
 
 /// A recurrent layer.
 ///
-/// Inputs: X `[steps, batch, features]`, as bytes with scales and zero points if the input's matrix is of bytes;
-/// then the initial states that are given, `[directions, batch, hidden]`.
+/// Inputs: X `[steps, batch, features]` in the type of the input's matrix, bytes with scales and zero points; then the initial states that are given, `[directions, batch, hidden]`.
 /// Outputs: Y `[steps, directions, batch, hidden]`, the final states, and scratch of [`Recurrent::scratch`].
 pub(crate) struct Recurrent {
     pub(crate) cell: Cell,
@@ -111,6 +113,7 @@ pub(crate) struct Recurrent {
 #[derive(Clone, Copy)]
 enum Features<'a> {
     Real(&'a [f32]),
+    Bf16(&'a [u16]),
     Bytes(&'a [u8], (&'a [f32], &'a [u8])),
 }
 
@@ -173,18 +176,21 @@ impl Recurrent {
             let (first, rows) = (start / columns, out.len() / columns);
             let part = first * features..(first + rows) * features;
             let out = Output::F32(MatMut::new(out, rows, columns, columns));
+            let epilogue = EpilogueF32 { bias: Some(&share.bias), ..EpilogueF32::default() };
             match (&share.input, x) {
-                (Matrix::Real(b), Features::Real(x)) => {
-                    let bias = Some(&share.bias[..]);
+                (Matrix::Bf16(b), Features::Bf16(x)) => {
                     let a = Dense { data: &x[part], rows, stride: features, k: features };
-                    let epilogue = EpilogueF32 { bias, ..EpilogueF32::default() };
+                    gemm_bf16(cx.kernels, &ARows::Dense(a), b, 0, &epilogue, out);
+                }
+                (Matrix::Real(b), Features::Real(x)) => {
+                    let a = Dense { data: &x[part], rows, stride: features, k: features };
                     gemm_f32(cx.kernels, &ARows::Dense(a), b, 0, &epilogue, out);
                 }
                 (Matrix::Bytes(b), Features::Bytes(x, params)) => {
                     let (params, plain) = (of_rows(params, first, rows), (None, Activation::None));
                     b.multiply(cx.kernels, &x[part], params, 0, plain, out);
                 }
-                _ => unreachable!("the input's matrix is of bytes where the features are"),
+                _ => unreachable!("the input's matrix is of the type of the features"),
             }
         });
     }
@@ -208,6 +214,16 @@ impl Recurrent {
                 let a = ARows::Dense(Dense { data: state, rows: self.batch, stride: hidden, k: hidden });
                 let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
                 gemm_f32(k, &a, b, 0, &EpilogueF32::default(), out);
+            }
+            Matrix::Bf16(b) => {
+                let halves = &mut bytemuck::cast_slice_mut(rounding.rounded)[..state.len()];
+                bf16::round_all(k, state, halves);
+                if self.batch == 1 {
+                    return gemv_bf16(k, halves, b, 0, backwards, out);
+                }
+                let a = ARows::Dense(Dense { data: &*halves, rows: self.batch, stride: hidden, k: hidden });
+                let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
+                gemm_bf16(k, &a, b, 0, &EpilogueF32::default(), out);
             }
             Matrix::Bytes(b) => {
                 let Rounding { sums, rounded, scales, zero_points } = rounding;
@@ -375,6 +391,7 @@ impl Work for Recurrent {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (x, mut input) = match self.directions[0].shares[0].input {
             Matrix::Real(_) => (Features::Real(io.input(0)), 0),
+            Matrix::Bf16(_) => (Features::Bf16(io.input(0)), 0),
             Matrix::Bytes(_) => (Features::Bytes(io.input(0), (io.input(1), io.input(2))), 2),
         };
         let y = io.output::<f32>();

@@ -156,6 +156,14 @@ pub fn gemv_f32(kernels: Kernels, x: &[f32], b: &PackedF32, n0: usize, backwards
     gemv(kernels, x, &b.panels, &[], n0, backwards, out);
 }
 
+/// As [`gemv_f32`], for bits of bf16.
+///
+/// # Panics
+/// As [`gemv_f32`].
+pub fn gemv_bf16(kernels: Kernels, x: &[u16], b: &PackedBf16, n0: usize, backwards: bool, out: &mut [f32]) {
+    gemv(kernels, x, &b.panels, &[], n0, backwards, out);
+}
+
 /// As [`gemv_f32`], for unsigned bytes by signed bytes: exact sums in i32 (wrapping).
 ///
 /// # Panics

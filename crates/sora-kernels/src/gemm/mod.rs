@@ -12,7 +12,7 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 
-pub use driver::{gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_f32, gemv_u8i8};
+pub use driver::{gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_bf16, gemv_f32, gemv_u8i8};
 
 use crate::{Kernels, isa::per_isa, operands::ARows};
 
