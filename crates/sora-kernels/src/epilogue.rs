@@ -675,17 +675,20 @@ pub(crate) fn finish_rows<const N: usize>(
     assert!(place.cols <= N && place.row + place.rows <= m.rows() && place.col + place.cols <= m.cols());
     let acc = scratch.acc[start..][..place.rows * N].as_ptr();
     let (sums, scale, bias) = e.columns::<N>(first, place.cols);
+    let ld = m.ld();
     let rows = if epilogue.row_scales.len() == 1 { 0..1 } else { place.row..place.row + place.rows };
     let tile = ScaledRows {
+        acc,
+        nr: N,
         values: Clamped {
-            acc: acc.cast(),
-            nr: N,
             rows: place.rows,
             cols: place.cols,
             bias: Some(bias.as_ptr()),
             residual,
             low,
             high,
+            to: m.ptr_at(place.row, place.col),
+            ld,
         },
         sums: sums.as_ptr(),
         scale: scale.as_ptr(),
@@ -693,15 +696,16 @@ pub(crate) fn finish_rows<const N: usize>(
         zero_points: &epilogue.zero_points[rows],
         gelu,
     };
-    let ld = m.ld();
     // SAFETY: the accumulators and the columns' parameters are of N columns, whole vectors on every
     // instruction set; the residual and the output have the place's rows and columns.
-    unsafe { scale_rows(kernels, &tile, m.ptr_at(place.row, place.col), ld) }
+    unsafe { scale_rows(kernels, &tile) }
 }
 
 /// A tile for [`scale_rows`], whose columns all have parameters.
 struct ScaledRows<'a> {
-    /// The accumulators are integers.
+    acc: *const i32,
+    /// Columns of the accumulators.
+    nr: usize,
     values: Clamped,
     sums: *const i32,
     scale: *const f32,
@@ -716,17 +720,17 @@ per_vector! {
     ///
     /// # Safety
     /// What the tile describes must be readable, the accumulators and parameters to whole vectors, and
-    /// as many rows and columns writable at `to`.
-    unsafe fn scale_rows<V>(t: &ScaledRows<'_>, to: *mut f32, ld: usize) {
+    /// writable.
+    unsafe fn scale_rows<V>(t: &ScaledRows<'_>) {
         // SAFETY: by the contract.
         unsafe {
             let mut c = 0;
             while c < t.values.cols {
                 match (c + V::LANES <= t.values.cols, t.gelu) {
-                    (true, true) => scale_columns::<V, true, true>(t, c, to, ld),
-                    (true, false) => scale_columns::<V, true, false>(t, c, to, ld),
-                    (false, true) => scale_columns::<V, false, true>(t, c, to, ld),
-                    (false, false) => scale_columns::<V, false, false>(t, c, to, ld),
+                    (true, true) => scale_columns::<V, true, true>(t, c),
+                    (true, false) => scale_columns::<V, true, false>(t, c),
+                    (false, true) => scale_columns::<V, false, true>(t, c),
+                    (false, false) => scale_columns::<V, false, false>(t, c),
                 }
                 c += V::LANES;
             }
@@ -740,22 +744,17 @@ const TOGETHER: usize = 4;
 /// # Safety
 /// See [`scale_rows`].
 #[inline(always)]
-unsafe fn scale_columns<V: Vector, const WHOLE: bool, const GELU: bool>(
-    t: &ScaledRows<'_>,
-    c: usize,
-    to: *mut f32,
-    ld: usize,
-) {
+unsafe fn scale_columns<V: Vector, const WHOLE: bool, const GELU: bool>(t: &ScaledRows<'_>, c: usize) {
     let rows = t.values.rows;
     // SAFETY: by the contract.
     unsafe {
         let mut i = 0;
         while i + TOGETHER <= rows {
-            scale_piece::<V, WHOLE, GELU, TOGETHER>(t, i, c, to, ld);
+            scale_piece::<V, WHOLE, GELU, TOGETHER>(t, i, c);
             i += TOGETHER;
         }
         while i < rows {
-            scale_piece::<V, WHOLE, GELU, 1>(t, i, c, to, ld);
+            scale_piece::<V, WHOLE, GELU, 1>(t, i, c);
             i += 1;
         }
     }
@@ -768,8 +767,6 @@ unsafe fn scale_piece<V: Vector, const WHOLE: bool, const GELU: bool, const ROWS
     t: &ScaledRows<'_>,
     first: usize,
     c: usize,
-    to: *mut f32,
-    ld: usize,
 ) {
     let v = &t.values;
     let n = v.cols - c;
@@ -781,7 +778,7 @@ unsafe fn scale_piece<V: Vector, const WHOLE: bool, const GELU: bool, const ROWS
         for j in 0..ROWS {
             let i = first + j;
             let row = if one { 0 } else { i };
-            let acc = v.acc.cast::<i32>().add(i * v.nr + c);
+            let acc = t.acc.add(i * t.nr + c);
             let sum = V::load_difference(acc, i32::from(t.zero_points[row]), t.sums.add(c));
             y[j] = sum.mul(V::splat(t.row_scales[row]).mul(scale));
             if let Some(bias) = v.bias {
@@ -796,13 +793,98 @@ unsafe fn scale_piece<V: Vector, const WHOLE: bool, const GELU: bool, const ROWS
         }
         for j in 0..ROWS {
             let y = if GELU { y[j] } else { y[j].clamp(V::splat(v.low), V::splat(v.high)) };
-            vector::store::<V, WHOLE>(y, to.add((first + j) * ld + c), n);
+            vector::store::<V, WHOLE>(y, v.to.add((first + j) * v.ld + c), n);
         }
     }
 }
 
-/// Finishes a tile of real sums where all that follows them is a bias, a real residual and bounds,
-/// in one pass and as real numbers; otherwise returns false and does nothing.
+/// What a tile of real sums becomes where all that follows them is a bias, a real residual and bounds:
+/// `to = clamp(sum + bias + residual)`.
+pub(crate) struct Clamped {
+    rows: usize,
+    cols: usize,
+    bias: Option<*const f32>,
+    /// First element, and distance between rows.
+    residual: Option<(*const f32, usize)>,
+    low: f32,
+    high: f32,
+    to: *mut f32,
+    /// Distance between rows of the output.
+    ld: usize,
+}
+
+impl Clamped {
+    /// `None` where more follows the sums, or the results are not stored as reals. The caller validated the
+    /// epilogue.
+    #[inline]
+    pub(crate) fn at(e: &EpilogueF32<'_>, place: Place, out: &mut Output<'_>) -> Option<Self> {
+        let Place { row, rows, col, cols, n0 } = place;
+        let (Output::F32(m), Some((low, high))) = (out, e.activation.bounds()) else { return None };
+        let residual = match e.residual {
+            None => None,
+            Some(Residual::F32 { data, ld }) => {
+                Some((data[row * ld + n0 + col..][..(rows - 1) * ld + cols].as_ptr(), ld))
+            }
+            Some(_) => return None,
+        };
+        let bias = e.bias.map(|b| b[n0 + col..][..cols].as_ptr());
+        assert!(row + rows <= m.rows() && col + cols <= m.cols());
+        let ld = m.ld();
+        Some(Self { rows, cols, bias, residual, low, high, to: m.ptr_at(row, col), ld })
+    }
+
+    /// Columns of the place.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Stores rows of one panel of `NV` vectors that hold the sums. Plain loops, one thing at a time: the
+    /// compiler then keeps the sums in registers.
+    ///
+    /// # Safety
+    /// The instruction set of the vector must run here, and [`Clamped::at`] have described a place of `MR` rows
+    /// and whole vectors of columns, at most `NV`, that is still there.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pub(crate) unsafe fn store<V: Vector, const MR: usize, const NV: usize>(
+        &self,
+        mut sums: [[[V; NV]; 1]; MR],
+    ) {
+        // SAFETY: by the contract, as every vector begins before the last column.
+        unsafe {
+            if let Some(bias) = self.bias {
+                for v in 0..NV {
+                    if v * V::LANES < self.cols {
+                        let bias = V::load(bias.add(v * V::LANES));
+                        for i in 0..MR {
+                            sums[i][0][v] = sums[i][0][v].add(bias);
+                        }
+                    }
+                }
+            }
+            if let Some((residual, ld)) = self.residual {
+                for v in 0..NV {
+                    if v * V::LANES < self.cols {
+                        for i in 0..MR {
+                            let r = V::load(residual.add(i * ld + v * V::LANES));
+                            sums[i][0][v] = sums[i][0][v].add(r);
+                        }
+                    }
+                }
+            }
+            let (low, high) = (V::splat(self.low), V::splat(self.high));
+            for v in 0..NV {
+                if v * V::LANES < self.cols {
+                    for i in 0..MR {
+                        sums[i][0][v].clamp(low, high).store(self.to.add(i * self.ld + v * V::LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Finishes a tile of real sums in one pass if it may be [`Clamped`]; otherwise returns false and does nothing.
 ///
 /// `acc` holds the place's rows, `nr` columns each.
 #[inline]
@@ -814,52 +896,28 @@ pub(crate) fn finish_real(
     place: Place,
     out: &mut Output<'_>,
 ) -> bool {
-    let Place { row, rows, col, cols, n0 } = place;
-    let (Output::F32(m), Some((low, high))) = (out, e.activation.bounds()) else { return false };
-    let residual = match e.residual {
-        None => None,
-        Some(Residual::F32 { data, ld }) => {
-            Some((data[row * ld + n0 + col..][..(rows - 1) * ld + cols].as_ptr(), ld))
-        }
-        Some(_) => return false,
-    };
-    let bias = e.bias.map(|b| b[n0 + col..][..cols].as_ptr());
-    assert!(rows * nr <= acc.len() && cols <= nr && row + rows <= m.rows() && col + cols <= m.cols());
-    let tile = Clamped { acc: acc.as_ptr(), nr, rows, cols, bias, residual, low, high };
-    let ld = m.ld();
+    let Some(tile) = Clamped::at(e, place, out) else { return false };
+    assert!(place.rows * nr <= acc.len() && place.cols <= nr);
     // SAFETY: the sums, the bias, the residual and the output have these rows and columns.
-    unsafe { clamp_rows(kernels, &tile, m.ptr_at(row, col), ld) };
+    unsafe { clamp_rows(kernels, &tile, acc.as_ptr(), nr) };
     true
 }
 
-/// A tile for [`clamp_rows`].
-struct Clamped {
-    acc: *const f32,
-    nr: usize,
-    rows: usize,
-    cols: usize,
-    bias: Option<*const f32>,
-    /// First element, and distance between rows.
-    residual: Option<(*const f32, usize)>,
-    low: f32,
-    high: f32,
-}
-
 per_vector! {
-    /// `to = clamp(acc + bias + residual)`.
+    /// Finishes sums that lie `nr` apart.
     ///
     /// # Safety
-    /// What the tile describes must be readable, and as many rows and columns writable at `to`.
-    unsafe fn clamp_rows<V>(t: &Clamped, to: *mut f32, ld: usize) {
+    /// The sums and what the tile describes must be readable and writable.
+    unsafe fn clamp_rows<V>(t: &Clamped, acc: *const f32, nr: usize) {
         // SAFETY: by the contract.
         unsafe {
             let mut c = 0;
             while c + V::LANES <= t.cols {
-                clamp_columns::<V, true>(t, c, to, ld);
+                clamp_columns::<V, true>(t, c, acc, nr);
                 c += V::LANES;
             }
             if c < t.cols {
-                clamp_columns::<V, false>(t, c, to, ld);
+                clamp_columns::<V, false>(t, c, acc, nr);
             }
         }
     }
@@ -868,7 +926,7 @@ per_vector! {
 /// # Safety
 /// See [`clamp_rows`].
 #[inline(always)]
-unsafe fn clamp_columns<V: Vector, const WHOLE: bool>(t: &Clamped, c: usize, to: *mut f32, ld: usize) {
+unsafe fn clamp_columns<V: Vector, const WHOLE: bool>(t: &Clamped, c: usize, acc: *const f32, nr: usize) {
     let n = t.cols - c;
     // SAFETY: by the contract of `clamp_rows`.
     unsafe {
@@ -878,14 +936,11 @@ unsafe fn clamp_columns<V: Vector, const WHOLE: bool>(t: &Clamped, c: usize, to:
             None => V::splat(0.0),
         };
         for i in 0..t.rows {
-            let mut y = load::<V, WHOLE>(t.acc.add(i * t.nr + c), n);
-            if t.bias.is_some() {
-                y = y.add(bias);
-            }
+            let mut y = load::<V, WHOLE>(acc.add(i * nr + c), n).add(bias);
             if let Some((residual, ld)) = t.residual {
                 y = y.add(load::<V, WHOLE>(residual.add(i * ld + c), n));
             }
-            vector::store::<V, WHOLE>(y.clamp(low, high), to.add(i * ld + c), n);
+            vector::store::<V, WHOLE>(y.clamp(low, high), t.to.add(i * t.ld + c), n);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::vector::prefetch;
+use crate::{epilogue::Clamped, vector::prefetch};
 
 use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_bytes};
 
@@ -10,17 +10,17 @@ use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_byte
 const NV: usize = 2;
 const NR: usize = 8 * NV;
 
-pub(crate) static F32: F32Tiles = tiles!(f32_tile: 1 2 3 4 5 6);
+pub(crate) static F32: F32Tiles = tiles!(f32_tile + f32_clamped: 1 2 3 4 5 6);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6);
 pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6);
 
 /// # Safety
 /// See [`super::TileFn`].
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, tile: *mut f32) {
+unsafe fn f32_sums<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>) -> [[[__m256; NV]; NP]; MR] {
     let mut acc = [[[_mm256_setzero_ps(); NV]; NP]; MR];
-    // SAFETY: pieces of `kc` elements and panels of `taps * kc * NR` elements are readable,
-    // and the tile holds MR rows of NP * NR elements, by the contract.
+    // SAFETY: pieces of `kc` elements and panels of `taps * kc * NR` elements are readable, by the contract.
     unsafe {
         let (mut panel, mut ahead) = (args.panel, args.ahead);
         for t in 0..args.taps {
@@ -41,6 +41,17 @@ unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, 
                 panel = panel.add(NR);
             }
         }
+    }
+    acc
+}
+
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, tile: *mut f32) {
+    // SAFETY: the same contract; the tile holds MR rows of NP * NR elements.
+    unsafe {
+        let acc = f32_sums::<MR, NP>(args);
         for i in 0..MR {
             for p in 0..NP {
                 for v in 0..NV {
@@ -49,6 +60,14 @@ unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, 
             }
         }
     }
+}
+
+/// # Safety
+/// See [`super::ClampedFn`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn f32_clamped<const MR: usize>(args: &TileArgs<f32, f32>, to: &Clamped) {
+    // SAFETY: the same contract.
+    unsafe { to.store(f32_sums::<MR, 1>(args)) }
 }
 
 /// Products of pairs of 16-bit numbers are summed in 32 bits, exactly.

@@ -1,7 +1,7 @@
 //! The loops around the micro-kernels.
 
 use alloc::{vec, vec::Vec};
-use core::ops::Range;
+use core::{mem::MaybeUninit, ops::Range};
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16::{Rounded, finish_rounded};
@@ -10,8 +10,8 @@ use crate::{
     Kernels,
     aligned::Plain,
     epilogue::{
-        EpilogueF32, EpilogueI32, EpilogueRows, Finish, FinishRows, Place, Scratch, finish_f32, finish_i32,
-        finish_real, finish_rows,
+        Clamped, EpilogueF32, EpilogueI32, EpilogueRows, Finish, FinishRows, Place, Scratch, finish_f32,
+        finish_i32, finish_real, finish_rows,
     },
     operands::{ARows, Dense, Output},
     pack::{PackedBf16, PackedF32, PackedI8, Panels},
@@ -58,7 +58,8 @@ pub fn gemm_f32(
             finish(kernels, ep, scratch, start, place, out);
         }
     };
-    drive(kernels, a, &b.panels, &[], n0, ep, &mut out, finish);
+    let clamped = |place: Place, out: &mut Output<'_>| Clamped::at(ep, place, out);
+    drive(kernels, a, &b.panels, &[], n0, ep, &mut out, clamped, finish);
 }
 
 /// `out = epilogue(A · B)` for the bits of bf16 ([`crate::bf16`]), summed in f32:
@@ -91,7 +92,7 @@ pub fn gemm_bf16(
         }
         finish(kernels, ep, scratch, start, place, out);
     };
-    drive(kernels, a, &b.panels, &[], n0, ep, &mut out, finish);
+    drive(kernels, a, &b.panels, &[], n0, ep, &mut out, |_, _| None, finish);
 }
 
 /// `out = epilogue(A · B)` for unsigned bytes by signed bytes, summed exactly in i32 (wrapping):
@@ -116,7 +117,7 @@ pub fn gemm_u8i8(
     let finish = |scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>| {
         finish(kernels, ep, scratch, start, place, out);
     };
-    drive(kernels, a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, finish);
+    drive(kernels, a, &b.panels, b.sums.as_slice(), n0, ep, &mut out, |_, _| None, finish);
 }
 
 /// As [`gemm_u8i8`], for rows of A that each have their own scale and zero point.
@@ -140,7 +141,7 @@ pub fn gemm_u8i8_rows(
     let finish = |scratch: &mut Scratch<i32>, start: usize, place: Place, out: &mut Output<'_>| {
         finish(kernels, &ep, scratch, start, place, out);
     };
-    drive(kernels, a, &b.panels, b.sums.as_slice(), n0, &ep, &mut out, finish);
+    drive(kernels, a, &b.panels, b.sums.as_slice(), n0, &ep, &mut out, |_, _| None, finish);
 }
 
 /// Row vector times matrix, the bare sums: `out[j] = Σₖ x[k] · B[k][n0 + j]`. Limited by the speed at which B
@@ -253,6 +254,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     n0: usize,
     ep: &E,
     out: &mut Output<'_>,
+    clamped: impl Fn(Place, &mut Output<'_>) -> Option<Clamped>,
     finish: impl Fn(&mut Scratch<C>, usize, Place, &mut Output<'_>),
 ) {
     let (m, n) = (out.rows(), out.cols());
@@ -294,14 +296,19 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         true => 1,
         false => (block_bytes / row_bytes.max(1)).min(FEW_POINTERS / taps).div_ceil(mr).max(1),
     };
-    let mut scratch = Scratch::new(C::ZERO);
+    // Made when it is needed: many products finish in registers.
+    let mut scratch = None;
     let most_rows = m.min(per_block * mr);
     let mut wide = if b.tiles.widen.is_some() { vec![0i16; most_rows * kc] } else { Vec::new() };
-    let mut few = [core::ptr::null(); FEW_POINTERS];
+    let mut few = [const { MaybeUninit::uninit() }; FEW_POINTERS];
     let mut many = Vec::new();
-    let pointers = match most_rows * taps <= FEW_POINTERS {
-        true => &mut few[..],
-        false => {
+    let pointers = match few.get_mut(..most_rows * taps) {
+        Some(few) => {
+            few.fill(MaybeUninit::new(core::ptr::null::<A>()));
+            // SAFETY: all of them were written, and such an element is laid out like a pointer.
+            unsafe { &mut *(core::ptr::from_mut(few) as *mut [*const A]) }
+        }
+        None => {
             many.resize(most_rows * taps, core::ptr::null());
             &mut many[..]
         }
@@ -341,12 +348,23 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                     ep.prefetch(Place { row: start, rows, col, cols: nr.min(n - col), n0 }, out);
                 }
                 let share = Some((tile - block.start, block.len()));
+                if let Some(&kernel) = b.tiles.clamped.get(end - start - 1).filter(|_| count == 1) {
+                    let col = panel * nr;
+                    let place = Place { row: start, rows: end - start, col, cols: nr.min(n - col), n0 };
+                    if let Some(to) = clamped(place, out).filter(|to| to.cols().is_multiple_of(nr / 2)) {
+                        let args = tile_args(b, sums, first..first + 1, pointers, (taps, kc), share);
+                        // SAFETY: as in `run_tile`; `to` is a place of these rows and at most `nr` columns.
+                        unsafe { kernel(&args, &to) };
+                        continue;
+                    }
+                }
+                let scratch = scratch.get_or_insert_with(|| Scratch::new(C::ZERO));
                 run_tile(b, sums, first..first + count, pointers, (taps, kc), share, &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
                     let place = Place { row: start, rows: end - start, col, cols: nr.min(n - col), n0 };
-                    finish(&mut scratch, i * nr, place, out);
+                    finish(scratch, i * nr, place, out);
                 }
             }
             panel += count;
@@ -354,9 +372,37 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     }
 }
 
-/// Computes panels for the rows that `pointers` (`[taps][rows]`) start, in pieces of `kc` elements
-/// (of 16 bits, if the tiles want that). The share `(call, calls)` says that this is one of so many
-/// calls with the same panels, which together prefetch the next ones.
+/// Panels for the rows that `pointers` (`[taps][rows]`) start, in pieces of `kc` elements (of 16 bits, if the
+/// tiles want that). The share `(call, calls)` says that this is one of so many calls with the same panels, which
+/// together prefetch the next ones.
+fn tile_args<A, B: Plain, C>(
+    b: &Panels<A, B, C>,
+    sums: &[i32],
+    panels: Range<usize>,
+    pointers: &[*const A],
+    (taps, kc): (usize, usize),
+    share: Option<(usize, usize)>,
+) -> TileArgs<A, B> {
+    let (nr, stride) = (b.tile.nr, b.stride());
+    let data = &b.data.as_slice()[panels.start * stride..panels.end * stride];
+    let sums = if sums.is_empty() { sums } else { &sums[panels.start * nr..panels.end * nr] };
+    let (ahead, ahead_step) = match share {
+        Some((call, calls)) => (data.len() + call * data.len().div_ceil(calls), nr.div_ceil(calls)),
+        None => (0, 0),
+    };
+    TileArgs {
+        rows: pointers.as_ptr(),
+        taps,
+        kc,
+        panel: data.as_ptr(),
+        panel_stride: stride,
+        ahead: data.as_ptr().wrapping_add(ahead),
+        ahead_step,
+        sums: sums.as_ptr(),
+    }
+}
+
+/// Computes the accumulators of what [`tile_args`] describes.
 fn run_tile<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
@@ -366,26 +412,10 @@ fn run_tile<A, B: Plain, C>(
     share: Option<(usize, usize)>,
     tile: &mut [C],
 ) {
-    let (nr, stride, count) = (b.tile.nr, b.stride(), panels.len());
-    let rows = pointers.len() / taps;
-    let data = &b.data.as_slice()[panels.start * stride..panels.end * stride];
-    let sums = if sums.is_empty() { sums } else { &sums[panels.start * nr..panels.end * nr] };
-    let (ahead, ahead_step) = match share {
-        Some((call, calls)) => (data.len() + call * data.len().div_ceil(calls), nr.div_ceil(calls)),
-        None => (0, 0),
-    };
-    let args = TileArgs {
-        rows: pointers.as_ptr(),
-        taps,
-        kc,
-        panel: data.as_ptr(),
-        panel_stride: stride,
-        ahead: data.as_ptr().wrapping_add(ahead),
-        ahead_step,
-        sums: sums.as_ptr(),
-    };
+    let (count, rows) = (panels.len(), pointers.len() / taps);
+    let args = tile_args(b, sums, panels, pointers, (taps, kc), share);
     let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };
-    assert!(rows * count * nr <= tile.len() && (count == 1 || (rows, count) == (1, WIDE)));
+    assert!(rows * count * b.tile.nr <= tile.len() && (count == 1 || (rows, count) == (1, WIDE)));
     // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
     // every pointer starts a piece of `kc` elements in the form that the
     // kernel reads; `data` and `sums` hold

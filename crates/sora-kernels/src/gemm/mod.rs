@@ -14,7 +14,7 @@ pub(crate) mod neon;
 
 pub use driver::{gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_bf16, gemv_f32, gemv_u8i8};
 
-use crate::{Kernels, isa::per_isa, operands::ARows};
+use crate::{Kernels, epilogue::Clamped, isa::per_isa, operands::ARows};
 
 /// What a micro-kernel reads: `mr` rows of A and one or more panels of packed B.
 #[derive(Debug)]
@@ -47,6 +47,12 @@ pub(crate) struct TileArgs<A, B> {
 /// `mr × panels·nr` elements.
 pub(crate) type TileFn<A, B, C> = unsafe fn(&TileArgs<A, B>, *mut C);
 
+/// A micro-kernel that finishes its sums in registers and stores results instead of accumulators.
+///
+/// # Safety
+/// As of [`TileFn`], with a place of `mr` rows instead of a tile, whose columns are whole vectors, at most `nr`.
+pub(crate) type ClampedFn<A, B> = unsafe fn(&TileArgs<A, B>, &Clamped);
+
 /// Panels per call of a single-row kernel: enough independent sums to hide latency.
 pub(crate) const WIDE: usize = 4;
 
@@ -64,6 +70,8 @@ pub struct Tiles<A: 'static, B: 'static, C: 'static> {
     pub(crate) by_rows: &'static [TileFn<A, B, C>],
     /// One row by [`WIDE`] panels.
     pub(crate) wide: TileFn<A, B, C>,
+    /// As `by_rows`, for results that are [`Clamped`]; empty where there are no such kernels.
+    pub(crate) clamped: &'static [ClampedFn<A, B>],
     /// Prepares the left operand for kernels that multiply 16-bit numbers: once for all panels,
     /// with the taps joined to one piece.
     pub(crate) widen: Option<Widen<A>>,
@@ -76,16 +84,26 @@ pub type Bf16Tiles = Tiles<u16, u16, f32>;
 /// Tiles of byte products.
 pub type I8Tiles = Tiles<u8, i8, i32>;
 
-/// Lists the instances `$f::<MR, panels>` of a micro-kernel for each `MR`.
+/// Lists the instances `$f::<MR, panels>` of a micro-kernel for each `MR`, and `$clamped::<MR>` if there are.
 macro_rules! tiles {
-    ($f:ident: $($mr:literal)*) => {
-        $crate::gemm::tiles!($f, None; $($mr)*)
+    ($f:ident $(+ $clamped:ident)?: $($mr:literal)*) => {
+        $crate::gemm::tiles!($f, None, [$($clamped)?]; $($mr)*)
     };
     ($f:ident, $widen:expr; $($mr:literal)*) => {
+        $crate::gemm::tiles!($f, $widen, []; $($mr)*)
+    };
+    ($f:ident, $widen:expr, []; $($mr:literal)*) => {
         $crate::gemm::Tiles {
             by_rows: &[$($f::<$mr, 1>),*],
             wide: $f::<1, { $crate::gemm::WIDE }>,
+            clamped: &[],
             widen: $widen,
+        }
+    };
+    ($f:ident, $widen:expr, [$clamped:ident]; $($mr:literal)*) => {
+        $crate::gemm::Tiles {
+            clamped: &[$($clamped::<$mr>),*],
+            ..$crate::gemm::tiles!($f, $widen, []; $($mr)*)
         }
     };
 }
