@@ -198,7 +198,7 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "slide_f32_avx2_4x16" SlideF32 Avx2 (4, 16, 1) DotProduct KernelFn::SlideF32(&slide_f32::x86::AVX2);
     #[cfg(target_arch = "x86_64")]
-    "slide_f32_avx512_4x32" SlideF32 Avx512 (4, 32, 1) DotProduct KernelFn::SlideF32(&slide_f32::x86::AVX512);
+    "slide_f32_avx512_6x32" SlideF32 Avx512 (6, 32, 1) DotProduct KernelFn::SlideF32(&slide_f32::x86::AVX512);
     #[cfg(target_arch = "aarch64")]
     "slide_f32_neon_4x8" SlideF32 Neon (4, 8, 1) DotProduct KernelFn::SlideF32(&slide_f32::neon::NEON);
 

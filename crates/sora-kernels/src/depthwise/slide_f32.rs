@@ -105,21 +105,22 @@ impl<L: Reals> Stored<L> for Bf16 {
     }
 }
 
-/// `P` pixels from pixel `px` on. Parameters: bias, then weights by tap, of the block's channels.
+/// `P` pixels at `out`, whose windows begin at `columns`. Parameters: bias, then weights by tap, of the block's
+/// channels.
 ///
 /// # Safety
 /// See [`super::sliding::SlideFn`]; blocks of `V` vectors.
 #[inline(always)]
 unsafe fn tile<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: usize, const P: usize>(
     a: &Args<T::Element>,
-    px: usize,
+    mut columns: *const *const T::Element,
+    out: *mut T::Element,
 ) {
     // SAFETY: all reads and writes are those that the contract allows.
     unsafe {
         let lanes = V * L::LANES;
         let mut sums: [[L; V]; P] = [core::array::from_fn(|v| L::load(a.weights.add(v * L::LANES))); P];
         let mut weights = a.weights.add(lanes);
-        let mut columns = a.columns.add(px * S);
         for _ in 0..a.rows {
             let w: [[L; V]; K] = core::array::from_fn(|kx| {
                 core::array::from_fn(|v| L::load(weights.add(kx * lanes + v * L::LANES)))
@@ -140,39 +141,43 @@ unsafe fn tile<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: 
         }
         let (low, high) = (L::splat(a.finish.low), L::splat(a.finish.high));
         for i in 0..P {
-            let out = a.out.add((px + i) * a.stride);
             for v in 0..V {
-                T::store(sums[i][v].clamp(low, high), out.add(v * L::LANES));
+                T::store(sums[i][v].clamp(low, high), out.add(i * a.stride + v * L::LANES));
             }
         }
     }
 }
 
-/// A row, `P` pixels at a time.
+/// Rows, each in the fewest tiles of at most `P` pixels, of nearly equal width.
 ///
 /// # Safety
 /// See [`super::sliding::SlideFn`]; blocks of `V` vectors.
 #[inline(always)]
-unsafe fn row<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: usize, const P: usize>(
+unsafe fn rows<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: usize, const P: usize>(
     a: &Args<T::Element>,
 ) {
-    let mut px = 0;
-    // SAFETY: the same contract; no tile goes beyond the row.
-    unsafe {
-        while px + P <= a.pixels {
-            tile::<L, T, K, S, V, P>(a, px);
-            px += P;
-        }
-        if P > 4 && px + 4 <= a.pixels {
-            tile::<L, T, K, S, V, 4>(a, px);
-            px += 4;
-        }
-        if P > 2 && px + 2 <= a.pixels {
-            tile::<L, T, K, S, V, 2>(a, px);
-            px += 2;
-        }
-        if px < a.pixels {
-            tile::<L, T, K, S, V, 1>(a, px);
+    const { assert!(P <= 8) };
+    let tiles = a.pixels.div_ceil(P);
+    let (narrow, wider) = (a.pixels / tiles, a.pixels % tiles);
+    for y in 0..a.height {
+        // SAFETY: the same contract; the tiles make up the row.
+        unsafe {
+            let (mut columns, mut out) = (a.columns.add(y * a.step), a.out.add(y * a.row));
+            for i in 0..tiles {
+                let pixels = narrow + usize::from(i < wider);
+                match pixels {
+                    1 => tile::<L, T, K, S, V, 1>(a, columns, out),
+                    2 => tile::<L, T, K, S, V, 2>(a, columns, out),
+                    3 if P >= 3 => tile::<L, T, K, S, V, 3>(a, columns, out),
+                    4 if P >= 4 => tile::<L, T, K, S, V, 4>(a, columns, out),
+                    5 if P >= 5 => tile::<L, T, K, S, V, 5>(a, columns, out),
+                    6 if P >= 6 => tile::<L, T, K, S, V, 6>(a, columns, out),
+                    7 if P >= 7 => tile::<L, T, K, S, V, 7>(a, columns, out),
+                    8 if P >= 8 => tile::<L, T, K, S, V, 8>(a, columns, out),
+                    _ => {}
+                }
+                (columns, out) = (columns.add(pixels * S), out.add(pixels * a.stride));
+            }
         }
     }
 }
@@ -224,7 +229,7 @@ macro_rules! rows {
             a: &Args<<$stored as Stored<$vector>>::Element>,
         ) {
             // SAFETY: the same contract.
-            unsafe { row::<$vector, $stored, K, S, V, P>(a) }
+            unsafe { rows::<$vector, $stored, K, S, V, P>(a) }
         }
     };
 }
@@ -368,7 +373,7 @@ pub(crate) mod x86 {
     pub(crate) static AVX2_BF16: SlideBf16Kernels =
         Slides { widths: &[slide_width!(16, avx2_bf16, 2, 4), slide_width!(8, avx2_bf16, 1, 4)], rows: 1 };
     pub(crate) static AVX512: SlideF32Kernels =
-        Slides { widths: &[slide_width!(32, avx512, 2, 4), slide_width!(16, avx512, 1, 8)], rows: 1 };
+        Slides { widths: &[slide_width!(32, avx512, 2, 6), slide_width!(16, avx512, 1, 8)], rows: 1 };
     pub(crate) static AVX512_BF16: SlideBf16Kernels = Slides {
         widths: &[slide_width!(32, avx512_bf16, 2, 4), slide_width!(16, avx512_bf16, 1, 8)],
         rows: 1,

@@ -58,19 +58,23 @@ trait Bytes {
     unsafe fn finish(sums: Self::Words, scale: *const i32, q: &Requant, out: *mut u8);
 }
 
-/// `P` pixels from pixel `px` on. Parameters: bias, scales, then words by group of rows and column.
+/// `P` pixels at `out`, whose windows begin at `columns`. Parameters: bias, scales, then words by group of rows
+/// and column.
 ///
 /// # Safety
 /// See [`super::sliding::SlideFn`].
 #[inline(always)]
-unsafe fn tile<L: Bytes, const K: usize, const S: usize, const P: usize>(a: &Args, px: usize) {
+unsafe fn tile<L: Bytes, const K: usize, const S: usize, const P: usize>(
+    a: &Args,
+    columns: *const *const u8,
+    out: *mut u8,
+) {
     // SAFETY: all reads and writes are those that the contract allows; rows beyond the window meet zero
     // weights, and read its last row.
     unsafe {
         let mut sums: [L::Words; P] = [L::load(a.weights); P];
         let scale = a.weights.add(L::LANES);
         let mut weights = scale.add(L::LANES);
-        let columns = a.columns.add(px * S);
         let mut first = 0;
         while first < a.rows {
             let rows: [*const *const u8; 4] =
@@ -87,30 +91,33 @@ unsafe fn tile<L: Bytes, const K: usize, const S: usize, const P: usize>(a: &Arg
             first += L::ROWS;
         }
         for i in 0..P {
-            L::finish(sums[i], scale, &a.finish, a.out.add((px + i) * a.stride));
+            L::finish(sums[i], scale, &a.finish, out.add(i * a.stride));
         }
     }
 }
 
-/// A row, `P` pixels at a time.
+/// Rows, `P` pixels at a time.
 ///
 /// # Safety
 /// See [`super::sliding::SlideFn`].
 #[inline(always)]
-unsafe fn row<L: Bytes, const K: usize, const S: usize, const P: usize>(a: &Args) {
-    let mut px = 0;
+unsafe fn rows<L: Bytes, const K: usize, const S: usize, const P: usize>(a: &Args) {
     // SAFETY: the same contract; no tile goes beyond the row.
     unsafe {
-        while px + P <= a.pixels {
-            tile::<L, K, S, P>(a, px);
-            px += P;
-        }
-        if P > 2 && px + 2 <= a.pixels {
-            tile::<L, K, S, 2>(a, px);
-            px += 2;
-        }
-        if px < a.pixels {
-            tile::<L, K, S, 1>(a, px);
+        for y in 0..a.height {
+            let (columns, out) = (a.columns.add(y * a.step), a.out.add(y * a.row));
+            let mut px = 0;
+            while px + P <= a.pixels {
+                tile::<L, K, S, P>(a, columns.add(px * S), out.add(px * a.stride));
+                px += P;
+            }
+            if P > 2 && px + 2 <= a.pixels {
+                tile::<L, K, S, 2>(a, columns.add(px * S), out.add(px * a.stride));
+                px += 2;
+            }
+            if px < a.pixels {
+                tile::<L, K, S, 1>(a, columns.add(px * S), out.add(px * a.stride));
+            }
         }
     }
 }
@@ -167,7 +174,7 @@ impl Bytes for Plain {
 /// See [`super::sliding::SlideFn`].
 unsafe fn portable<const K: usize, const S: usize>(a: &Args) {
     // SAFETY: the same contract.
-    unsafe { row::<Plain, K, S, 2>(a) }
+    unsafe { rows::<Plain, K, S, 2>(a) }
 }
 
 pub(crate) static PORTABLE: SlideI8Kernels = Slides { widths: &[slide_width!(16, portable)], rows: 2 };
@@ -296,7 +303,7 @@ pub(crate) mod x86 {
             #[target_feature(enable = $features)]
             unsafe fn $name<const K: usize, const S: usize>(a: &Args) {
                 // SAFETY: the same contract.
-                unsafe { row::<$lanes, K, S, $pixels>(a) }
+                unsafe { rows::<$lanes, K, S, $pixels>(a) }
             }
         )*};
     }

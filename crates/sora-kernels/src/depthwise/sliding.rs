@@ -6,7 +6,7 @@
 //! block of channels.
 
 use alloc::{vec, vec::Vec};
-use core::ops::Range;
+use core::{mem::MaybeUninit, ops::Range};
 
 use super::{slide_f32::Clamp, slide_u8::Requant};
 use crate::{
@@ -18,33 +18,39 @@ use crate::{
     table::{slide_bf16_kernels, slide_f32_kernels, slide_u8i8_kernels},
 };
 
-/// What a kernel reads and writes: a row of pixels, one block of channels.
+/// What a kernel reads and writes: rows of pixels, one block of channels.
 #[derive(Debug)]
 pub(crate) struct SlideArgs<T, W, F> {
-    /// `[rows][pitch]` pixels of the input; the first one meets the first tap of the first output.
+    /// Rows of `pitch` pixels of the input; the first one meets the first tap of the first output.
     pub(crate) columns: *const *const T,
     pub(crate) pitch: usize,
+    /// How many entries on the pixels of the next output row begin.
+    pub(crate) step: usize,
     /// Rows of the window.
     pub(crate) rows: usize,
     /// First channel of the block.
     pub(crate) channel: usize,
     /// Parameters of the block: see the kernels.
     pub(crate) weights: *const W,
-    /// Output pixels, at least 1.
+    /// Output rows.
+    pub(crate) height: usize,
+    /// Pixels of an output row, at least 1.
     pub(crate) pixels: usize,
     /// The block's first channel of the first output pixel.
     pub(crate) out: *mut T,
     /// Distance between output pixels.
     pub(crate) stride: usize,
+    /// Distance between output rows.
+    pub(crate) row: usize,
     /// How sums become results.
     pub(crate) finish: F,
 }
 
-/// Computes a row of pixels of one block of channels.
+/// Computes rows of pixels of one block of channels.
 ///
 /// # Safety
 /// The instruction set of the kernel's row must run here. All that [`SlideArgs`] describes must be
-/// readable, and writable: `(pixels - 1) * stride + kernel width` columns in each row of the window,
+/// readable, and writable: `(pixels - 1) * stride + kernel width` columns in each row of the windows,
 /// each with the block's channels.
 pub(crate) type SlideFn<T, W, F> = unsafe fn(&SlideArgs<T, W, F>);
 
@@ -155,27 +161,37 @@ impl<T: Copy, W, F: Copy> Packed<T, W, F> {
         (data, slots): (&[T], usize),
         [y, x]: [usize; 2],
         [rows, cols]: [usize; 2],
-        table: &mut [*const T; TABLE],
+        table: &mut [*const T],
     ) {
         let w = &self.window;
         let [height, width] = w.input;
         let pad = self.pad.as_ptr();
         let (top, left) = (y * w.stride[0], x * w.stride[1]);
+        // The same in every row: padding before, pixels, padding behind.
+        let before = w.pad[1].saturating_sub(left).min(cols);
+        let start = (left + before).saturating_sub(w.pad[1]).min(width);
+        let inside = (width - start).min(cols - before);
+        let row_len = width * self.channels;
+        let mut slot = top.saturating_sub(w.pad[0]) % slots;
         for (i, entries) in table[..rows * cols].chunks_exact_mut(cols).enumerate() {
             let at = top + i;
             if at < w.pad[0] || at - w.pad[0] >= height {
                 entries.fill(pad);
                 continue;
             }
-            let row = &data[(at - w.pad[0]) % slots * width * self.channels..][..width * self.channels];
-            let before = w.pad[1].saturating_sub(left).min(cols);
-            let start = (left + before).saturating_sub(w.pad[1]).min(width);
-            let inside = (width - start).min(cols - before);
-            entries[..before].fill(pad);
-            entries[before + inside..].fill(pad);
-            let pixels = row[start * self.channels..].chunks_exact(self.channels);
-            for (entry, pixel) in entries[before..before + inside].iter_mut().zip(pixels) {
-                *entry = pixel.as_ptr();
+            let mut pixel = data[slot * row_len..][..row_len][start * self.channels..].as_ptr();
+            slot = if slot + 1 == slots { 0 } else { slot + 1 };
+            let (front, rest) = entries.split_at_mut(before);
+            let (middle, back) = rest.split_at_mut(inside);
+            for entry in front {
+                *entry = pad;
+            }
+            for entry in middle {
+                *entry = pixel;
+                pixel = pixel.wrapping_add(self.channels);
+            }
+            for entry in back {
+                *entry = pad;
             }
         }
     }
@@ -205,7 +221,7 @@ impl<T: Copy, W, F: Copy> Packed<T, W, F> {
         // Blocks outside rows read the input once, but in short pieces: only good in a cache.
         let cached = size_of_val(x) <= CACHED;
         let band = if cached { (room - kernel_rows) / w.stride[0] + 1 } else { 1 };
-        let mut table = [core::ptr::null(); TABLE];
+        let mut table = [const { MaybeUninit::uninit() }; TABLE];
         for y in rows.clone().step_by(band) {
             let height = band.min(rows.end - y);
             let from = (y - rows.start) * row_len;
@@ -213,34 +229,31 @@ impl<T: Copy, W, F: Copy> Packed<T, W, F> {
             for x0 in (0..width).step_by(segment) {
                 let pixels = segment.min(width - x0);
                 let cols = cols_of(pixels);
-                self.gather(
-                    (x, slots),
-                    [y, x0],
-                    [(height - 1) * w.stride[0] + kernel_rows, cols],
-                    &mut table,
-                );
+                let read = [(height - 1) * w.stride[0] + kernel_rows, cols];
+                let table = cleared(&mut table[..read[0] * cols]);
+                self.gather((x, slots), [y, x0], read, table);
                 for block in &self.blocks {
-                    let weights = self.data[block.weights..].as_ptr();
-                    for (i, row) in strip.chunks_exact_mut(row_len).enumerate() {
-                        let to = &mut row[x0 * channels..][..pixels * channels];
-                        debug_assert!(block.first + block.lanes <= *channels);
-                        let args = SlideArgs {
-                            columns: table[i * w.stride[0] * cols..].as_ptr(),
-                            pitch: cols,
-                            rows: kernel_rows,
-                            channel: block.first,
-                            weights,
-                            pixels,
-                            out: to[block.first..].as_mut_ptr(),
-                            stride: *channels,
-                            finish,
-                        };
-                        // SAFETY: the weights were packed for a handle, so the kernel's instruction set
-                        // runs here. `gather` filled a row of `cols` pointers per row of each window,
-                        // each to a whole pixel of the input or of the padding; the block lies within
-                        // a pixel, and `to` holds the output pixels.
-                        unsafe { (block.kernel)(&args) };
-                    }
+                    debug_assert!(block.first + block.lanes <= *channels);
+                    assert!(x0 + pixels <= width);
+                    let args = SlideArgs {
+                        columns: table.as_ptr(),
+                        pitch: cols,
+                        step: w.stride[0] * cols,
+                        rows: kernel_rows,
+                        channel: block.first,
+                        weights: self.data[block.weights..].as_ptr(),
+                        height,
+                        pixels,
+                        out: strip[x0 * channels + block.first..].as_mut_ptr(),
+                        stride: *channels,
+                        row: row_len,
+                        finish,
+                    };
+                    // SAFETY: the weights were packed for a handle, so the kernel's instruction set
+                    // runs here. `gather` filled a row of `cols` pointers per row of each window,
+                    // each to a whole pixel of the input or of the padding; the block lies within
+                    // a pixel, and `strip` holds `height` rows of at least `x0 + pixels` output pixels.
+                    unsafe { (block.kernel)(&args) };
                 }
                 for row in strip.chunks_exact_mut(row_len) {
                     done(&mut row[x0 * channels..][..pixels * channels]);
@@ -248,6 +261,13 @@ impl<T: Copy, W, F: Copy> Packed<T, W, F> {
             }
         }
     }
+}
+
+/// The table without anything in it.
+fn cleared<T>(table: &mut [MaybeUninit<*const T>]) -> &mut [*const T] {
+    table.fill(MaybeUninit::new(core::ptr::null()));
+    // SAFETY: all of them were written, and such an element is laid out like a pointer.
+    unsafe { &mut *(core::ptr::from_mut(table) as *mut [*const T]) }
 }
 
 /// Appends the parameters of a block of channels: bias, then weights by tap.
