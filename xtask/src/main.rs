@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod aarch64;
+mod onnx;
 mod onnxruntime;
 mod peers;
 mod python;
@@ -27,6 +28,11 @@ const TASKS: &[Task] = &[
         "onnxruntime",
         "compare import, engine and compressed models with onnxruntime (part of CI)",
         Run::Plain(onnxruntime::compare),
+    ),
+    (
+        "onnx",
+        "run the official test cases of ONNX against conformance/onnx (part of CI); `bless` rewrites the lists",
+        Run::With(onnx::run),
     ),
     (
         "peers",

@@ -1,11 +1,11 @@
 //! Comparison with onnxruntime, in a Python environment with pinned packages that this task makes itself.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::python::{Packages, environment};
-use crate::shell::{Outcome, cargo, program, root, text};
+use crate::shell::{Outcome, cargo, folder, program, root, text};
 
 const EXAMPLE: &str = "examples/fashion-mnist";
 
@@ -114,12 +114,4 @@ fn check(result: &Value) -> Outcome {
         true => Ok(()),
         false => Err(format!("the example is outside its bounds: {result}")),
     }
-}
-
-/// An empty folder below `target/`.
-fn folder(name: &str) -> Outcome<PathBuf> {
-    let path = root().join("target").join(name);
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok(path)
 }

@@ -69,3 +69,11 @@ impl Program {
         words.map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 }
+
+/// An empty folder below `target/`.
+pub(crate) fn folder(name: &str) -> Outcome<PathBuf> {
+    let path = root().join("target").join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(path)
+}

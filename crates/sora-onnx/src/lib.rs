@@ -15,8 +15,10 @@ mod import;
 mod names;
 mod proto;
 mod source;
+mod stored;
 mod tensor;
 
 pub use error::{NodeIssue, OnnxError};
 pub use export::{ExportOptions, save, to_bytes};
-pub use import::{Imported, MAX_OPSET, MIN_OPSET, check, from_bytes, load};
+pub use import::{ImportOptions, Imported, MAX_OPSET, MIN_OPSET, check, from_bytes, load, load_with};
+pub use stored::{StoredKind, input_names, read_stored};

@@ -225,3 +225,19 @@ pub(crate) struct FunctionProto {
     #[prost(string, tag = "13")]
     pub(crate) overload: String,
 }
+
+/// Several tensors, or values of other kinds, which Sora does not read.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SequenceProto {
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) tensor_values: Vec<TensorProto>,
+}
+
+/// A value that may be absent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct OptionalProto {
+    #[prost(message, optional, tag = "3")]
+    pub(crate) tensor_value: Option<TensorProto>,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) sequence_value: Option<SequenceProto>,
+}

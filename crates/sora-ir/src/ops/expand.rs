@@ -38,6 +38,12 @@ impl OpDef for Expand {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (dtype, shape) = cx.output(self)?;
         let x = cx.get(0)?;
+        if x.len() == 1 {
+            // One element everywhere: constants of a shape are often large.
+            let mut out = Tensor::zeros(dtype, &shape)?;
+            out.bytes_mut().chunks_exact_mut(dtype.size()).for_each(|to| to.copy_from_slice(x.bytes()));
+            return Ok(vec![out]);
+        }
         // Missing leading axes count as ones, which always repeat.
         let missing = shape.len() - x.rank();
         let same = |axis: usize| axis >= missing && x.shape()[axis - missing] == shape[axis];

@@ -21,6 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use sora_ir::{Dim, Graph, TensorType, ValueId};
+use sora_tensor::Tensor;
 
 use crate::error::{NodeIssue, OnnxError, Refusal};
 use crate::names::Names;
@@ -53,17 +54,33 @@ pub struct Imported {
     pub warnings: Vec<String>,
 }
 
+/// What is known of a model before it is read.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Inputs that are always given these tensors: they become constants. Needed where the structure of the graph
+    /// depends on an input, such as the axes of a reduction.
+    pub fixed: Vec<(String, Tensor)>,
+}
+
 /// Reads a model from a file; weights stay memory-mapped. External data is looked for in the file's folder only.
 ///
 /// # Errors
 /// [`OnnxError::Nodes`] with every node, initializer and input that is broken or unsupported; other variants
 /// when the file as a whole is unreadable.
 pub fn load(path: impl AsRef<Path>) -> Result<Imported, OnnxError> {
+    load_with(path, &ImportOptions::default())
+}
+
+/// As [`load`], with what is known of the model's inputs.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported, OnnxError> {
     let path = path.as_ref();
     let (model, file) = source::read_model(path)?;
     // The parent of a plain file name is empty, and an empty path is no folder.
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    import(model, &mut External::new(Some(folder)).beside(file))
+    import(model, &mut External::new(Some(folder)).beside(file), options)
 }
 
 /// Reads a model from memory; external data is looked for in `folder`, and refused without one.
@@ -71,7 +88,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Imported, OnnxError> {
 /// # Errors
 /// As [`load`].
 pub fn from_bytes(bytes: Vec<u8>, folder: Option<&Path>) -> Result<Imported, OnnxError> {
-    import(source::decode(bytes.into())?, &mut External::new(folder))
+    import(source::decode(bytes.into())?, &mut External::new(folder), &ImportOptions::default())
 }
 
 /// Everything in a file that cannot be imported; empty when [`load`] succeeds.
@@ -86,7 +103,11 @@ pub fn check(path: impl AsRef<Path>) -> Result<Vec<NodeIssue>, OnnxError> {
     }
 }
 
-fn import(model: ModelProto, external: &mut External) -> Result<Imported, OnnxError> {
+fn import(
+    model: ModelProto,
+    external: &mut External,
+    options: &ImportOptions,
+) -> Result<Imported, OnnxError> {
     let mut warnings = Vec::new();
     let opset = default_opset(&model, &mut warnings)?;
     let proto = model.graph.unwrap_or_default();
@@ -94,7 +115,7 @@ fn import(model: ModelProto, external: &mut External) -> Result<Imported, OnnxEr
     let proto = GraphProto { node: Vec::new(), ..proto };
     let mut importer = Importer::new(&proto, opset);
     importer.initializers(&proto, external);
-    importer.inputs(&proto);
+    importer.inputs(&proto, &options.fixed);
     match nodes {
         Ok(nodes) => {
             importer.nodes(&nodes, &proto, external);
@@ -204,13 +225,21 @@ impl Importer {
     }
 
     /// Before version 4 of the format, initializers had to be inputs as well: they stay constants.
-    fn inputs(&mut self, proto: &GraphProto) {
+    fn inputs(&mut self, proto: &GraphProto, fixed: &[(String, Tensor)]) {
         let constants: HashSet<&str> = proto.initializer.iter().map(|init| init.name.as_str()).collect();
         for info in proto.input.iter().filter(|info| !constants.contains(info.name.as_str())) {
             self.names.reserve(&info.name);
-            let slot = match self.input_type(info) {
-                Ok(ty) => Slot::Value(self.graph.input(&info.name, ty)),
-                Err(refusal) => {
+            let fixed = fixed.iter().find(|(name, _)| *name == info.name).map(|(_, tensor)| tensor);
+            let slot = match (self.input_type(info), fixed) {
+                (Ok(ty), Some(tensor)) if !ty.accepts(&TensorType::of(tensor)) => {
+                    let why =
+                        format!("it is {ty}, and cannot be fixed to a tensor {}", TensorType::of(tensor));
+                    self.issues.push(Refusal::new(why).at(&info.name, "Input"));
+                    Slot::Poisoned
+                }
+                (Ok(_), Some(tensor)) => Slot::Value(self.graph.constant(&info.name, tensor.clone())),
+                (Ok(ty), None) => Slot::Value(self.graph.input(&info.name, ty)),
+                (Err(refusal), _) => {
                     self.issues.push(refusal.at(&info.name, "Input"));
                     Slot::Poisoned
                 }

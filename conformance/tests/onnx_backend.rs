@@ -1,0 +1,223 @@
+//! The official test cases of ONNX: models with stored inputs and outputs.
+//!
+//! `SORA_ONNX_CASES` names folders, separated by `:`, each with one folder a case: `model.onnx`, and
+//! `test_data_set_N/input_N.pb` and `output_N.pb`; or with one file a case, `NAME.onnx`, beside `NAME_output_N.pb`: large
+//! networks with constant weights, whose input counts from 0 to 1 and which run on the engine only.
+//!
+//! `SORA_ONNX_LIST` names the list that says of each case `pass` or `skip: reason`. A case listed as `pass` that fails is an error, and so is one listed as `skip` that passes, or one
+//! that is not listed. With `SORA_BLESS=1` the list is written anew: reasons stay, and what passes is listed so.
+//!
+//! Where the structure of the graph depends on inputs that are lists of integers or flags, such as the axes of a
+//! reduction, the case is imported with those inputs fixed; the list then says `pass with fixed inputs`.
+//!
+//! Each case runs on the reference evaluator as imported, and on the engine, unoptimized and optimized.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use sora_conformance::named;
+use sora_exec::{Options, Session};
+use sora_ir::{Graph, evaluate};
+use sora_onnx::{ImportOptions, StoredKind, read_stored};
+use sora_tensor::Tensor;
+
+/// The bounds of ONNX's own runner.
+const RELATIVE: f64 = 1e-3;
+const ABSOLUTE: f64 = 1e-7;
+
+fn cases() -> BTreeMap<String, PathBuf> {
+    let folders = std::env::var("SORA_ONNX_CASES").expect("SORA_ONNX_CASES names the folders of the cases");
+    let mut cases = BTreeMap::new();
+    for folder in folders.split(':') {
+        let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("SORA_ONNX_CASES: {folder}: {e}"));
+        let is_case = |path: &PathBuf| {
+            path.join("model.onnx").exists() || path.extension().is_some_and(|e| e == "onnx")
+        };
+        let paths = entries.map(|entry| entry.unwrap().path()).filter(is_case);
+        cases.extend(paths.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path)));
+    }
+    assert!(!cases.is_empty(), "SORA_ONNX_CASES={folders} holds no cases");
+    cases
+}
+
+/// The stored values `PREFIX_0.pb`, `PREFIX_1.pb`, … in a folder.
+fn stored(folder: &Path, prefix: &str) -> Result<Vec<Tensor>, String> {
+    let mut values = Vec::new();
+    for number in 0.. {
+        let path = folder.join(format!("{prefix}_{number}.pb"));
+        let Ok(bytes) = std::fs::read(&path) else { break };
+        let read = read_stored(bytes, StoredKind::Tensor).map_err(|e| format!("{prefix} {number}: {e}"))?;
+        values.extend(read);
+    }
+    Ok(values)
+}
+
+/// How a case passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Passed {
+    AsIs,
+    /// With parameters of the graph that are inputs made constants.
+    Fixed,
+}
+
+/// The graph's inputs that lists of integers, sizes or flags can be, with what the data set gives them.
+fn parameters(inputs: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    let small = |t: &Tensor| !t.dtype().is_float() && t.rank() <= 1 && t.len() <= 64;
+    inputs.iter().filter(|(_, tensor)| small(tensor)).cloned().collect()
+}
+
+/// A large network on the engine.
+fn check_large(path: &Path) -> Result<Passed, String> {
+    let graph = sora_onnx::load(path).map_err(|e| e.to_string())?.graph;
+    let expected =
+        stored(path.parent().unwrap(), &format!("{}_output", path.file_stem().unwrap().to_str().unwrap()))?;
+    let counting = |shape: Vec<usize>| {
+        let n: usize = shape.iter().product();
+        let values: Vec<f32> = (0..n).map(|i| i as f32 / n as f32).collect();
+        Tensor::vector(&values).reshape(&shape).map_err(|e| e.to_string())
+    };
+    let mut given = Vec::new();
+    for value in graph.inputs().iter().map(|&id| graph.value(id)) {
+        let shape = value.ty.known_shape().ok_or(format!("the shape of {} is not known", value.name))?;
+        given.push((value.name.clone(), counting(shape)?));
+    }
+    check_engine(&graph, &given, true, &expected)?;
+    Ok(Passed::AsIs)
+}
+
+/// One case on every way to run it.
+fn check(case: &Path) -> Result<Passed, String> {
+    if case.is_file() {
+        return check_large(case);
+    }
+    let path = case.join("model.onnx");
+    let names = sora_onnx::input_names(&path).map_err(|e| e.to_string())?;
+    let sets = (0..).map(|n| case.join(format!("test_data_set_{n}"))).take_while(|set| set.exists());
+    let mut passed = Err("it has no data".to_owned());
+    for set in sets {
+        let given: Vec<(String, Tensor)> = names.iter().cloned().zip(stored(&set, "input")?).collect();
+        let expected = stored(&set, "output")?;
+        passed = match check_graph(&path, &given, &[], &expected) {
+            Ok(()) => Ok(Passed::AsIs),
+            Err(why) => {
+                let fixed = parameters(&given);
+                match !fixed.is_empty() && check_graph(&path, &given, &fixed, &expected).is_ok() {
+                    true => Ok(Passed::Fixed),
+                    false => return Err(why),
+                }
+            }
+        };
+    }
+    passed
+}
+
+fn check_graph(
+    path: &Path,
+    given: &[(String, Tensor)],
+    fixed: &[(String, Tensor)],
+    expected: &[Tensor],
+) -> Result<(), String> {
+    let options = ImportOptions { fixed: fixed.to_vec() };
+    let graph = sora_onnx::load_with(path, &options).map_err(|e| e.to_string())?.graph;
+    sora_ir::verify(&graph).map_err(|e| e.to_string())?;
+    let free = |(name, _): &&(String, Tensor)| !fixed.iter().any(|(other, _)| other == name);
+    let given: Vec<(String, Tensor)> = given.iter().filter(free).cloned().collect();
+    let found = evaluate(&graph, &named(&given)).map_err(|e| e.to_string())?;
+    compare(&graph, &found, expected).map_err(|e| format!("reference: {e}"))?;
+    [false, true].into_iter().try_for_each(|optimize| check_engine(&graph, &given, optimize, expected))
+}
+
+fn check_engine(
+    graph: &Graph,
+    given: &[(String, Tensor)],
+    optimize: bool,
+    expected: &[Tensor],
+) -> Result<(), String> {
+    let options = Options { optimize, ..Options::default() };
+    let session = Session::new(graph.clone(), options).map_err(|e| e.to_string())?;
+    let found = session.run(&named(given)).map_err(|e| format!("engine, optimize={optimize}: {e}"))?;
+    let found: Vec<Tensor> = found.into_iter().map(|(_, tensor)| tensor).collect();
+    compare(graph, &found, expected).map_err(|e| format!("engine, optimize={optimize}: {e}"))
+}
+
+fn compare(graph: &Graph, found: &[Tensor], expected: &[Tensor]) -> Result<(), String> {
+    if found.len() != expected.len() {
+        return Err(format!("{} outputs instead of {}", found.len(), expected.len()));
+    }
+    for ((output, found), expected) in graph.outputs().iter().zip(found).zip(expected) {
+        let name = &output.name;
+        if (found.dtype(), found.shape()) != (expected.dtype(), expected.shape()) {
+            let of = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
+            return Err(format!("{name} is {} instead of {}", of(found), of(expected)));
+        }
+        let exact = !expected.dtype().is_float();
+        for (at, (f, e)) in found.to_f64s().into_iter().zip(expected.to_f64s()).enumerate() {
+            let near = !exact && (f - e).abs() <= ABSOLUTE + RELATIVE * e.abs();
+            if !(f == e || near || (f.is_nan() && e.is_nan())) {
+                return Err(format!("{name}[{at}] is {f} instead of {e}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The beginning of a reason: enough for a list.
+fn brief(why: &str) -> String {
+    let line = why.lines().find(|line| !line.ends_with("cannot be imported:")).unwrap_or(why);
+    line.trim().chars().take(120).collect()
+}
+
+/// Name to verdict, as the list writes both.
+type List = BTreeMap<String, String>;
+
+const SKIP: &str = "skip: ";
+
+fn read_list(path: &Path) -> List {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let parse = |line: &str| {
+        let (name, verdict) = line.split_once(' ').unwrap_or_else(|| panic!("{line}: no verdict"));
+        (name.to_owned(), verdict.to_owned())
+    };
+    text.lines().map(parse).collect()
+}
+
+fn write_list(path: &Path, list: &List) {
+    let lines = list.iter().map(|(name, verdict)| format!("{name} {verdict}\n"));
+    std::fs::write(path, lines.collect::<String>()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+#[test]
+fn official_cases_do_what_the_list_says() {
+    let list_path = PathBuf::from(std::env::var("SORA_ONNX_LIST").expect("SORA_ONNX_LIST names the list"));
+    let list = read_list(&list_path);
+    let cases = cases();
+    std::panic::set_hook(Box::new(|_| {}));
+    let (mut wrong, mut seen) = (Vec::new(), List::new());
+    for (name, path) in &cases {
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(path))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(format!("PANIC {}", text.unwrap_or_default()))
+        });
+        let listed = list.get(name).map_or("not listed", String::as_str);
+        let verdict = match outcome {
+            Ok(Passed::AsIs) => "pass".to_owned(),
+            Ok(Passed::Fixed) => "pass with fixed inputs".to_owned(),
+            Err(_) if listed.starts_with(SKIP) => listed.to_owned(),
+            Err(why) => format!("{SKIP}{}", brief(&why)),
+        };
+        if verdict != listed {
+            wrong.push(format!("{name} is listed as `{listed}`, found `{verdict}`"));
+        }
+        seen.insert(name.clone(), verdict);
+    }
+    let _ = std::panic::take_hook();
+    let gone = list.keys().filter(|name| !cases.contains_key(*name));
+    wrong.extend(gone.map(|name| format!("{name} is listed and does not exist")));
+    let passed = seen.values().filter(|verdict| !verdict.starts_with(SKIP)).count();
+    println!("{passed} of {} cases pass ({:.1} %)", seen.len(), 100.0 * passed as f64 / seen.len() as f64);
+    match std::env::var("SORA_BLESS").is_ok_and(|v| v == "1") {
+        true => write_list(&list_path, &seen),
+        false => assert!(wrong.is_empty(), "{}", wrong.join("\n")),
+    }
+}
