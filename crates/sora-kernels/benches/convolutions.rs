@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use sora_kernels::{
-    ARows, Activation, Dense, EpilogueF32, Images, Kernels, MatMut, Output, PackedF32, PackedWinograd,
-    Residual, TileEdge, gemm_f32, winograd_f32,
+    ARows, Activation, Dense, Dequant, EpilogueF32, EpilogueI32, Images, Kernels, MatMut, Output, PackedF32,
+    PackedI8, PackedWinograd, Quant, Residual, TileEdge, gemm_f32, gemm_u8i8, winograd_f32,
 };
 
 /// Bytes of weights to go around in.
@@ -52,6 +52,24 @@ fn pointwise(k: Kernels, m: usize, depth: usize, n: usize, shortcut: bool) {
     });
 }
 
+fn pointwise_bytes(k: Kernels, m: usize, depth: usize, n: usize, shortcut: bool) {
+    let name = format!("1x1 u8 {m}x{depth}x{n}{}", if shortcut { " +" } else { "" });
+    let copies = (COLD / (depth * n)).clamp(1, 64);
+    let packed: Vec<_> =
+        (0..copies).map(|_| PackedI8::pack(k, 1, depth, n, |i, j| ((i * j) % 5) as i8)).collect();
+    let (x, residual, bias) = (vec![99u8; m * depth], vec![77u8; m * n], vec![-5; n]);
+    let (scale, mut y) = (vec![1e-3; n], vec![0u8; m * n]);
+    let [product, input] = [0.1, 0.2].map(|scale| Dequant { scale, zero_point: 9 });
+    let sum = Residual::QuantizedSum { product, data: &residual, ld: n, input };
+    let residual = shortcut.then_some(sum);
+    let ep = EpilogueI32 { bias: Some(&bias), scale: &scale, residual, activation: Activation::Relu };
+    let a = ARows::Dense(Dense { data: &x, rows: m, stride: depth, k: depth });
+    report(&name, m * depth * n, copies, |i| {
+        let out = Output::U8(MatMut::new(&mut y, m, n, n), Quant::new(0.3, 0));
+        gemm_u8i8(k, &a, &packed[i], 0, &ep, out);
+    });
+}
+
 fn winograd(k: Kernels, edge: TileEdge, images: usize, size: usize, channels: usize) {
     let name = format!("winograd {edge:?} {images}x{size}x{size}x{channels}");
     let copies = (COLD / (edge.elements() * channels * channels * 4)).clamp(1, 64);
@@ -87,6 +105,18 @@ fn main() {
     pointwise(k, 8 * 3136, 64, 256, true);
     pointwise(k, 8 * 3136, 256, 64, false);
     pointwise(k, 8 * 784, 128, 512, true);
+    for images in [1, 8] {
+        for (side, depth) in [(56, 64), (28, 128), (14, 256), (7, 512)] {
+            let m = images * side * side;
+            pointwise_bytes(k, m, depth, 4 * depth, true);
+            pointwise_bytes(k, m, depth, 4 * depth, false);
+            pointwise_bytes(k, m, 4 * depth, depth, false);
+        }
+    }
+    pointwise_bytes(k, 12544, 16, 96, false);
+    pointwise_bytes(k, 3136, 24, 144, false);
+    pointwise_bytes(k, 3136, 144, 24, true);
+    pointwise_bytes(k, 128, 384, 1536, false);
     for (size, channels) in [(56, 64), (28, 128), (14, 256), (7, 512)] {
         for images in [1, 8] {
             winograd(k, TileEdge::Four, images, size, channels);

@@ -139,12 +139,15 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
     // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
     // readable, and the tile holds MR rows of NP * NR elements, by the contract.
     unsafe {
-        let mut panel = args.panel;
+        let (mut panel, mut ahead) = (args.panel, args.ahead);
         let tail = args.kc % 4;
         let whole = args.kc - tail;
         for t in 0..args.taps {
             let rows = tap_rows::<MR, _, _>(args, t);
             for k in (0..whole).step_by(4) {
+                prefetch(ahead);
+                prefetch(ahead.wrapping_add(64));
+                ahead = ahead.wrapping_add(4 * args.ahead_step);
                 vnni_step::<MR, NP, true>(&mut acc, &rows, k, 0, panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
