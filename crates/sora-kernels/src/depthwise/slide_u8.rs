@@ -9,12 +9,12 @@ use crate::{math, operands::Quant};
 /// How sums become bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Requant {
-    inv_scale: f32,
+    pub(crate) inv_scale: f32,
     /// Upper bound before rounding; what exceeds it could leave the integers.
-    top: f32,
-    zero_point: i16,
+    pub(crate) top: f32,
+    pub(crate) zero_point: i16,
     /// Lower bound of the results.
-    low: u8,
+    pub(crate) low: u8,
 }
 
 impl Requant {
