@@ -97,3 +97,37 @@ fn inverted_bottlenecks_stay_rounded_from_end_to_end() {
         }
     }
 }
+
+/// Dense 3×3 convolutions run in f32 by Winograd's algorithm where that is faster, between products of bf16.
+#[test]
+fn fast_convolutions_stay_reals_between_rounded_products() {
+    for seed in 0..6 {
+        let mut maker = Maker { rng: Rng::with_seed(seed), graph: Graph::new("bottleneck"), count: 0 };
+        let channels = maker.rng.usize(60..80);
+        let shape = [maker.rng.usize(1..3), channels, 24, 4 * maker.rng.usize(6..9)];
+        let input = maker.reals(&shape, 2.0);
+        let x = maker.graph.input("x", TensorType::of(&input));
+        let mut y = maker.conv(x, channels, 1, 1, 1);
+        let first = maker.activation(false, y);
+        y = maker.conv(first, channels, 3, 1, 1);
+        if seed % 2 == 0 {
+            y = maker.op(Binary { kind: BinaryKind::Add }, &[first, y]);
+        }
+        y = maker.activation(false, y);
+        y = maker.conv(y, channels, 1, 1, 1);
+        maker.graph.output("y", y);
+        let expected = evaluate(&maker.graph, &[("x", &input)]).unwrap()[0].to_f64s();
+        let largest = expected.iter().fold(0.0f64, |a, v| a.max(v.abs()));
+        for &isa in Isa::available() {
+            let options = Options { isa: Some(isa), precision: Precision::Bf16, ..Options::default() };
+            let session = Session::new(maker.graph.clone(), options).unwrap();
+            let (mut outputs, profile) = session.run_profiled(&[("x", &input)]).unwrap();
+            for kernel in ["winograd.f32", "conv.bf16"] {
+                assert!(profile.steps.iter().any(|s| s.step.kernel == kernel), "{kernel}: {profile}");
+            }
+            let found = outputs.remove(0).1.to_f64s();
+            let worst = found.iter().zip(&expected).fold(0.0f64, |w, (a, b)| w.max((a - b).abs()));
+            assert!(worst <= largest / 40.0, "seed {seed}, {isa}: {worst} of {largest}");
+        }
+    }
+}

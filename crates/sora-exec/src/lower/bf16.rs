@@ -2,7 +2,7 @@
 //!
 //! Products of real operands read both rounded and sum in `f32`. A result that only readers of bf16 wait for is stored
 //! rounded, in half the memory: products, depthwise convolutions, pooling, factors per channel. Every other value stays
-//! `f32`.
+//! `f32`, as do the operands of Winograd's algorithm, which is taken where it beats a direct product of bf16.
 
 use sora_ir::ops::{BinaryKind, ReduceKind};
 use sora_ir::{Node, Op, ValueId};
@@ -118,7 +118,10 @@ impl Lowering<'_> {
             Op::Conv(op) => {
                 let weights = node.inputs.get(1).copied().flatten();
                 let depthwise = op.group > 1 && weights.is_some_and(|w| self.shape(w)[1] == 1);
-                first && constant(1) && (!depthwise || self.shape(v).len() == 4)
+                first
+                    && constant(1)
+                    && (!depthwise || self.shape(v).len() == 4)
+                    && !self.convolves_f32(op, node)
             }
             Op::ConvTranspose(_) | Op::MatMul(_) => first && constant(1),
             Op::MaxPool(_) => node.outputs.len() == 1,

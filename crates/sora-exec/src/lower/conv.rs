@@ -44,13 +44,12 @@ const NARROW: usize = 16;
 
 impl Lowering<'_> {
     pub(crate) fn conv(&mut self, op: &Conv, node: &Node, chain: &Chain) -> Option<()> {
-        let [x, w, y] =
-            [node.inputs.first()?.as_ref()?, node.inputs.get(1)?.as_ref()?, node.outputs.first()?];
+        let [x, w] = [node.inputs.first()?.as_ref()?, node.inputs.get(1)?.as_ref()?];
         let w_shape = self.shape(*w);
         let channels = [w_shape[1], w_shape[0] / op.group];
         let taps: usize = w_shape[2..].iter().product();
         let convolution = Convolution {
-            geometry: self.geometry([*x, *w, *y], &op.strides, &op.dilations, &op.pads),
+            geometry: self.geometry_of(op, node)?,
             forward: true,
             images: self.shape(*x)[0],
             groups: op.group,
@@ -78,6 +77,23 @@ impl Lowering<'_> {
         };
         // Scales per output channel are the scales along axis 1, the same in every group.
         self.convolve(&convolution, *x, *w, 1, node, chain)
+    }
+
+    fn geometry_of(&self, op: &Conv, node: &Node) -> Option<Geometry> {
+        let values = [(*node.inputs.first()?)?, (*node.inputs.get(1)?)?, *node.outputs.first()?];
+        Some(self.geometry(values, &op.strides, &op.dilations, &op.pads))
+    }
+
+    /// Whether a convolution of reals will read them as `f32` whatever the precision.
+    pub(super) fn convolves_f32(&self, op: &Conv, node: &Node) -> bool {
+        let (Some(geometry), Some(Some(w))) = (self.geometry_of(op, node), node.inputs.get(1)) else {
+            return false;
+        };
+        let (&[n, channels, ..], Some(Some(x))) = (&self.shape(*w)[..], node.inputs.first()) else {
+            return false;
+        };
+        let dense = Dense { geometry: &geometry, images: self.shape(*x)[0], channels, n };
+        op.group == 1 && self.promises_winograd(&dense)
     }
 
     /// The windows of weights over an input that give a result, by their spatial axes.
@@ -127,6 +143,16 @@ impl Lowering<'_> {
             Some(bias) => Some(self.per_channel(bias, c.groups * c.channels[1])?),
             None => None,
         };
+        if let Some(dense) = c.dense()
+            && let Some(edge) = self.winograd_edge(&dense, chain)
+        {
+            let x = self.exact(x, layout)?;
+            if let Some(done) = self.winograd(&dense, edge, x, &weights, bias.as_deref(), chain) {
+                weights.release();
+                return Some(done);
+            }
+            self.choose_first(chain);
+        }
         if self.multiplies_bf16() && !c.is_depthwise() {
             let x = self.rounded(x, layout)?;
             let done = self.convolve_bf16(c, x, numbers(&weights), bias.as_deref(), chain);
@@ -165,13 +191,6 @@ impl Lowering<'_> {
             let packed = PackedDwF32::pack(kernels, gathered.taps, c.groups, value);
             let group = RealDepthwise { packed, bias: bias.map(<[f32]>::to_vec) };
             return self.product(c, "depthwise.f32", gathered, vec![group], c.groups, pad(c.groups), chain);
-        }
-        if c.groups == 1 && c.forward {
-            let dense = Dense { geometry: &c.geometry, images: c.images, channels: cin, n: cout };
-            if let Some(done) = self.winograd(&dense, x, constant, bias, chain) {
-                return Some(done);
-            }
-            self.choose_first(chain);
         }
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         let Gathered { taps, kc, merged, .. } = gathered;
@@ -360,6 +379,13 @@ impl Lowering<'_> {
 impl Convolution<'_> {
     fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.channels == [1, 1]
+    }
+
+    /// The convolution of all channels with all, if it is one.
+    fn dense(&self) -> Option<Dense<'_>> {
+        let [channels, n] = self.channels;
+        let dense = Dense { geometry: &self.geometry, images: self.images, channels, n };
+        (self.groups == 1 && self.forward).then_some(dense)
     }
 
     /// Where the weights of a group begin, and how far apart those of neighbouring output channels, input

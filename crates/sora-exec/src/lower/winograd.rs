@@ -7,7 +7,6 @@ use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
 use super::layout::{Affine, Layout, numbers};
-use crate::steps::gemm::ResidualKind;
 use crate::steps::window::Geometry;
 use crate::steps::winograd::Winograd;
 use crate::steps::winograd_bytes::WinogradBytes;
@@ -47,13 +46,16 @@ impl Dense<'_> {
         format!("conv3x3.{arithmetic} {}x{}{input} to {}{output}", self.images, self.channels, self.n)
     }
 
-    /// The tile that promises to be faster than the direct convolution, if one does.
-    fn edge(&self) -> Option<TileEdge> {
+    /// The tile that promises to be faster in f32 than the direct convolution, if one does; `speed` is that of the
+    /// direct convolution's multiply-adds, in those of f32.
+    fn edge(&self, speed: usize) -> Option<TileEdge> {
         let g = self.geometry;
+        // The weights of direct products in fewer bytes stay in caches where those of tiles do not.
+        let byte = BYTE * speed;
         let products = |positions: usize, elements: usize| {
             let arithmetic = positions * elements * self.channels * self.n;
             let bytes = 4 * elements * self.channels * self.n;
-            arithmetic.max(bytes.saturating_sub(CACHED) * BYTE)
+            arithmetic.max(bytes.saturating_sub(CACHED) * byte)
         };
         let direct = products(self.images * g.outputs(), g.taps());
         let cost = |edge: TileEdge| {
@@ -63,6 +65,8 @@ impl Dense<'_> {
             products(tiles, elements) + tiles * elements * (self.channels + self.n) * TRANSFORM
         };
         let best = [TileEdge::Four, TileEdge::Two].into_iter().min_by_key(|&edge| cost(edge))?;
+        // The model is rough: where values have to become f32 and rounded again, only a clear gain counts.
+        let direct = if speed == 1 { direct } else { direct / speed / 8 * 7 };
         (cost(best) < direct).then_some(best)
     }
 
@@ -88,31 +92,53 @@ impl Dense<'_> {
 }
 
 impl Lowering<'_> {
-    /// Emits a convolution by Winograd's algorithm; `None` where that does not apply or not pay.
+    /// How fast direct products of reals are, in multiply-adds of f32.
+    fn direct_speed(&self) -> usize {
+        if self.multiplies_bf16() && self.kernels.isa().includes(Isa::Avx512Bf16) { 2 } else { 1 }
+    }
+
+    /// Whether a convolution of reals will run by Winograd's algorithm, unless another way was measured to be faster.
+    pub(super) fn promises_winograd(&self, conv: &Dense) -> bool {
+        conv.suits() && conv.edge(self.direct_speed()).is_some()
+    }
+
+    /// The tile by which a convolution of reals runs by Winograd's algorithm; `None` where that does not apply or not
+    /// pay.
+    pub(super) fn winograd_edge(&mut self, conv: &Dense, chain: &Chain) -> Option<TileEdge> {
+        if !conv.suits() {
+            return None;
+        }
+        let (edges, speed) = ([None, Some(TileEdge::Two), Some(TileEdge::Four)], self.direct_speed());
+        let model = || edges.iter().position(|&edge| edge == conv.edge(speed)).unwrap_or(0);
+        let arithmetic = if self.multiplies_bf16() { "bf16" } else { "f32" };
+        edges[self.choose_kernel(chain, conv.key(arithmetic), &REALS, model)]
+    }
+
+    /// Emits a convolution by Winograd's algorithm, in f32 in any precision: a rounded product would lose more digits
+    /// there than directly. `None` where it does not apply.
     pub(super) fn winograd(
         &mut self,
         conv: &Dense,
+        edge: TileEdge,
         x: Buf,
         constant: &Tensor,
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
-        if !conv.suits() {
-            return None;
-        }
-        let edges = [None, Some(TileEdge::Two), Some(TileEdge::Four)];
-        let model = || edges.iter().position(|&edge| edge == conv.edge()).unwrap_or(0);
-        let edge = edges[self.choose_kernel(chain, conv.key("f32"), &REALS, model)]?;
         let g = conv.geometry;
         let (&[height, width], &[top, left], &[down, across]) = (&g.input[..], &g.pads[..], &g.output[..])
         else {
             return None;
         };
         let layout = Layout::Last(conv.n);
-        let residual = self.residual(chain, layout)?;
-        if chain.quantize.is_some() || matches!(residual, Some((_, ResidualKind::Bytes(_)))) {
+        let bytes = chain.residual.is_some_and(|v| self.affine(v).is_some());
+        if chain.quantize.is_some() || chain.rounded.is_some() || bytes {
             return None;
         }
+        let residual = match chain.residual {
+            Some(v) => Some(self.exact(v, layout)?),
+            None => None,
+        };
         let shape = (edge, conv.channels, conv.n);
         let packed = self.weights.get(constant, "OIHW", shape, || {
             let weights: Vec<f32> = numbers(constant).iter().map(|&w| f32::from_ne_bytes(w)).collect();
@@ -133,7 +159,7 @@ impl Lowering<'_> {
             macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
         };
         let scratch = self.build.arena(work.scratch_len(self.threads) * DType::F32.size());
-        let reads: Vec<Buf> = [x].into_iter().chain(residual.map(|r| r.0)).collect();
+        let reads: Vec<Buf> = [x].into_iter().chain(residual).collect();
         self.build.step(info, work, &reads, &[out, scratch]);
         Some(())
     }

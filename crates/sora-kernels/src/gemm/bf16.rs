@@ -5,6 +5,7 @@
 //! element in the low half and a mask for that in the high half.
 
 use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
+use crate::vector::prefetch;
 
 /// Defines the tiles of module `$ops`, which gives vectors of `LANES` sums and what to do with them.
 ///
@@ -27,10 +28,15 @@ macro_rules! bf16_tiles {
             // SAFETY: pieces of `kc` elements and panels with `kc` rounded up to the granule are
             // readable, and the tile holds MR rows of NP * NR elements, by the contract.
             unsafe {
-                let mut panel = args.panel;
+                let (mut panel, mut ahead) = (args.panel, args.ahead);
                 for t in 0..args.taps {
                     let rows = tap_rows::<MR, _, _>(args, t);
                     for pair in 0..args.kc.div_ceil(2) {
+                        // Two depths, in lines of 32. A single row reads its weights faster than it could ask for others.
+                        if MR > 1 {
+                            (0..NR / 16).for_each(|line| prefetch(ahead.wrapping_add(32 * line)));
+                            ahead = ahead.wrapping_add(2 * args.ahead_step);
+                        }
                         for p in 0..NP {
                             let at = panel.add(p * args.panel_stride);
                             let mut b = [$ops::load(at); $nv];
@@ -189,7 +195,7 @@ pub(crate) use x86::{AVX2, AVX512, AVX512_DOT, Rounded, finish_rounded};
 mod x86 {
     use core::arch::x86_64::*;
 
-    use super::{Bf16Tiles, TileArgs, tap_rows, tiles};
+    use super::{Bf16Tiles, TileArgs, prefetch, tap_rows, tiles};
     use crate::{
         bf16::x86::silu,
         epilogue::{Activation, EpilogueF32, Place, Residual, Scratch},

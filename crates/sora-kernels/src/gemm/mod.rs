@@ -29,10 +29,8 @@ pub(crate) struct TileArgs<A, B> {
     /// Distance to the next panel, in elements.
     pub(crate) panel_stride: usize,
     /// Where in the weights that are needed next to begin to prefetch.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub(crate) ahead: *const B,
     /// Elements to prefetch per step of the depth.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub(crate) ahead_step: usize,
     /// Column sums of the panels (integer products only).
     #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code))]
