@@ -687,6 +687,7 @@ pub(crate) fn finish_rows<const N: usize>(
             residual,
             low,
             high,
+            silu: false,
             to: m.ptr_at(place.row, place.col),
             ld,
         },
@@ -798,8 +799,8 @@ unsafe fn scale_piece<V: Vector, const WHOLE: bool, const GELU: bool, const ROWS
     }
 }
 
-/// What a tile of real sums becomes where all that follows them is a bias, a real residual and bounds:
-/// `to = clamp(sum + bias + residual)`.
+/// What a tile of real sums becomes where all that follows them is a bias, a real residual, and bounds or SiLU:
+/// `to = clamp(sum + bias + residual)`, or SiLU of that.
 pub(crate) struct Clamped {
     rows: usize,
     cols: usize,
@@ -808,6 +809,7 @@ pub(crate) struct Clamped {
     residual: Option<(*const f32, usize)>,
     low: f32,
     high: f32,
+    silu: bool,
     to: *mut f32,
     /// Distance between rows of the output.
     ld: usize,
@@ -819,7 +821,9 @@ impl Clamped {
     #[inline]
     pub(crate) fn at(e: &EpilogueF32<'_>, place: Place, out: &mut Output<'_>) -> Option<Self> {
         let Place { row, rows, col, cols, n0 } = place;
-        let (Output::F32(m), Some((low, high))) = (out, e.activation.bounds()) else { return None };
+        let silu = e.activation == Activation::Silu;
+        let bounds = if silu { Activation::None.bounds() } else { e.activation.bounds() };
+        let (Output::F32(m), Some((low, high))) = (out, bounds) else { return None };
         let residual = match e.residual {
             None => None,
             Some(Residual::F32 { data, ld }) => {
@@ -830,20 +834,20 @@ impl Clamped {
         let bias = e.bias.map(|b| b[n0 + col..][..cols].as_ptr());
         assert!(row + rows <= m.rows() && col + cols <= m.cols());
         let ld = m.ld();
-        Some(Self { rows, cols, bias, residual, low, high, to: m.ptr_at(row, col), ld })
+        Some(Self { rows, cols, bias, residual, low, high, silu, to: m.ptr_at(row, col), ld })
     }
 
-    /// Columns of the place.
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
+    /// Whether [`Clamped::store`] does all of this, for vectors of so many lanes.
+    pub(crate) fn in_registers(&self, lanes: usize) -> bool {
+        !self.silu && self.cols.is_multiple_of(lanes)
     }
 
     /// Stores rows of one panel of `NV` vectors that hold the sums. Plain loops, one thing at a time: the
     /// compiler then keeps the sums in registers.
     ///
     /// # Safety
-    /// The instruction set of the vector must run here, and [`Clamped::at`] have described a place of `MR` rows
-    /// and whole vectors of columns, at most `NV`, that is still there.
+    /// The instruction set of the vector must run here, and [`Clamped::at`] have described a place of `MR` rows,
+    /// at most `NV` vectors of columns and [`Clamped::in_registers`], that is still there.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub(crate) unsafe fn store<V: Vector, const MR: usize, const NV: usize>(
@@ -911,13 +915,9 @@ per_vector! {
     unsafe fn clamp_rows<V>(t: &Clamped, acc: *const f32, nr: usize) {
         // SAFETY: by the contract.
         unsafe {
-            let mut c = 0;
-            while c + V::LANES <= t.cols {
-                clamp_columns::<V, true>(t, c, acc, nr);
-                c += V::LANES;
-            }
-            if c < t.cols {
-                clamp_columns::<V, false>(t, c, acc, nr);
+            match t.silu {
+                false => finish_columns::<V, false>(t, acc, nr),
+                true => finish_columns::<V, true>(t, acc, nr),
             }
         }
     }
@@ -926,7 +926,29 @@ per_vector! {
 /// # Safety
 /// See [`clamp_rows`].
 #[inline(always)]
-unsafe fn clamp_columns<V: Vector, const WHOLE: bool>(t: &Clamped, c: usize, acc: *const f32, nr: usize) {
+unsafe fn finish_columns<V: Vector, const SILU: bool>(t: &Clamped, acc: *const f32, nr: usize) {
+    // SAFETY: the same contract.
+    unsafe {
+        let mut c = 0;
+        while c + V::LANES <= t.cols {
+            clamp_columns::<V, SILU, true>(t, c, acc, nr);
+            c += V::LANES;
+        }
+        if c < t.cols {
+            clamp_columns::<V, SILU, false>(t, c, acc, nr);
+        }
+    }
+}
+
+/// # Safety
+/// See [`clamp_rows`].
+#[inline(always)]
+unsafe fn clamp_columns<V: Vector, const SILU: bool, const WHOLE: bool>(
+    t: &Clamped,
+    c: usize,
+    acc: *const f32,
+    nr: usize,
+) {
     let n = t.cols - c;
     // SAFETY: by the contract of `clamp_rows`.
     unsafe {
@@ -940,7 +962,8 @@ unsafe fn clamp_columns<V: Vector, const WHOLE: bool>(t: &Clamped, c: usize, acc
             if let Some((residual, ld)) = t.residual {
                 y = y.add(load::<V, WHOLE>(residual.add(i * ld + c), n));
             }
-            vector::store::<V, WHOLE>(y.clamp(low, high), t.to.add(i * t.ld + c), n);
+            let y = if SILU { math::silu_of(y) } else { y.clamp(low, high) };
+            vector::store::<V, WHOLE>(y, t.to.add(i * t.ld + c), n);
         }
     }
 }

@@ -44,6 +44,10 @@ pub(crate) trait Vector: Reals {
     unsafe fn scale(self, factor: f32) -> Self;
     /// min(max(self, low), high); NaN stays.
     unsafe fn clamp(self, low: Self, high: Self) -> Self;
+    /// `self · b + c`, rounded once or twice.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self / d` within 2 ulp, for |d| from 2⁻¹²⁶ to 2¹²⁶.
+    unsafe fn quotient(self, d: Self) -> Self;
 }
 
 /// [`Vector::load`] or [`Vector::load_first`]: functions instead of closures, which would be compiled
@@ -245,6 +249,16 @@ impl Vector for [f32; 4] {
     unsafe fn clamp(self, low: Self, high: Self) -> Self {
         core::array::from_fn(|i| crate::math::clamp(self[i], low[i], high[i]))
     }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        core::array::from_fn(|i| self[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn quotient(self, d: Self) -> Self {
+        core::array::from_fn(|i| self[i] / d[i])
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -368,6 +382,18 @@ mod x86 {
             // SAFETY: as above. Where an operand is NaN the second is the result.
             unsafe { _mm256_min_ps(high, _mm256_max_ps(low, self)) }
         }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_fmadd_ps(self, b, c) }
+        }
+
+        #[inline(always)]
+        unsafe fn quotient(self, d: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_div_ps(self, d) }
+        }
     }
 
     impl Reals for __m512 {
@@ -476,6 +502,23 @@ mod x86 {
         unsafe fn clamp(self, low: Self, high: Self) -> Self {
             // SAFETY: as above. Where an operand is NaN the second is the result.
             unsafe { _mm512_min_ps(high, _mm512_max_ps(low, self)) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_fmadd_ps(self, b, c) }
+        }
+
+        #[inline(always)]
+        unsafe fn quotient(self, d: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                // Within 2⁻¹⁴, then one step of Newton's method.
+                let r = _mm512_rcp14_ps(d);
+                let r = _mm512_fmadd_ps(_mm512_fnmadd_ps(d, r, _mm512_set1_ps(1.0)), r, r);
+                _mm512_mul_ps(self, r)
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     elementwise::{Unary, unary_inplace},
     epilogue::Activation,
     layout::Window,
+    math::silu_inplace,
     operands::Quant,
     table::{slide_bf16_kernels, slide_f32_kernels, slide_u8i8_kernels},
 };
@@ -410,7 +411,10 @@ pub fn slide_f32(
     match activation.bounds() {
         Some((low, high)) => w.0.run(x, slots, rows, Clamp { low, high }, out, |_| {}),
         None => {
-            let activate = |y: &mut [f32]| unary_inplace(kernels, Unary::Activation(activation), y);
+            let activate = |y: &mut [f32]| match activation {
+                Activation::Silu => silu_inplace(kernels, y),
+                _ => unary_inplace(kernels, Unary::Activation(activation), y),
+            };
             w.0.run(x, slots, rows, UNBOUNDED, out, activate);
         }
     }

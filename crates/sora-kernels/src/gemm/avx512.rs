@@ -10,17 +10,22 @@ use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_byte
 const NV: usize = 2;
 const NR: usize = 16 * NV;
 
-pub(crate) static F32: F32Tiles = tiles!(f32_tile + f32_clamped: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+pub(crate) static F32: F32Tiles =
+    tiles!(f32_tile / f32_half + f32_clamped / f32_clamped_half: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6 7 8 9 10 11 12);
 /// More rows would not gain: their pointers no longer fit the registers.
 pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6 7 8 9 10 11 12);
 
+/// Sums of the first `V` vectors of a panel's columns.
+///
 /// # Safety
 /// See [`super::TileFn`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_sums<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>) -> [[[__m512; NV]; NP]; MR] {
-    let mut acc = [[[_mm512_setzero_ps(); NV]; NP]; MR];
+unsafe fn f32_sums<const MR: usize, const NP: usize, const V: usize>(
+    args: &TileArgs<f32, f32>,
+) -> [[[__m512; V]; NP]; MR] {
+    let mut acc = [[[_mm512_setzero_ps(); V]; NP]; MR];
     // SAFETY: pieces of `kc` elements and panels of `taps * kc * NR` elements are readable, by the contract.
     unsafe {
         let (mut panel, mut ahead) = (args.panel, args.ahead);
@@ -32,10 +37,13 @@ unsafe fn f32_sums<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>) 
                 ahead = ahead.wrapping_add(args.ahead_step);
                 for p in 0..NP {
                     let at = panel.add(p * args.panel_stride);
-                    let b = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+                    let mut b = [_mm512_setzero_ps(); V];
+                    for v in 0..V {
+                        b[v] = _mm512_loadu_ps(at.add(16 * v));
+                    }
                     for i in 0..MR {
                         let a = _mm512_set1_ps(*rows[i].add(k));
-                        for v in 0..NV {
+                        for v in 0..V {
                             acc[i][p][v] = _mm512_fmadd_ps(a, b[v], acc[i][p][v]);
                         }
                     }
@@ -49,14 +57,18 @@ unsafe fn f32_sums<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>) 
 
 /// # Safety
 /// See [`super::TileFn`].
+#[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, tile: *mut f32) {
+unsafe fn f32_store<const MR: usize, const NP: usize, const V: usize>(
+    args: &TileArgs<f32, f32>,
+    tile: *mut f32,
+) {
     // SAFETY: the same contract; the tile holds MR rows of NP * NR elements.
     unsafe {
-        let acc = f32_sums::<MR, NP>(args);
+        let acc = f32_sums::<MR, NP, V>(args);
         for i in 0..MR {
             for p in 0..NP {
-                for v in 0..NV {
+                for v in 0..V {
                     _mm512_storeu_ps(tile.add((i * NP + p) * NR + 16 * v), acc[i][p][v]);
                 }
             }
@@ -65,11 +77,35 @@ unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, 
 }
 
 /// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_tile<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, tile: *mut f32) {
+    // SAFETY: the same contract.
+    unsafe { f32_store::<MR, NP, NV>(args, tile) }
+}
+
+/// # Safety
+/// See [`super::TileFn`].
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_half<const MR: usize, const NP: usize>(args: &TileArgs<f32, f32>, tile: *mut f32) {
+    // SAFETY: the same contract.
+    unsafe { f32_store::<MR, NP, { NV / 2 }>(args, tile) }
+}
+
+/// # Safety
 /// See [`super::ClampedFn`].
 #[target_feature(enable = "avx512f")]
 unsafe fn f32_clamped<const MR: usize>(args: &TileArgs<f32, f32>, to: &Clamped) {
     // SAFETY: the same contract.
-    unsafe { to.store(f32_sums::<MR, 1>(args)) }
+    unsafe { to.store(f32_sums::<MR, 1, NV>(args)) }
+}
+
+/// # Safety
+/// See [`super::ClampedFn`].
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_clamped_half<const MR: usize>(args: &TileArgs<f32, f32>, to: &Clamped) {
+    // SAFETY: the same contract.
+    unsafe { to.store(f32_sums::<MR, 1, { NV / 2 }>(args)) }
 }
 
 /// # Safety

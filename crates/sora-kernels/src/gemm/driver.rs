@@ -210,12 +210,12 @@ fn gemv<A: Copy, B: Plain, C: Plain>(
     let (groups, rest) = out.split_at_mut(whole * WIDE * nr);
     let group = |i: usize, out: &mut [C]| {
         let panels = first + i * WIDE..first + (i + 1) * WIDE;
-        run_tile(b, sums, panels, &[row], (1, kc), None, out);
+        run_tile(b, sums, (panels, nr), &[row], (1, kc), None, out);
     };
     let last = |i: usize, out: &mut [C]| {
         let mut tile = [C::ZERO; MAX_NR];
         let panel = first + whole * WIDE + i;
-        run_tile(b, sums, panel..panel + 1, &[row], (1, kc), None, &mut tile);
+        run_tile(b, sums, (panel..panel + 1, out.len()), &[row], (1, kc), None, &mut tile);
         out.copy_from_slice(&tile[..out.len()]);
     };
     let (groups, rest) = (groups.chunks_exact_mut(WIDE * nr).enumerate(), rest.chunks_mut(nr).enumerate());
@@ -348,10 +348,11 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                     ep.prefetch(Place { row: start, rows, col, cols: nr.min(n - col), n0 }, out);
                 }
                 let share = Some((tile - block.start, block.len()));
-                if let Some(&kernel) = b.tiles.clamped.get(end - start - 1).filter(|_| count == 1) {
-                    let col = panel * nr;
-                    let place = Place { row: start, rows: end - start, col, cols: nr.min(n - col), n0 };
-                    if let Some(to) = clamped(place, out).filter(|to| to.cols().is_multiple_of(nr / 2)) {
+                let (col, left) = (panel * nr, n - panel * nr);
+                let kernels = if 2 * left <= nr { b.tiles.clamped_half } else { b.tiles.clamped };
+                if let Some(&kernel) = kernels.get(end - start - 1).filter(|_| count == 1) {
+                    let place = Place { row: start, rows: end - start, col, cols: nr.min(left), n0 };
+                    if let Some(to) = clamped(place, out).filter(|to| to.in_registers(nr / 2)) {
                         let args = tile_args(b, sums, first..first + 1, pointers, (taps, kc), share);
                         // SAFETY: as in `run_tile`; `to` is a place of these rows and at most `nr` columns.
                         unsafe { kernel(&args, &to) };
@@ -359,7 +360,8 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                     }
                 }
                 let scratch = scratch.get_or_insert_with(|| Scratch::new(C::ZERO));
-                run_tile(b, sums, first..first + count, pointers, (taps, kc), share, &mut scratch.acc);
+                let columns = (first..first + count, left);
+                run_tile(b, sums, columns, pointers, (taps, kc), share, &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
@@ -402,11 +404,11 @@ fn tile_args<A, B: Plain, C>(
     }
 }
 
-/// Computes the accumulators of what [`tile_args`] describes.
+/// Computes the accumulators of what [`tile_args`] describes; of a single panel, the first `cols` columns at least.
 fn run_tile<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
-    panels: Range<usize>,
+    (panels, cols): (Range<usize>, usize),
     pointers: &[*const A],
     (taps, kc): (usize, usize),
     share: Option<(usize, usize)>,
@@ -414,7 +416,11 @@ fn run_tile<A, B: Plain, C>(
 ) {
     let (count, rows) = (panels.len(), pointers.len() / taps);
     let args = tile_args(b, sums, panels, pointers, (taps, kc), share);
-    let kernel = if count == 1 { b.tiles.by_rows[rows - 1] } else { b.tiles.wide };
+    let kernel = match count {
+        1 if 2 * cols <= b.tile.nr && !b.tiles.half.is_empty() => b.tiles.half[rows - 1],
+        1 => b.tiles.by_rows[rows - 1],
+        _ => b.tiles.wide,
+    };
     assert!(rows * count * b.tile.nr <= tile.len() && (count == 1 || (rows, count) == (1, WIDE)));
     // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
     // every pointer starts a piece of `kc` elements in the form that the

@@ -66,10 +66,14 @@ pub(crate) type Widen<A> = fn(Kernels, &ARows<'_, A>, usize, &mut [i16], usize);
 pub struct Tiles<A: 'static, B: 'static, C: 'static> {
     /// `by_rows[i]` computes `i + 1` rows by one panel.
     pub(crate) by_rows: &'static [TileFn<A, B, C>],
+    /// The same for the first half of the panel's columns; empty where nothing is gained by that.
+    pub(crate) half: &'static [TileFn<A, B, C>],
     /// One row by [`WIDE`] panels.
     pub(crate) wide: TileFn<A, B, C>,
     /// As `by_rows`, for results that are [`Clamped`]; empty where there are no such kernels.
     pub(crate) clamped: &'static [ClampedFn<A, B>],
+    /// As `half`, likewise.
+    pub(crate) clamped_half: &'static [ClampedFn<A, B>],
     /// Prepares the left operand for kernels that multiply 16-bit numbers: once for all panels,
     /// with the taps joined to one piece.
     pub(crate) widen: Option<Widen<A>>,
@@ -82,26 +86,28 @@ pub type Bf16Tiles = Tiles<u16, u16, f32>;
 /// Tiles of byte products.
 pub type I8Tiles = Tiles<u8, i8, i32>;
 
-/// Lists the instances `$f::<MR, panels>` of a micro-kernel for each `MR`, and `$clamped::<MR>` if there are.
+/// Lists the instances `$f::<MR, panels>` of a micro-kernel for each `MR`, and those of half a panel and for clamped
+/// results if there are.
 macro_rules! tiles {
-    ($f:ident $(+ $clamped:ident)?: $($mr:literal)*) => {
-        $crate::gemm::tiles!($f, None, [$($clamped)?]; $($mr)*)
+    ($f:ident: $($mr:literal)*) => {
+        $crate::gemm::tiles!($f, None; $($mr)*)
     };
-    ($f:ident, $widen:expr; $($mr:literal)*) => {
-        $crate::gemm::tiles!($f, $widen, []; $($mr)*)
-    };
-    ($f:ident, $widen:expr, []; $($mr:literal)*) => {
+    ($f:ident / $half:ident + $clamped:ident / $clamped_half:ident: $($mr:literal)*) => {
         $crate::gemm::Tiles {
-            by_rows: &[$($f::<$mr, 1>),*],
-            wide: $f::<1, { $crate::gemm::WIDE }>,
-            clamped: &[],
-            widen: $widen,
+            half: &[$($half::<$mr, 1>),*],
+            clamped: &[$($clamped::<$mr>),*],
+            clamped_half: &[$($clamped_half::<$mr>),*],
+            ..$crate::gemm::tiles!($f, None; $($mr)*)
         }
     };
-    ($f:ident, $widen:expr, [$clamped:ident]; $($mr:literal)*) => {
+    ($f:ident, $widen:expr; $($mr:literal)*) => {
         $crate::gemm::Tiles {
-            clamped: &[$($clamped::<$mr>),*],
-            ..$crate::gemm::tiles!($f, $widen, []; $($mr)*)
+            by_rows: &[$($f::<$mr, 1>),*],
+            half: &[],
+            wide: $f::<1, { $crate::gemm::WIDE }>,
+            clamped: &[],
+            clamped_half: &[],
+            widen: $widen,
         }
     };
 }
