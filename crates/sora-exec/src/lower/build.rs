@@ -4,6 +4,7 @@ use smallvec::SmallVec;
 use sora_kernels::Kernels;
 use sora_tensor::{Buffer, DType, Tensor};
 
+use super::regions::join;
 use crate::StepInfo;
 use crate::plan::{Lifetime, place};
 use crate::program::{Lowered, Operand, Step};
@@ -12,7 +13,7 @@ use crate::threads::Threads;
 
 /// A tensor in memory, as steps see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Buf(usize);
+pub(crate) struct Buf(pub(super) usize);
 
 enum Place {
     Arena,
@@ -20,12 +21,13 @@ enum Place {
     Constant(usize),
 }
 
-struct Draft {
-    work: Box<dyn Work>,
-    reads: Vec<Buf>,
-    writes: Vec<Buf>,
+/// A step over named buffers.
+pub(super) struct Draft {
+    pub(super) work: Box<dyn Work>,
+    pub(super) reads: Vec<Buf>,
+    pub(super) writes: Vec<Buf>,
     /// The first output may take the memory of the first input.
-    in_place: bool,
+    pub(super) in_place: bool,
 }
 
 /// Bytes up to which a step on constants is run once, when the program is compiled.
@@ -126,6 +128,8 @@ impl Builder {
     pub(crate) fn finish(self, outputs: &[Buf]) -> Lowered {
         let Builder { mut places, mut constants, drafts, infos, .. } = self;
         let (drafts, infos) = needed(drafts, infos, places.len(), outputs);
+        let sizes: Vec<usize> = places.iter().map(|&(_, bytes)| bytes).collect();
+        let (drafts, infos) = join(drafts, infos, &sizes, outputs);
         keep_used(&mut places, &mut constants, &drafts, outputs);
         let mut first = vec![0; places.len()];
         let mut last = vec![0; places.len()];

@@ -13,6 +13,7 @@ use super::weights::ByteWeights;
 use super::winograd::Dense;
 use crate::steps::gemm::{Bytes, BytesDepthwise, Half, Product, Real, RealDepthwise, Rows, Weights};
 use crate::steps::movement::Frame;
+use crate::steps::region::{Lines, Reach};
 use crate::steps::window::{Geometry, Windows};
 
 /// What the two kinds of convolution have in common.
@@ -20,7 +21,7 @@ pub(super) struct Convolution<'a> {
     pub(super) geometry: Geometry,
     /// Whether windows run over the input, as opposed to the transposed convolution.
     pub(super) forward: bool,
-    images: usize,
+    pub(super) images: usize,
     pub(super) groups: usize,
     /// Input and output channels per group.
     channels: [usize; 2],
@@ -361,6 +362,21 @@ impl Lowering<'_> {
         let (out, store, dtype) = self.store_rounded(chain, layout);
         let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
         let reads: Vec<Buf> = [gathered.buf].into_iter().chain(residual.map(|r| r.0)).collect();
+        // Whether an image is read as it is, or as windows over it.
+        let (reach, source) = match &gathered.rows {
+            Rows::Dense { .. } => (Some(Reach::SAME), None),
+            Rows::Windows(windows) => (None, Some(windows.image_len)),
+        };
+        let lines = match (&c.geometry.input[..], &c.geometry.output[..]) {
+            (&[height, width], &[rows, cols]) => {
+                let width = width * c.groups * c.channels[0];
+                let input = source.map_or([height, width], |len| [1, len]);
+                let [from, to] =
+                    [input[1] * size_of::<W::Input>(), cols * c.groups * c.channels[1] * dtype.size()];
+                Some(Lines { images: c.images, input: [input[0], from], output: [rows, to], reach })
+            }
+            _ => None,
+        };
         let work = Product {
             rows: gathered.rows,
             groups,
@@ -369,6 +385,7 @@ impl Lowering<'_> {
             residual: residual.map(|r| r.1),
             activation: chain.activation,
             store,
+            lines,
             macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
         };
         self.build.step(info, work, &reads, &[out]);

@@ -11,6 +11,7 @@ use super::conv::Convolution;
 use super::layout::{Affine, Layout};
 use super::weights::ByteWeights;
 use crate::steps::depthwise::{ByteSlider, Depthwise, HalfSlider, RealSlider, Slider};
+use crate::steps::region::{Lines, Reach};
 
 impl Lowering<'_> {
     /// `None` when no kernel slides this convolution or stores its result.
@@ -27,7 +28,7 @@ impl Lowering<'_> {
         let packed = SlidingF32::pack(self.kernels, &window, value, bias)?;
         let slider = RealSlider { packed, activation: chain.activation };
         let (out, _, dtype) = self.store(chain, Layout::Last(c.groups));
-        self.slide(&window, "depthwise.f32", x, slider, chain, (out, dtype))
+        self.slide((c.images, &window), "depthwise.f32", x, slider, chain, (out, dtype))
     }
 
     /// From bf16 to bf16. `None` when no kernel slides this convolution, or either end is not so stored.
@@ -48,7 +49,7 @@ impl Lowering<'_> {
         let layout = Layout::Last(c.groups);
         let x = self.rounded(x, layout)?;
         let (out, _, dtype) = self.store_rounded(chain, layout);
-        self.slide(&window, "depthwise.bf16", x, slider, chain, (out, dtype))
+        self.slide((c.images, &window), "depthwise.bf16", x, slider, chain, (out, dtype))
     }
 
     /// `None` when no kernel slides this convolution or stores its result.
@@ -69,23 +70,24 @@ impl Lowering<'_> {
         let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, steps)?;
         let slider = ByteSlider { packed, activation: chain.activation, quant: Quant::new(scale, to) };
         let (out, _, dtype) = self.store(chain, Layout::Last(c.groups));
-        self.slide(&window, "depthwise.u8i8", x, slider, chain, (out, dtype))
+        self.slide((c.images, &window), "depthwise.u8i8", x, slider, chain, (out, dtype))
     }
 
     fn slide<S: Slider + 'static>(
         &mut self,
-        w: &Window,
+        (images, w): (usize, &Window),
         kernel: &str,
         x: Buf,
         slider: S,
         chain: &Chain,
         (out, dtype): (Buf, DType),
     ) -> Option<()> {
-        let channels = w.pixel_stride;
         let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
-        let image = |[h, w]: [usize; 2]| [h, h * w * channels];
+        let image = |[height, width]: [usize; 2]| [height, width * w.pixel_stride * size_of::<S::Element>()];
+        let reach = Some(Reach { kernel: w.kernel[0], stride: w.stride[0], pad: w.pad[0] });
+        let lines = Lines { images, input: image(w.input), output: image(w.output), reach };
         let macs = usize::try_from(info.macs).unwrap_or(usize::MAX);
-        let work = Depthwise { slider, input: image(w.input), output: image(w.output), macs };
+        let work = Depthwise { slider, lines, macs };
         self.build.step(info, work, &[x], &[out]);
         Some(())
     }

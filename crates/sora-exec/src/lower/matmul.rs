@@ -138,6 +138,7 @@ impl Lowering<'_> {
             residual: residual.map(|r| r.1),
             activation: chain.activation,
             store,
+            lines: None,
             macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
         };
         self.build.step(info, work, &reads, &[out]);

@@ -21,6 +21,7 @@ mod norm;
 mod pool;
 mod quant;
 mod recurrent;
+mod regions;
 mod weights;
 mod winograd;
 

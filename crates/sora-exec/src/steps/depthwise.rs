@@ -7,6 +7,7 @@ use sora_kernels::{
     Activation, Kernels, Quant, SlidingBf16, SlidingF32, SlidingI8, slide_bf16, slide_f32, slide_u8i8,
 };
 
+use super::region::{Lines, Strip};
 use super::{Cx, Io, Work};
 
 /// Weights and what follows the sums.
@@ -104,10 +105,7 @@ pub(crate) fn by_image(
 /// A depthwise convolution of a batch of images.
 pub(crate) struct Depthwise<S> {
     pub(crate) slider: S,
-    /// Rows and elements of an input image.
-    pub(crate) input: [usize; 2],
-    /// Rows and elements of an output image.
-    pub(crate) output: [usize; 2],
+    pub(crate) lines: Lines,
     /// Multiply-adds in all, for the decision to split.
     pub(crate) macs: usize,
 }
@@ -115,8 +113,10 @@ pub(crate) struct Depthwise<S> {
 impl<S: Slider> Work for Depthwise<S> {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (x, out) = (io.input::<S::Element>(0), io.output::<S::Element>());
-        let ([slots, image_len], [height, out_len]) = (self.input, self.output);
-        let row_len = out_len / height;
+        let elements = |[height, bytes]: [usize; 2]| [height, bytes / size_of::<S::Element>()];
+        let ([slots, line_len], [height, row_len]) =
+            (elements(self.lines.input), elements(self.lines.output));
+        let image_len = slots * line_len;
         cx.threads.chunks(self.macs, row_len, out, |start, out| {
             for (image, rows, at) in by_image(start / row_len, out.len() / row_len, height) {
                 let x = &x[image * image_len..][..image_len];
@@ -129,6 +129,15 @@ impl<S: Slider> Work for Depthwise<S> {
 
     fn weight_bytes(&self) -> usize {
         self.slider.bytes()
+    }
+
+    fn lines(&self) -> Option<Lines> {
+        Some(self.lines)
+    }
+
+    fn run_lines(&self, kernels: Kernels, strip: Strip<'_>, out: &mut [u8]) {
+        let (x, out) = (bytemuck::cast_slice(strip.x), bytemuck::cast_slice_mut(out));
+        self.slider.slide(kernels, x, strip.slots, strip.lines, out);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Products with constant weights: dense, convolution, depthwise; in `f32`, in bf16 and in bytes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -11,6 +12,7 @@ use sora_kernels::{
 };
 
 use super::quantize::dequant;
+use super::region::{Lines, Strip};
 use super::window::Windows;
 use super::{Cx, Io, Work};
 use crate::lower::layout::Affine;
@@ -206,6 +208,28 @@ pub(crate) enum Store {
     Bytes(Affine),
 }
 
+impl ResidualKind {
+    /// Bytes of an element.
+    fn bytes(self) -> usize {
+        match self {
+            ResidualKind::Real => 4,
+            ResidualKind::Bf16 => 2,
+            ResidualKind::Bytes(_) | ResidualKind::QuantizedSum { .. } => 1,
+        }
+    }
+}
+
+impl Store {
+    /// Bytes of an element.
+    fn bytes(self) -> usize {
+        match self {
+            Store::Real => 4,
+            Store::Bf16 => 2,
+            Store::Bytes(_) => 1,
+        }
+    }
+}
+
 /// `store(activation(rows · weights + bias + residual))`, for each group of channels.
 ///
 /// Inputs: the rows' source, then the residual. Output: `[rows][cols]`.
@@ -219,6 +243,8 @@ pub(crate) struct Product<W: Weights> {
     pub(crate) residual: Option<ResidualKind>,
     pub(crate) activation: Activation,
     pub(crate) store: Store,
+    /// Where rows are the pixels of two-dimensional images.
+    pub(crate) lines: Option<Lines>,
     /// Multiply-adds in all, for the decision to split.
     pub(crate) macs: usize,
 }
@@ -326,6 +352,18 @@ impl<W: Weights> Product<W> {
         ARows::Indirect(Indirect { base, offsets, taps: w.taps, kc: w.kc, pad: &self.pad })
     }
 
+    /// Rows of the result in memory.
+    fn stored<'a>(&self, bytes: &'a mut [u8], rows: usize) -> Output<'a> {
+        let cols = self.cols();
+        match self.store {
+            Store::Real => Output::F32(MatMut::new(bytemuck::cast_slice_mut(bytes), rows, cols, cols)),
+            Store::Bf16 => Output::Bf16(MatMut::new(bytemuck::cast_slice_mut(bytes), rows, cols, cols)),
+            Store::Bytes(a) => {
+                Output::U8(MatMut::new(bytes, rows, cols, cols), Quant::new(a.scale, a.zero_point))
+            }
+        }
+    }
+
     fn finish<'a>(&self, residual: &'a [u8], row: usize, col: usize) -> Finish<'a> {
         let ld = self.cols();
         let skip = row * ld + col;
@@ -336,16 +374,9 @@ impl<W: Weights> Product<W> {
 
 impl<W: Weights> Work for Product<W> {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
-        let (rows, cols) = (self.row_count(), self.cols());
         let x = io.input::<W::Input>(0);
         let residual = if self.residual.is_some() { io.ins[1] } else { &[] };
-        let out = match self.store {
-            Store::Real => Output::F32(MatMut::new(io.output(), rows, cols, cols)),
-            Store::Bf16 => Output::Bf16(MatMut::new(io.output(), rows, cols, cols)),
-            Store::Bytes(a) => {
-                Output::U8(MatMut::new(io.output(), rows, cols, cols), Quant::new(a.scale, a.zero_point))
-            }
-        };
+        let out = self.stored(io.output(), self.row_count());
         let parts = cx.threads.parts(self.macs);
         if parts == 1 {
             self.part(cx.kernels, x, residual, 0, 0, out);
@@ -363,6 +394,37 @@ impl<W: Weights> Work for Product<W> {
 
     fn weight_bytes(&self) -> usize {
         self.groups.iter().map(Weights::bytes).sum()
+    }
+
+    fn lines(&self) -> Option<Lines> {
+        self.lines
+    }
+
+    fn run_lines(&self, kernels: Kernels, strip: Strip<'_>, out: &mut [u8]) {
+        let Some(Lines { output: [height, row], .. }) = self.lines else { return };
+        let width = row / (self.cols() * self.store.bytes());
+        let residual = match self.residual {
+            Some(kind) => &strip.others[0][strip.image * height * width * self.cols() * kind.bytes()..],
+            None => &[],
+        };
+        let x = bytemuck::cast_slice(strip.x);
+        let Rows::Dense { k, .. } = self.rows else {
+            let out = self.stored(out, strip.lines.len() * width);
+            return self.part(kernels, x, residual, strip.lines.start * width, 0, out);
+        };
+        // Pieces of lines that lie side by side.
+        let Range { mut start, end } = strip.lines;
+        let mut rest = out;
+        while start < end {
+            let slot = start % strip.slots;
+            let count = (end - start).min(strip.slots - slot);
+            let (out, behind) = rest.split_at_mut(count * row);
+            let data = &x[slot * width * k..];
+            let rows = ARows::Dense(Dense { data, rows: count * width, stride: k, k });
+            let finish = self.finish(residual, start * width, 0);
+            self.groups[0].multiply(kernels, &rows, 0, finish, self.stored(out, count * width));
+            (start, rest) = (start + count, behind);
+        }
     }
 }
 

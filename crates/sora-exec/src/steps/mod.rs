@@ -12,6 +12,7 @@ pub(crate) mod pool;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
 pub(crate) mod reference;
+pub(crate) mod region;
 pub(crate) mod rows;
 pub(crate) mod window;
 pub(crate) mod winograd;
@@ -22,6 +23,7 @@ use smallvec::SmallVec;
 use sora_kernels::Kernels;
 
 use crate::threads::Threads;
+use region::{Lines, Strip};
 
 /// What every step may use.
 pub(crate) struct Cx<'a> {
@@ -66,4 +68,12 @@ pub(crate) trait Work: Send + Sync {
     fn weight_bytes(&self) -> usize {
         0
     }
+
+    /// How the lines of images follow from each other, if [`Work::run_lines`] computes the only output by lines.
+    fn lines(&self) -> Option<Lines> {
+        None
+    }
+
+    /// Computes lines of one image, the same bits as [`Work::run`] does. Does nothing where there are no lines.
+    fn run_lines(&self, _: Kernels, _: Strip<'_>, _out: &mut [u8]) {}
 }
