@@ -200,6 +200,40 @@ impl Graph {
         }
     }
 
+    /// Adds the nodes of `body` with `inputs` in place of its inputs, by position, and gives what its outputs are.
+    /// Values and nodes get the names that `name` makes of theirs.
+    ///
+    /// # Errors
+    /// [`IrError::Unknown`] for too few inputs, [`IrError::Infer`] when a node refuses the types, [`IrError::Cycle`]
+    /// when the body has no order.
+    pub fn splice(
+        &mut self,
+        body: &Graph,
+        inputs: &[ValueId],
+        name: &mut dyn FnMut(&str) -> String,
+    ) -> Result<Vec<ValueId>, IrError> {
+        let mut map: HashMap<ValueId, ValueId> =
+            body.inputs.iter().copied().zip(inputs.iter().copied()).collect();
+        for (id, value) in body.values() {
+            if let Def::Const(tensor) = &value.def {
+                map.insert(id, self.constant(&name(&value.name), tensor.clone()));
+            }
+        }
+        let missing = |id: ValueId| IrError::Unknown(format!("value for `{}`", body.value(id).name));
+        for id in body.order()? {
+            let Some(node) = body.node(id) else { continue };
+            let find = |id: &ValueId| map.get(id).copied().ok_or_else(|| missing(*id));
+            let inputs = node.inputs.iter().map(|id| id.as_ref().map(find).transpose());
+            let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+            let outputs = self.add(&name(&node.name), node.op.clone(), inputs)?;
+            for (&old, new) in node.outputs.iter().zip(outputs) {
+                self.rename(new, &name(&body.value(old).name));
+                map.insert(old, new);
+            }
+        }
+        body.outputs.iter().map(|o| map.get(&o.value).copied().ok_or_else(|| missing(o.value))).collect()
+    }
+
     /// Renames a value.
     pub fn rename(&mut self, id: ValueId, name: &str) {
         self.values[id.index()].name = name.to_owned();
@@ -376,6 +410,30 @@ impl Graph {
                     *dim = Dim::from(bound);
                 }
             }
+        }
+        graph.infer_all()?;
+        Ok(graph)
+    }
+
+    /// A copy whose inputs have these types, by position, with every type inferred anew; elements of small integer
+    /// inputs take part in shape arithmetic where they are given.
+    ///
+    /// # Errors
+    /// [`IrError::Unknown`] for another number of inputs, [`IrError::InputShape`] for a type of another dtype or rank,
+    /// [`IrError::Infer`] where a node refuses the types.
+    pub fn with_input_types(&self, types: &[(TensorType, Option<Vec<Dim>>)]) -> Result<Graph, IrError> {
+        if types.len() != self.inputs.len() {
+            return Err(IrError::Unknown(format!("input {}: there are {}", types.len(), self.inputs.len())));
+        }
+        let mut graph = self.clone();
+        for (&id, (ty, content)) in self.inputs.iter().zip(types) {
+            let value = &mut graph.values[id.index()];
+            if value.ty.dtype != ty.dtype || value.ty.rank() != ty.rank() {
+                let (expected, found) = (value.ty.to_string(), ty.to_string());
+                return Err(IrError::InputShape { input: value.name.clone(), expected, found });
+            }
+            value.ty = ty.clone();
+            value.content.clone_from(content);
         }
         graph.infer_all()?;
         Ok(graph)

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sora_tensor::{DType, Tensor, TensorError};
 
 use crate::case::{Case, Gen};
-use crate::{Dim, TensorType};
+use crate::{Dim, Subgraph, TensorType};
 
 /// Everything Sora knows about one operator. One file in `ops/` implements it, one line in `ops!` lists it.
 pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
@@ -41,6 +41,11 @@ pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
     /// The elements of the first output where it is a small integer tensor computed from shapes.
     fn content(&self, _cx: &InferCx) -> Option<Vec<Dim>> {
         None
+    }
+
+    /// The graphs inside of the operator: branches, loop bodies.
+    fn bodies(&self) -> Vec<&Subgraph> {
+        Vec::new()
     }
 
     /// The name people know: the variant's name unless the operator is a family of rows.
@@ -146,6 +151,14 @@ impl<'a> InferCx<'a> {
     /// A dimension that inference cannot know; the same call gives the same symbol.
     pub fn unknown(&self, axis: usize) -> Dim {
         Dim::symbol(&format!("?{}.{axis}", self.node.replace('\'', "")))
+    }
+
+    /// As [`InferCx::unknown`], of another output than the first.
+    pub fn unknown_at(&self, output: usize, axis: usize) -> Dim {
+        match output {
+            0 => self.unknown(axis),
+            _ => Dim::symbol(&format!("?{}:{output}.{axis}", self.node.replace('\'', ""))),
+        }
     }
 
     /// Checks the number of inputs.

@@ -20,6 +20,7 @@ pub fn verify(graph: &Graph) -> Result<(), IrError> {
     }
     for id in graph.order()? {
         let Some(node) = graph.node(id) else { continue };
+        node.op.bodies().into_iter().try_for_each(|body| verify(body.graph()))?;
         let (types, _) = graph.infer(&node.name, &node.op, &node.inputs)?;
         if types.len() != node.outputs.len() {
             let (expected, found) = (types.len(), node.outputs.len());

@@ -111,6 +111,7 @@ pub(crate) mod attribute_type {
     pub(crate) const FLOAT: i32 = 1;
     pub(crate) const INT: i32 = 2;
     pub(crate) const STRING: i32 = 3;
+    pub(crate) const GRAPH: i32 = 5;
     pub(crate) const INTS: i32 = 7;
     pub(crate) const STRINGS: i32 = 8;
 }

@@ -17,7 +17,9 @@ mod flatten;
 mod gather;
 mod gather_elements;
 mod gru;
+mod if_;
 mod layer_norm;
+mod loop_;
 mod lstm;
 mod mat_mul;
 mod max_pool;
@@ -30,6 +32,7 @@ mod recurrent;
 mod reduce;
 mod reshape;
 mod rnn;
+mod scan;
 mod shape;
 mod slice;
 mod softmax;
@@ -59,7 +62,9 @@ pub use flatten::Flatten;
 pub use gather::Gather;
 pub use gather_elements::GatherElements;
 pub use gru::Gru;
+pub use if_::If;
 pub use layer_norm::LayerNorm;
+pub use loop_::Loop;
 pub use lstm::Lstm;
 pub use mat_mul::MatMul;
 pub use max_pool::MaxPool;
@@ -70,6 +75,7 @@ pub use range::Range;
 pub use reduce::{Reduce, ReduceKind};
 pub use reshape::Reshape;
 pub use rnn::{Direction, Rnn, RnnActivation};
+pub use scan::Scan;
 pub use shape::Shape;
 pub use slice::Slice;
 pub use softmax::Softmax;
@@ -88,7 +94,7 @@ use serde::{Deserialize, Serialize};
 use sora_tensor::Tensor;
 
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, Subgraph, TensorType, ensure};
 
 /// Declares an operator's attributes: a plain struct with the derives that every operator needs.
 macro_rules! attrs {
@@ -156,6 +162,11 @@ macro_rules! ops {
                 match self { $(Op::$name(op) => op.content(cx)),* }
             }
 
+            /// See [`OpDef::bodies`].
+            pub fn bodies(&self) -> Vec<&Subgraph> {
+                match self { $(Op::$name(op) => op.bodies()),* }
+            }
+
             /// Random valid instances of the operator called `name`; empty for an unknown name.
             pub fn cases(name: &str, g: &mut Gen) -> Vec<Case> {
                 match name { $(stringify!($name) => $name::cases(g),)* _ => Vec::new() }
@@ -182,7 +193,9 @@ ops! {
     Gather,
     GatherElements,
     Gru,
+    If,
     LayerNorm,
+    Loop,
     Lstm,
     MatMul,
     MaxPool,
@@ -193,6 +206,7 @@ ops! {
     Reduce,
     Reshape,
     Rnn,
+    Scan,
     Shape,
     Slice,
     Softmax,

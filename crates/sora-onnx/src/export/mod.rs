@@ -1,5 +1,6 @@
 //! From a graph to an ONNX model.
 
+mod control;
 mod function;
 mod integer;
 mod node;

@@ -10,7 +10,7 @@ use super::function::Function;
 use crate::error::OnnxError;
 use crate::import::SORA;
 use crate::names::Names;
-use crate::proto::{AttributeProto, NodeProto, attribute_type};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, attribute_type};
 use crate::tensor::signed;
 
 /// The parts of a model, in order.
@@ -20,9 +20,9 @@ pub(super) struct Writer<'a> {
     pub(super) nodes: Vec<NodeProto>,
     /// Constants with their names, in order of first use.
     pub(super) constants: Vec<(String, Tensor)>,
-    value_names: HashMap<ValueId, String>,
-    names: Names,
-    node_names: Names,
+    pub(super) value_names: HashMap<ValueId, String>,
+    pub(super) names: Names,
+    pub(super) node_names: Names,
     /// Those that nodes call.
     pub(super) functions: Vec<Function>,
 }
@@ -30,16 +30,7 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// Gives inputs and outputs the names that callers know; every other value keeps its own if that is free.
     pub(super) fn new(graph: &'a Graph, opset: i64) -> Self {
-        let mut writer = Writer {
-            graph,
-            opset,
-            nodes: Vec::new(),
-            constants: Vec::new(),
-            value_names: HashMap::new(),
-            names: Names::default(),
-            node_names: Names::default(),
-            functions: Vec::new(),
-        };
+        let mut writer = Writer::unnamed(graph, opset, Names::default(), Names::default());
         for &input in graph.inputs() {
             writer.names.reserve(&graph.value(input).name);
             writer.value_names.insert(input, graph.value(input).name.clone());
@@ -51,6 +42,20 @@ impl<'a> Writer<'a> {
             }
         }
         writer
+    }
+
+    /// Nothing has a name yet but what `names` and `node_names` know.
+    pub(super) fn unnamed(graph: &'a Graph, opset: i64, names: Names, node_names: Names) -> Self {
+        Writer {
+            graph,
+            opset,
+            nodes: Vec::new(),
+            constants: Vec::new(),
+            value_names: HashMap::new(),
+            names,
+            node_names,
+            functions: Vec::new(),
+        }
     }
 
     /// The name of a value in the file. A constant enters the file when it is first asked for.
@@ -206,6 +211,10 @@ fn attribute(name: &str, code: i32) -> AttributeProto {
 
 pub(super) fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { i: Some(value), ..attribute(name, attribute_type::INT) }
+}
+
+pub(super) fn graph(name: &str, value: GraphProto) -> AttributeProto {
+    AttributeProto { g: Some(Box::new(value)), ..attribute(name, attribute_type::GRAPH) }
 }
 
 pub(super) fn flag(name: &str, value: bool) -> AttributeProto {

@@ -8,7 +8,7 @@ use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
 use sora_tensor::{DType, Tensor, element_count};
 
 use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
-use super::{function, integer};
+use super::{control, function, integer};
 use crate::error::OnnxError;
 use crate::proto::AttributeProto;
 use crate::tensor::{code_of, signed};
@@ -23,6 +23,10 @@ pub(super) fn since(graph: &Graph, node: &Node) -> i64 {
         // Older versions count the padding of an overhanging window differently.
         Op::AveragePool(pool) if pool.ceil_mode || pool.dilations.iter().any(|&d| d != 1) => 19,
         Op::Split(split) if needs_num_outputs(split, ty(0)) => 18,
+        op if !op.bodies().is_empty() => {
+            let bodies = op.bodies().into_iter().map(|body| body.graph());
+            bodies.flat_map(|g| g.nodes().map(|(_, node)| since(g, node))).max().unwrap_or(1)
+        }
         Op::QuantizeLinear(QuantizeLinear { to, .. }) => quantized_since(*to, ty(1)),
         Op::DequantizeLinear(_) => quantized_since(ty(0).map_or(DType::U8, |ty| ty.dtype), ty(1)),
         _ => 1,
@@ -128,6 +132,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
                 false => w.write("GRU", attributes),
             }
         }
+        Op::If(op) => return control::if_(w, op),
         Op::LayerNorm(op) => layer_norm(w, op)?,
         Op::Lstm(op) => {
             let attributes = vec![int("hidden_size", signed(op.hidden)), direction(op.direction)];
@@ -137,6 +142,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
                 false => w.write("LSTM", attributes),
             }
         }
+        Op::Loop(op) => return control::loop_(w, op),
         Op::MatMul(_) if integer::product(w)? => {}
         Op::MatMul(_) => w.write("MatMul", Vec::new()),
         Op::MaxPool(op) => {
@@ -166,6 +172,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             w.write("Reshape", if op.allow_zero { vec![flag("allowzero", true)] } else { vec![] })
         }
         Op::Rnn(op) => rnn(w, op),
+        Op::Scan(op) => return control::scan(w, op),
         Op::Shape(op) => {
             let start = (op.start != 0).then(|| int("start", op.start));
             w.write("Shape", start.into_iter().chain(op.end.map(|end| int("end", end))).collect());

@@ -79,7 +79,7 @@ fn new_file(folder: &Path) -> io::Result<NamedTempFile> {
     builder.prefix(".sora-").tempfile_in(folder)
 }
 
-fn embed(name: &str, tensor: &Tensor) -> TensorProto {
+pub(super) fn embed(name: &str, tensor: &Tensor) -> TensorProto {
     TensorProto { raw_data: Some(tensor::raw_bytes(tensor)), ..tensor::header(name, tensor) }
 }
 
@@ -97,6 +97,21 @@ fn entry(key: &str, value: &str) -> StringStringEntryProto {
     StringStringEntryProto { key: key.to_owned(), value: value.to_owned() }
 }
 
+/// Writes the nodes of the writer's graph.
+pub(super) fn nodes(writer: &mut Writer) -> Result<(), OnnxError> {
+    let graph = writer.graph;
+    let needed = integer::needed(graph)?;
+    for id in graph.order()? {
+        let Some(node) = graph.node(id) else { continue };
+        let conversion = matches!(node.op, Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_));
+        if conversion && !node.outputs.iter().any(|v| needed.contains(v)) {
+            continue;
+        }
+        operators::write(&mut NodeWriter { writer, node })?;
+    }
+    Ok(())
+}
+
 /// What the graph turned into.
 struct Parts {
     opset: i64,
@@ -109,15 +124,7 @@ impl Parts {
     fn of(graph: &Graph, options: &ExportOptions) -> Result<Self, OnnxError> {
         let opset = choose_opset(graph, options.opset)?;
         let mut writer = Writer::new(graph, opset);
-        let needed = integer::needed(graph)?;
-        for id in graph.order()? {
-            let Some(node) = graph.node(id) else { continue };
-            let conversion = matches!(node.op, Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_));
-            if conversion && !node.outputs.iter().any(|v| needed.contains(v)) {
-                continue;
-            }
-            operators::write(&mut NodeWriter { writer: &mut writer, node })?;
-        }
+        nodes(&mut writer)?;
         writer.outputs()?;
         let Writer { nodes, constants, functions, .. } = writer;
         Ok(Parts { opset, nodes, constants, functions })
@@ -203,7 +210,7 @@ impl Parts {
     }
 }
 
-fn info(name: &str, ty: &TensorType) -> ValueInfoProto {
+pub(super) fn info(name: &str, ty: &TensorType) -> ValueInfoProto {
     let shape = TensorShapeProto { dim: ty.shape.iter().map(dimension).collect() };
     let tensor_type = TensorTypeProto { elem_type: tensor::code_of(ty.dtype), shape: Some(shape) };
     ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }

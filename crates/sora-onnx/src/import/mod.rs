@@ -5,6 +5,7 @@
 
 mod constant;
 mod contrib;
+mod control;
 mod conv;
 mod elementwise;
 mod function;
@@ -177,6 +178,10 @@ struct Importer {
     names: Names,
     issues: Vec<NodeIssue>,
     warnings: Vec<String>,
+    /// What names of nodes begin with, inside of a body.
+    prefix: String,
+    /// How many bodies the graph is in.
+    depth: usize,
 }
 
 impl Importer {
@@ -189,6 +194,8 @@ impl Importer {
             names: Names::default(),
             issues: Vec::new(),
             warnings: Vec::new(),
+            prefix: String::new(),
+            depth: 0,
         }
     }
 
@@ -281,9 +288,11 @@ impl Importer {
         for name in nodes.iter().flat_map(|n| &n.output) {
             self.names.reserve(name);
         }
+        let inner: Vec<String> = nodes.iter().flat_map(control::captured).collect();
         let used: HashSet<&str> = nodes
             .iter()
             .flat_map(|n| &n.input)
+            .chain(&inner)
             .chain(proto.output.iter().map(|o| &o.name))
             .map(String::as_str)
             .collect();
@@ -301,7 +310,7 @@ impl Importer {
         }
         for index in order.sorted {
             let Some(node) = nodes.get(index) else { continue };
-            let plain = node_name(node, index);
+            let plain = format!("{}{}", self.prefix, node_name(node, index));
             let name = if seen.insert(plain.clone()) { plain } else { node_names.fresh(&plain) };
             self.node(node, &name, &used, external);
         }
@@ -356,6 +365,9 @@ impl Importer {
                     opset: self.opset,
                     inputs,
                     outputs: node.output.iter().map(|o| used.contains(o.as_str())).collect(),
+                    scope: &self.slots,
+                    issues: &mut self.issues,
+                    depth: self.depth,
                 };
                 match row(&mut cx) {
                     Ok(values) => Some(values.into_iter().map(|value| cx.settled(value)).collect::<Vec<_>>()),

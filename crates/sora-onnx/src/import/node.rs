@@ -1,12 +1,14 @@
 //! What an importer sees of its node, and how it adds to the graph.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use sora_ir::ops::{Binary, BinaryKind, Cast, Reshape, Transpose, Unary, UnaryKind};
 use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
-use crate::error::Refusal;
+use super::Slot;
+use crate::error::{NodeIssue, Refusal};
 use crate::names::Names;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::source::External;
@@ -28,6 +30,12 @@ pub(super) struct NodeCx<'a> {
     pub(super) inputs: Vec<Option<ValueId>>,
     /// For each output: whether anything reads it.
     pub(super) outputs: Vec<bool>,
+    /// What the names of the graph stand for: bodies use them.
+    pub(super) scope: &'a HashMap<String, Slot>,
+    /// Problems found in bodies.
+    pub(super) issues: &'a mut Vec<NodeIssue>,
+    /// How many bodies this node is in.
+    pub(super) depth: usize,
 }
 
 /// Attributes.
@@ -192,6 +200,10 @@ fn fold(graph: &Graph, value: ValueId, budget: &mut usize) -> Option<Tensor> {
     let small = graph.ty(value).known_len().is_some_and(|len| len <= LARGEST);
     *budget = budget.checked_sub(1).filter(|_| small)?;
     let (_, node, slot) = graph.producer(value)?;
+    // How long a loop runs is not known.
+    if !node.op.bodies().is_empty() {
+        return None;
+    }
     let mut inputs = Vec::new();
     for input in &node.inputs {
         inputs.push(match input {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::control;
 use crate::proto::NodeProto;
 
 /// Positions of nodes in a list.
@@ -25,8 +26,10 @@ pub(crate) fn order(nodes: &[NodeProto]) -> Order {
     let needs: Vec<Vec<usize>> = nodes
         .iter()
         .map(|node| {
-            let found = node.input.iter().filter_map(|input| producer.get(input.as_str()).copied());
-            let unique: BTreeSet<usize> = found.collect();
+            let inner = control::captured(node);
+            let names = node.input.iter().chain(&inner);
+            let unique: BTreeSet<usize> =
+                names.filter_map(|name| producer.get(name.as_str()).copied()).collect();
             unique.into_iter().collect()
         })
         .collect();
