@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use sora_kernels::{
-    ARows, Activation, Dense, Dequant, EpilogueF32, EpilogueI32, Images, Kernels, MatMut, Output, PackedF32,
-    PackedI8, PackedWinograd, Quant, Residual, TileEdge, gemm_f32, gemm_u8i8, winograd_f32,
+    ARows, Activation, Dense, Dequant, EpilogueF32, EpilogueI32, Images, Indirect, Kernels, MatMut, Output,
+    PackedF32, PackedI8, PackedWinograd, Quant, Residual, TileEdge, gemm_f32, gemm_u8i8, winograd_f32,
 };
 
 /// Bytes of weights to go around in.
@@ -70,6 +70,26 @@ fn pointwise_bytes(k: Kernels, m: usize, depth: usize, n: usize, shortcut: bool)
     });
 }
 
+/// A first layer: windows of few channels, read from the image by rows of the window.
+fn stem_bytes(k: Kernels, side: usize, kernel: usize, n: usize) {
+    let (image, row) = (side + kernel, (side + kernel) * 3);
+    let (m, kc) = ((side / 2).pow(2), kernel * 3);
+    let pixel = |i: usize| (i / (side / 2) * 2, i % (side / 2) * 6);
+    let offsets: Vec<u32> = (0..m * kernel)
+        .map(|i| (i / kernel, i % kernel))
+        .map(|(i, tap)| ((pixel(i).0 + tap) * row + pixel(i).1) as u32)
+        .collect();
+    let (x, pad) = (vec![99u8; image * row], vec![0u8; kc]);
+    let packed = PackedI8::pack(k, kernel, kc, n, |i, j| ((i * j) % 5) as i8);
+    let (scale, mut y) = (vec![1e-3; n], vec![0u8; m * n]);
+    let ep = EpilogueI32 { bias: None, scale: &scale, residual: None, activation: Activation::Relu };
+    let a = Indirect { base: &x, offsets: &offsets, taps: kernel, kc, pad: &pad };
+    report(&format!("stem u8 {side}, {kernel}x{kernel}x3x{n}"), m * kernel * kc * n, 1, |_| {
+        let out = Output::U8(MatMut::new(&mut y, m, n, n), Quant::new(0.3, 0));
+        gemm_u8i8(k, &ARows::Indirect(a), &packed, 0, &ep, out);
+    });
+}
+
 fn winograd(k: Kernels, edge: TileEdge, images: usize, size: usize, channels: usize) {
     let name = format!("winograd {edge:?} {images}x{size}x{size}x{channels}");
     let copies = (COLD / (edge.elements() * channels * channels * 4)).clamp(1, 64);
@@ -113,6 +133,8 @@ fn main() {
             pointwise_bytes(k, m, 4 * depth, depth, false);
         }
     }
+    stem_bytes(k, 224, 7, 64);
+    stem_bytes(k, 224, 3, 32);
     pointwise_bytes(k, 12544, 16, 96, false);
     pointwise_bytes(k, 3136, 24, 144, false);
     pointwise_bytes(k, 3136, 144, 24, true);

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use crate::{epilogue::Clamped, vector::prefetch};
 
-use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_bytes};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_word, tap_rows, tiles, widen_bytes};
 
 /// Vectors of 8 lanes per panel row.
 const NV: usize = 2;
@@ -198,7 +198,7 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
             if tail > 0 {
                 let mut a = [0i32; MR];
                 for i in 0..MR {
-                    a[i] = i32::from_le_bytes(tail_bytes(rows[i].add(whole), tail));
+                    a[i] = tail_word(rows[i], args.kc);
                 }
                 vnni_step(&mut acc, a, panel, args.panel_stride);
                 panel = panel.add(STEP);

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use crate::{epilogue::Clamped, vector::prefetch};
 
-use super::{F32Tiles, I8Tiles, TileArgs, tail_bytes, tap_rows, tiles, widen_bytes};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_word, tap_rows, tiles, widen_bytes};
 
 /// Vectors of 16 lanes per panel row.
 const NV: usize = 2;
@@ -125,20 +125,20 @@ unsafe fn store<const MR: usize, const NP: usize>(acc: &[[[__m512i; NV]; NP]; MR
     }
 }
 
-/// One step of four depth elements, of which the last may have fewer: `acc += a · b` for every row and panel.
+/// One step of four depth elements from `k` on, or of the last, fewer ones of `k`:
+/// `acc += a · b` for every row and panel.
 ///
 /// Each row's word is broadcast where it is used; gathered first, the words are moved to vectors that
 /// displace accumulators.
 ///
 /// # Safety
-/// `tail` bytes of every row from `k` on must be readable, or four where it is zero, and the step of every panel.
+/// Four bytes of every row from `k` on must be readable, or all `k` up to there, and the step of every panel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn vnni_step<const MR: usize, const NP: usize, const WHOLE: bool>(
     acc: &mut [[[__m512i; NV]; NP]; MR],
     rows: &[*const u8; MR],
     k: usize,
-    tail: usize,
     panel: *const i8,
     panel_stride: usize,
 ) {
@@ -151,12 +151,7 @@ unsafe fn vnni_step<const MR: usize, const NP: usize, const WHOLE: bool>(
         for i in 0..MR {
             // SAFETY: by the contract.
             let a = unsafe {
-                let at = rows[i].add(k);
-                if WHOLE {
-                    at.cast::<i32>().read_unaligned()
-                } else {
-                    i32::from_le_bytes(tail_bytes(at, tail))
-                }
+                if WHOLE { rows[i].add(k).cast::<i32>().read_unaligned() } else { tail_word(rows[i], k) }
             };
             let a = _mm512_set1_epi32(a);
             for v in 0..NV {
@@ -184,11 +179,11 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
                 prefetch(ahead);
                 prefetch(ahead.wrapping_add(64));
                 ahead = ahead.wrapping_add(4 * args.ahead_step);
-                vnni_step::<MR, NP, true>(&mut acc, &rows, k, 0, panel, args.panel_stride);
+                vnni_step::<MR, NP, true>(&mut acc, &rows, k, panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
             if tail > 0 {
-                vnni_step::<MR, NP, false>(&mut acc, &rows, whole, tail, panel, args.panel_stride);
+                vnni_step::<MR, NP, false>(&mut acc, &rows, args.kc, panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
         }

@@ -138,6 +138,25 @@ pub(crate) unsafe fn tail_bytes<const N: usize>(at: *const u8, n: usize) -> [u8;
     bytes
 }
 
+/// The one to three bytes of a piece of `kc` behind its whole words, as the low bytes of a word.
+///
+/// # Safety
+/// `kc` bytes must be readable, and `kc` must be no multiple of four.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn tail_word(piece: *const u8, kc: usize) -> i32 {
+    let n = kc % 4;
+    // SAFETY: the last four bytes, or all of them.
+    unsafe {
+        if kc > 4 {
+            let last = piece.add(kc - 4).cast::<[u8; 4]>().read_unaligned();
+            (u32::from_le_bytes(last) >> (32 - 8 * n)) as i32
+        } else {
+            i32::from_le_bytes(tail_bytes(piece, n))
+        }
+    }
+}
+
 per_isa! {
     /// [`Widen`] for bytes; places that round a piece up keep what they hold.
     pub(crate) fn widen_bytes(a: &ARows<'_, u8>, first: usize, out: &mut [i16], stride: usize) {
