@@ -72,7 +72,7 @@ pub use gemm::{
 };
 pub use isa::{Isa, IsaError, Kernels};
 pub use layout::Window;
-pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant};
+pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant, Stepped};
 pub use pack::{PackedBf16, PackedF32, PackedI8, fold_zero_point};
 pub use quantize::RhsU8;
 pub use rows::Reduce;

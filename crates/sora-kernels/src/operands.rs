@@ -68,6 +68,25 @@ impl<'a, T> Indirect<'a, T> {
     }
 }
 
+/// Rows gathered from pieces of memory that lie at one distance in all rows, as convolution without padding
+/// reads the rows of its windows.
+///
+/// Row `r` is the concatenation over `t` in `0..taps` of `base[offsets[r] + t * step..][..kc]`: an [`Indirect`]
+/// operand with a table, and pointers to make, of one entry for each row.
+#[derive(Clone, Copy, Debug)]
+pub struct Stepped<'a, T> {
+    /// Where offsets count from.
+    pub base: &'a [T],
+    /// The element offset of each row's first piece.
+    pub offsets: &'a [u32],
+    /// Pieces per row; at least 1.
+    pub taps: usize,
+    /// Distance between pieces of a row; at least 1.
+    pub step: usize,
+    /// Length of a piece.
+    pub kc: usize,
+}
+
 /// The left operand of a matrix product.
 #[derive(Clone, Copy, Debug)]
 pub enum ARows<'a, T> {
@@ -75,6 +94,8 @@ pub enum ARows<'a, T> {
     Dense(Dense<'a, T>),
     /// Rows gathered through offsets.
     Indirect(Indirect<'a, T>),
+    /// Rows gathered at a fixed step.
+    Stepped(Stepped<'a, T>),
 }
 
 impl<T> ARows<'_, T> {
@@ -83,6 +104,7 @@ impl<T> ARows<'_, T> {
         match self {
             Self::Dense(d) => d.rows,
             Self::Indirect(i) => i.rows(),
+            Self::Stepped(s) => s.offsets.len(),
         }
     }
 
@@ -91,6 +113,7 @@ impl<T> ARows<'_, T> {
         match self {
             Self::Dense(_) => 1,
             Self::Indirect(i) => i.taps,
+            Self::Stepped(s) => s.taps,
         }
     }
 
@@ -99,12 +122,21 @@ impl<T> ARows<'_, T> {
         match self {
             Self::Dense(d) => d.k,
             Self::Indirect(i) => i.kc,
+            Self::Stepped(s) => s.kc,
         }
     }
 
     /// Length of a row: taps × piece.
     pub fn depth(&self) -> usize {
         self.taps() * self.kc()
+    }
+
+    /// Distance between the pieces of every row; 0 where there is no such distance.
+    pub(crate) fn step(&self) -> usize {
+        match self {
+            Self::Stepped(s) => s.step,
+            Self::Dense(_) | Self::Indirect(_) => 0,
+        }
     }
 
     /// Panics unless every piece is within the operand.
@@ -134,12 +166,23 @@ impl<T> ARows<'_, T> {
                     i.kc
                 );
             }
+            Self::Stepped(s) => {
+                assert!(s.taps > 0 && s.step > 0, "a row needs at least one tap, and a step");
+                let (end, padded) = offset_range(kernels, s.offsets);
+                let last = (s.taps - 1).checked_mul(s.step).and_then(|last| last.checked_add(s.kc));
+                let reach = last.and_then(|last| last.checked_add((end as usize).saturating_sub(1)));
+                assert!(
+                    !padded && (end == 0 || reach.is_some_and(|reach| reach <= s.base.len())),
+                    "offset out of range: a piece ends at {reach:?} of {}",
+                    s.base.len()
+                );
+            }
         }
     }
 
-    /// Writes where the pieces of rows `first..first + rows` start, `[taps][rows]`. Of operands that
-    /// [`Self::validate`] passed, `kc` elements are readable there.
-    pub(crate) fn starts(&self, first: usize, rows: usize, out: &mut [*const T]) {
+    /// Writes where the pieces of rows `first..first + rows` start, `[taps][rows]`, or only the first pieces of
+    /// rows that have a [`Self::step`]. Of operands that [`Self::validate`] passed, `kc` elements are readable there.
+    pub(crate) fn starts(&self, first: usize, rows: usize, only_first: bool, out: &mut [*const T]) {
         match self {
             Self::Dense(d) => {
                 for (row, start) in (first..first + rows).zip(out) {
@@ -158,6 +201,15 @@ impl<T> ARows<'_, T> {
                     }
                 }
             }
+            Self::Stepped(s) => {
+                let taps = if only_first { 1 } else { s.taps };
+                for (tap, out) in out.chunks_exact_mut(rows).enumerate().take(taps) {
+                    let base = s.base.as_ptr().wrapping_add(tap * s.step);
+                    for (&offset, start) in s.offsets[first..first + rows].iter().zip(out) {
+                        *start = base.wrapping_add(offset as usize);
+                    }
+                }
+            }
         }
     }
 
@@ -167,6 +219,7 @@ impl<T> ARows<'_, T> {
         match self {
             Self::Dense(d) => &d.data[row * d.stride..][..d.k],
             Self::Indirect(i) => i.piece(row, tap),
+            Self::Stepped(s) => &s.base[s.offsets[row] as usize + tap * s.step..][..s.kc],
         }
     }
 }

@@ -3,8 +3,8 @@
 use fastrand::Rng;
 use sora_kernels::{
     ARows, Activation, Binary, Contract, Dense, Dequant, EpilogueF32, EpilogueI32, Family, Indirect, Isa,
-    KERNELS, Kernels, MatMut, Output, PAD, PackedBf16, PackedF32, PackedI8, Quant, Residual, Rhs, bf16,
-    fold_zero_point, gemm_bf16, gemm_f32, gemm_u8i8, quantize::binary_u8,
+    KERNELS, Kernels, MatMut, Output, PAD, PackedBf16, PackedF32, PackedI8, Quant, Residual, Rhs, Stepped,
+    bf16, fold_zero_point, gemm_bf16, gemm_f32, gemm_u8i8, quantize::binary_u8,
 };
 
 fn reals(rng: &mut Rng, n: usize) -> Vec<f32> {
@@ -15,6 +15,8 @@ fn reals(rng: &mut Rng, n: usize) -> Vec<f32> {
 struct Case<T> {
     base: Vec<T>,
     offsets: Vec<u32>,
+    /// Between pieces, where offsets are those of first ones.
+    step: Option<usize>,
     pad: Vec<T>,
     m: usize,
     taps: usize,
@@ -34,6 +36,7 @@ impl<T: Copy> Case<T> {
         let mut case = Case {
             base: Vec::new(),
             offsets: Vec::new(),
+            step: (gathered && rng.bool()).then(|| rng.usize(1..50)),
             pad: (0..kc).map(|_| value(rng)).collect(),
             m,
             taps,
@@ -42,7 +45,17 @@ impl<T: Copy> Case<T> {
             stride: kc + rng.usize(0..3),
             dense: Vec::new(),
         };
-        if gathered {
+        if let Some(step) = case.step {
+            let whole = (taps - 1) * step + kc;
+            case.base = (0..whole + rng.usize(0..200)).map(|_| value(rng)).collect();
+            for _ in 0..m {
+                let at = rng.usize(0..=case.base.len() - whole);
+                case.offsets.push(at as u32);
+                for tap in 0..taps {
+                    case.dense.extend_from_slice(&case.base[at + tap * step..][..kc]);
+                }
+            }
+        } else if gathered {
             // Exactly as long as the furthest piece, so that a read past the end is a crash away.
             case.base = (0..kc + rng.usize(0..200)).map(|_| value(rng)).collect();
             for _ in 0..m * taps {
@@ -64,6 +77,9 @@ impl<T: Copy> Case<T> {
     fn a(&self) -> ARows<'_, T> {
         if self.offsets.is_empty() {
             ARows::Dense(Dense { data: &self.base, rows: self.m, stride: self.stride, k: self.kc })
+        } else if let Some(step) = self.step {
+            let Self { base, offsets, taps, kc, .. } = self;
+            ARows::Stepped(Stepped { base, offsets, taps: *taps, step, kc: *kc })
         } else {
             ARows::Indirect(Indirect {
                 base: &self.base,
@@ -83,6 +99,7 @@ impl<T: Copy> Case<T> {
                 offsets: &x.offsets[first * x.taps..(first + rows) * x.taps],
                 ..x
             }),
+            ARows::Stepped(s) => ARows::Stepped(Stepped { offsets: &s.offsets[first..first + rows], ..s }),
         }
     }
 
@@ -408,6 +425,17 @@ fn a_piece_past_the_input_is_refused() {
     let mut c = [0.0];
     let out = Output::F32(MatMut::new(&mut c, 1, 1, 1));
     gemm_f32(kernels, &ARows::Indirect(a), &packed, 0, &EpilogueF32::default(), out);
+}
+
+#[test]
+#[should_panic(expected = "out of range")]
+fn a_stepped_piece_past_the_input_is_refused() {
+    let kernels = Kernels::best();
+    let packed = PackedF32::pack(kernels, 2, 4, 1, |_, _| 1.0);
+    let a = Stepped { base: &[0.0; 14], offsets: &[0, 1], taps: 2, step: 10, kc: 4 };
+    let mut c = [0.0; 2];
+    let out = Output::F32(MatMut::new(&mut c, 2, 1, 1));
+    gemm_f32(kernels, &ARows::Stepped(a), &packed, 0, &EpilogueF32::default(), out);
 }
 
 #[test]

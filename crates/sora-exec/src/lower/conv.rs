@@ -40,7 +40,8 @@ struct Gathered {
     merged: usize,
 }
 
-/// Channels below which the taps along the last axis are merged to longer pieces.
+/// Channels below which the taps along the last axis are merged to longer pieces, even if the image must be padded
+/// for that.
 const NARROW: usize = 16;
 
 impl Lowering<'_> {
@@ -315,14 +316,15 @@ impl Lowering<'_> {
             return Some(Gathered { buf: x, rows, taps: 1, kc: cin, merged: 1 });
         }
         let (&width, &dilation) = (g.kernel.last()?, g.dilations.last()?);
-        let narrow = c.groups == 1 && c.forward && cin < NARROW && width > 1 && dilation == 1;
-        if !narrow {
-            return self.windows(c, x, cin);
-        }
-        // A piece spans the window's whole width, rounded up: what it reads beyond meets zero weights.
-        let kc = (width * cin).next_multiple_of(granule);
         let behind = g.pads_behind();
         let padded = g.pads.iter().chain(&behind).any(|&p| p > 0);
+        // A piece spans the window's whole width, rounded up: what it reads beyond meets zero weights.
+        let kc = (width * cin).next_multiple_of(granule);
+        let whole = !padded && kc == width * cin;
+        let merges = c.groups == 1 && c.forward && width > 1 && dilation == 1 && (cin < NARROW || whole);
+        if !merges {
+            return self.windows(c, x, cin);
+        }
         let mut geometry = g.clone();
         let mut buf = x;
         if padded || kc > width * cin {
@@ -342,7 +344,7 @@ impl Lowering<'_> {
             );
         }
         *geometry.kernel.last_mut()? = 1;
-        let windows = Windows::new(&geometry, c.images, cin, kc, true)?;
+        let windows = Windows::new(&geometry, c.images, cin, kc, true)?.stepped();
         Some(Gathered { buf, taps: windows.taps, rows: Rows::Windows(windows), kc, merged: width })
     }
 

@@ -7,8 +7,8 @@ use bytemuck::Pod;
 use smallvec::SmallVec;
 use sora_kernels::{
     ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedBf16,
-    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Residual, depthwise_f32, depthwise_u8i8, gemm_bf16,
-    gemm_f32, gemm_u8i8,
+    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Residual, Stepped, depthwise_f32, depthwise_u8i8,
+    gemm_bf16, gemm_f32, gemm_u8i8,
 };
 
 use super::quantize::dequant;
@@ -349,7 +349,10 @@ impl<W: Weights> Product<W> {
     }
 
     fn indirect<'a>(&'a self, w: &Windows, base: &'a [W::Input], offsets: &'a [u32]) -> ARows<'a, W::Input> {
-        ARows::Indirect(Indirect { base, offsets, taps: w.taps, kc: w.kc, pad: &self.pad })
+        match w.step {
+            Some(step) => ARows::Stepped(Stepped { base, offsets, taps: w.taps, step, kc: w.kc }),
+            None => ARows::Indirect(Indirect { base, offsets, taps: w.taps, kc: w.kc, pad: &self.pad }),
+        }
     }
 
     /// Rows of the result in memory.

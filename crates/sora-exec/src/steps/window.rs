@@ -105,7 +105,10 @@ pub(crate) struct Windows {
     pub(crate) taps: usize,
     /// Elements per piece.
     pub(crate) kc: usize,
-    /// `[call_images][rows][taps]` offsets from the first image of a call.
+    /// Distance between the pieces of a window, where it is the same in all and [`Windows::calls`] gives the
+    /// offsets of first pieces only.
+    pub(crate) step: Option<usize>,
+    /// `[call_images][rows][taps]` offsets from the first image of a call, or those of first taps.
     offsets: Vec<u32>,
     /// Images that one kernel call covers.
     call_images: usize,
@@ -139,7 +142,26 @@ impl Windows {
         let offset = |n: usize, at: &Option<usize>| at.map_or(PAD, |at| (n * image_len + at) as u32);
         let offsets = (0..call_images).flat_map(|n| image.iter().map(move |at| offset(n, at))).collect();
         let (rows, taps) = (geometry.outputs(), geometry.taps());
-        Some(Windows { images, image_len, rows, taps, kc, offsets, call_images })
+        Some(Windows { images, image_len, rows, taps, kc, step: None, offsets, call_images })
+    }
+
+    /// Keeps the first offset of each window where the others follow from it.
+    pub(crate) fn stepped(mut self) -> Self {
+        let [first, second, ..] = self.offsets[..] else { return self };
+        if self.taps < 2 || second <= first {
+            return self;
+        }
+        let step = second - first;
+        let follows = |window: &[u32]| {
+            let pairs = window.iter().zip(&window[1..]);
+            window.iter().all(|&at| at != PAD)
+                && pairs.into_iter().all(|(a, b)| a.checked_add(step) == Some(*b))
+        };
+        if self.offsets.chunks_exact(self.taps).all(follows) {
+            self.step = Some(step as usize);
+            self.offsets = self.offsets.chunks_exact(self.taps).map(|window| window[0]).collect();
+        }
+        self
     }
 
     /// The windows `first..end` of the batch as kernel calls: for each the range of windows, the first
@@ -156,7 +178,8 @@ impl Windows {
             }
             let image = next / self.rows;
             let stop = end.min((image + self.call_images) * self.rows);
-            let local = (next - image * self.rows) * self.taps..(stop - image * self.rows) * self.taps;
+            let each = if self.step.is_some() { 1 } else { self.taps };
+            let local = (next - image * self.rows) * each..(stop - image * self.rows) * each;
             let range = next..stop;
             next = stop;
             Some((range, image * self.image_len, &self.offsets[local]))
@@ -184,5 +207,29 @@ mod tests {
         let (_, base, offsets) = windows.calls(8, 9).next().unwrap();
         assert_eq!((base, offsets), (36, &[PAD, 0, PAD, 12][..]));
         assert_eq!(geometry.taps_inside()[0], 2);
+    }
+
+    #[test]
+    fn windows_without_padding_step() {
+        let geometry = |pads, kernel| Geometry {
+            input: vec![6, 4],
+            kernel,
+            strides: vec![2, 1],
+            dilations: vec![1, 1],
+            pads,
+            output: vec![2, 4],
+        };
+        let table = |pads, kernel| Windows::new(&geometry(pads, kernel), 3, 5, 5, true).unwrap();
+        let whole = table(vec![0, 0], vec![3, 1]);
+        let stepped = whole.clone().stepped();
+        assert_eq!(stepped.step, Some(20));
+        for (a, b) in whole.calls(3, 20).zip(stepped.calls(3, 20)) {
+            assert_eq!((&a.0, a.1), (&b.0, b.1));
+            let offsets = b.2.iter().flat_map(|&at| [at, at + 20, at + 40]);
+            assert_eq!(a.2, offsets.collect::<Vec<_>>());
+        }
+        assert_eq!(table(vec![1, 0], vec![3, 1]).stepped().step, None);
+        assert_eq!(table(vec![0, 0], vec![2, 2]).stepped().step, None);
+        assert_eq!(table(vec![0, 0], vec![1, 1]).stepped().step, None);
     }
 }

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use crate::{epilogue::Clamped, vector::prefetch};
 
-use super::{F32Tiles, I8Tiles, TileArgs, tail_word, tap_rows, tiles, widen_bytes};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_word, tap_rows, tap_steps, tiles, widen_bytes};
 
 /// Vectors of 8 lanes per panel row.
 const NV: usize = 2;
@@ -12,7 +12,7 @@ const NR: usize = 8 * NV;
 
 pub(crate) static F32: F32Tiles = tiles!(f32_tile / f32_half + f32_clamped / f32_clamped_half: 1 2 3 4 5 6);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6);
-pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6);
+pub(crate) static U8I8_VNNI: I8Tiles = I8Tiles { steps: true, ..tiles!(vnni_tile: 1 2 3 4 5 6) };
 
 /// Sums of the first `V` vectors of a panel's columns.
 ///
@@ -186,8 +186,8 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
         let tail = args.kc % 4;
         let whole = args.kc - tail;
         for t in 0..args.taps {
-            let rows = tap_rows::<MR, _, _>(args, t);
-            for k in (0..whole).step_by(4) {
+            let (rows, from) = tap_steps::<MR, _, _>(args, t);
+            for k in (from..from + whole).step_by(4) {
                 let mut a = [0i32; MR];
                 for i in 0..MR {
                     a[i] = rows[i].add(k).cast::<i32>().read_unaligned();
@@ -198,7 +198,7 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
             if tail > 0 {
                 let mut a = [0i32; MR];
                 for i in 0..MR {
-                    a[i] = tail_word(rows[i], args.kc);
+                    a[i] = tail_word(rows[i].add(from), args.kc);
                 }
                 vnni_step(&mut acc, a, panel, args.panel_stride);
                 panel = panel.add(STEP);

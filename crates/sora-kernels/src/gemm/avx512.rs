@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use crate::{epilogue::Clamped, vector::prefetch};
 
-use super::{F32Tiles, I8Tiles, TileArgs, tail_word, tap_rows, tiles, widen_bytes};
+use super::{F32Tiles, I8Tiles, TileArgs, tail_word, tap_rows, tap_steps, tiles, widen_bytes};
 
 /// Vectors of 16 lanes per panel row.
 const NV: usize = 2;
@@ -14,7 +14,8 @@ pub(crate) static F32: F32Tiles =
     tiles!(f32_tile / f32_half + f32_clamped / f32_clamped_half: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 pub(crate) static U8I8: I8Tiles = tiles!(u8i8_tile, Some(widen_bytes); 1 2 3 4 5 6 7 8 9 10 11 12);
 /// More rows would not gain: their pointers no longer fit the registers.
-pub(crate) static U8I8_VNNI: I8Tiles = tiles!(vnni_tile: 1 2 3 4 5 6 7 8 9 10 11 12);
+pub(crate) static U8I8_VNNI: I8Tiles =
+    I8Tiles { steps: true, ..tiles!(vnni_tile: 1 2 3 4 5 6 7 8 9 10 11 12) };
 
 /// Sums of the first `V` vectors of a panel's columns.
 ///
@@ -125,20 +126,20 @@ unsafe fn store<const MR: usize, const NP: usize>(acc: &[[[__m512i; NV]; NP]; MR
     }
 }
 
-/// One step of four depth elements from `k` on, or of the last, fewer ones of `k`:
+/// One step of the four depth elements from `from` on, or of the last, fewer ones of the `k` from there:
 /// `acc += a · b` for every row and panel.
 ///
 /// Each row's word is broadcast where it is used; gathered first, the words are moved to vectors that
 /// displace accumulators.
 ///
 /// # Safety
-/// Four bytes of every row from `k` on must be readable, or all `k` up to there, and the step of every panel.
+/// `k` bytes of every row from `from` on must be readable, and the step of every panel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn vnni_step<const MR: usize, const NP: usize, const WHOLE: bool>(
     acc: &mut [[[__m512i; NV]; NP]; MR],
     rows: &[*const u8; MR],
-    k: usize,
+    (from, k): (usize, usize),
     panel: *const i8,
     panel_stride: usize,
 ) {
@@ -151,7 +152,8 @@ unsafe fn vnni_step<const MR: usize, const NP: usize, const WHOLE: bool>(
         for i in 0..MR {
             // SAFETY: by the contract.
             let a = unsafe {
-                if WHOLE { rows[i].add(k).cast::<i32>().read_unaligned() } else { tail_word(rows[i], k) }
+                let at = rows[i].add(from);
+                if WHOLE { at.cast::<i32>().read_unaligned() } else { tail_word(at, k) }
             };
             let a = _mm512_set1_epi32(a);
             for v in 0..NV {
@@ -174,16 +176,16 @@ unsafe fn vnni_tile<const MR: usize, const NP: usize>(args: &TileArgs<u8, i8>, t
         let tail = args.kc % 4;
         let whole = args.kc - tail;
         for t in 0..args.taps {
-            let rows = tap_rows::<MR, _, _>(args, t);
-            for k in (0..whole).step_by(4) {
+            let (rows, from) = tap_steps::<MR, _, _>(args, t);
+            for k in (from..from + whole).step_by(4) {
                 prefetch(ahead);
                 prefetch(ahead.wrapping_add(64));
                 ahead = ahead.wrapping_add(4 * args.ahead_step);
-                vnni_step::<MR, NP, true>(&mut acc, &rows, k, panel, args.panel_stride);
+                vnni_step::<MR, NP, true>(&mut acc, &rows, (k, 4), panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
             if tail > 0 {
-                vnni_step::<MR, NP, false>(&mut acc, &rows, args.kc, panel, args.panel_stride);
+                vnni_step::<MR, NP, false>(&mut acc, &rows, (from, args.kc), panel, args.panel_stride);
                 panel = panel.add(STEP);
             }
         }

@@ -210,12 +210,12 @@ fn gemv<A: Copy, B: Plain, C: Plain>(
     let (groups, rest) = out.split_at_mut(whole * WIDE * nr);
     let group = |i: usize, out: &mut [C]| {
         let panels = first + i * WIDE..first + (i + 1) * WIDE;
-        run_tile(b, sums, (panels, nr), &[row], (1, kc), None, out);
+        run_tile(b, sums, (panels, nr), (&[row], 0), (1, kc), None, out);
     };
     let last = |i: usize, out: &mut [C]| {
         let mut tile = [C::ZERO; MAX_NR];
         let panel = first + whole * WIDE + i;
-        run_tile(b, sums, (panel..panel + 1, out.len()), &[row], (1, kc), None, &mut tile);
+        run_tile(b, sums, (panel..panel + 1, out.len()), (&[row], 0), (1, kc), None, &mut tile);
         out.copy_from_slice(&tile[..out.len()]);
     };
     let (groups, rest) = (groups.chunks_exact_mut(WIDE * nr).enumerate(), rest.chunks_mut(nr).enumerate());
@@ -286,6 +286,9 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         None => (b.taps, b.kc),
         Some(_) => (1, b.taps * b.kc.next_multiple_of(2)),
     };
+    let step = if b.tiles.steps { a.step() } else { 0 };
+    // Pointers of a row.
+    let starts = if step == 0 { taps } else { 1 };
     let (block_bytes, row_bytes) = match b.tiles.widen {
         None => (A_BLOCK_BYTES, a.depth() * size_of::<A>()),
         Some(_) => (WIDE_BLOCK_BYTES, kc * size_of::<i16>()),
@@ -294,7 +297,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     let per_block = match panels * b.stride() * size_of::<B>() <= B_BYTES && b.tiles.widen.is_none() {
         // All of B stays in cache: rows of the output are completed one tile after the other.
         true => 1,
-        false => (block_bytes / row_bytes.max(1)).min(FEW_POINTERS / taps).div_ceil(mr).max(1),
+        false => (block_bytes / row_bytes.max(1)).min(FEW_POINTERS / starts).div_ceil(mr).max(1),
     };
     // Made when it is needed: many products finish in registers.
     let mut scratch = None;
@@ -302,14 +305,14 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     let mut wide = if b.tiles.widen.is_some() { vec![0i16; most_rows * kc] } else { Vec::new() };
     let mut few = [const { MaybeUninit::uninit() }; FEW_POINTERS];
     let mut many = Vec::new();
-    let pointers = match few.get_mut(..most_rows * taps) {
+    let pointers = match few.get_mut(..most_rows * starts) {
         Some(few) => {
             few.fill(MaybeUninit::new(core::ptr::null::<A>()));
             // SAFETY: all of them were written, and such an element is laid out like a pointer.
             unsafe { &mut *(core::ptr::from_mut(few) as *mut [*const A]) }
         }
         None => {
-            many.resize(most_rows * taps, core::ptr::null());
+            many.resize(most_rows * starts, core::ptr::null());
             &mut many[..]
         }
     };
@@ -326,9 +329,9 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         }
         for tile in block.clone() {
             let (start, end) = (row(tile) - block_start, row(tile + 1) - block_start);
-            let pointers = &mut pointers[start * taps..end * taps];
+            let pointers = &mut pointers[start * starts..end * starts];
             match b.tiles.widen {
-                None => a.starts(block_start + start, end - start, pointers),
+                None => a.starts(block_start + start, end - start, step > 0, pointers),
                 Some(_) => {
                     for (i, pointer) in pointers.iter_mut().enumerate() {
                         *pointer = wide[(start + i) * kc..].as_ptr().cast();
@@ -341,7 +344,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
             let count = if m == 1 && panel + WIDE <= panels { WIDE } else { 1 };
             for tile in block.clone() {
                 let (start, end) = (row(tile), row(tile + 1));
-                let pointers = &pointers[(start - block_start) * taps..(end - block_start) * taps];
+                let pointers = &pointers[(start - block_start) * starts..(end - block_start) * starts];
                 let first = n0 / nr + panel;
                 if distant {
                     let (rows, col) = (end - start, panel * nr);
@@ -353,7 +356,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                 if let Some(&kernel) = kernels.get(end - start - 1).filter(|_| count == 1) {
                     let place = Place { row: start, rows: end - start, col, cols: nr.min(left), n0 };
                     if let Some(to) = clamped(place, out).filter(|to| to.in_registers(nr / 2)) {
-                        let args = tile_args(b, sums, first..first + 1, pointers, (taps, kc), share);
+                        let args = tile_args(b, sums, first..first + 1, (pointers, step), (taps, kc), share);
                         // SAFETY: as in `run_tile`; `to` is a place of these rows and at most `nr` columns.
                         unsafe { kernel(&args, &to) };
                         continue;
@@ -361,7 +364,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                 }
                 let scratch = scratch.get_or_insert_with(|| Scratch::new(C::ZERO));
                 let columns = (first..first + count, left);
-                run_tile(b, sums, columns, pointers, (taps, kc), share, &mut scratch.acc);
+                run_tile(b, sums, columns, (pointers, step), (taps, kc), share, &mut scratch.acc);
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
@@ -374,14 +377,14 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     }
 }
 
-/// Panels for the rows that `pointers` (`[taps][rows]`) start, in pieces of `kc` elements (of 16 bits, if the
-/// tiles want that). The share `(call, calls)` says that this is one of so many calls with the same panels, which
-/// together prefetch the next ones.
+/// Panels for the rows that `pointers` (`[taps][rows]`, or `[rows]` with a step) start, in pieces of `kc` elements
+/// (of 16 bits, if the tiles want that). The share `(call, calls)` says that this is one of so many calls with the
+/// same panels, which together prefetch the next ones.
 fn tile_args<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
     panels: Range<usize>,
-    pointers: &[*const A],
+    (pointers, step): (&[*const A], usize),
     (taps, kc): (usize, usize),
     share: Option<(usize, usize)>,
 ) -> TileArgs<A, B> {
@@ -394,6 +397,7 @@ fn tile_args<A, B: Plain, C>(
     };
     TileArgs {
         rows: pointers.as_ptr(),
+        step,
         taps,
         kc,
         panel: data.as_ptr(),
@@ -409,13 +413,14 @@ fn run_tile<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
     (panels, cols): (Range<usize>, usize),
-    pointers: &[*const A],
+    (pointers, step): (&[*const A], usize),
     (taps, kc): (usize, usize),
     share: Option<(usize, usize)>,
     tile: &mut [C],
 ) {
-    let (count, rows) = (panels.len(), pointers.len() / taps);
-    let args = tile_args(b, sums, panels, pointers, (taps, kc), share);
+    let rows = if step == 0 { pointers.len() / taps } else { pointers.len() };
+    let count = panels.len();
+    let args = tile_args(b, sums, panels, (pointers, step), (taps, kc), share);
     let kernel = match count {
         1 if 2 * cols <= b.tile.nr && !b.tiles.half.is_empty() => b.tiles.half[rows - 1],
         1 => b.tiles.by_rows[rows - 1],

@@ -19,9 +19,11 @@ use crate::{Kernels, epilogue::Clamped, isa::per_isa, operands::ARows};
 /// What a micro-kernel reads: `mr` rows of A and one or more panels of packed B.
 #[derive(Debug)]
 pub(crate) struct TileArgs<A, B> {
-    /// `[taps][mr]` starts of pieces of `kc` elements; of `i16` where [`Tiles::widen`] is given,
-    /// with one tap and an even `kc`.
+    /// `[taps][mr]` starts of pieces of `kc` elements, or `[mr]` with a step; of `i16` where
+    /// [`Tiles::widen`] is given, with one tap and an even `kc`.
     pub(crate) rows: *const *const A,
+    /// Distance between the pieces of a row, all of which `rows` has one start for; 0 where it has one for each.
+    pub(crate) step: usize,
     pub(crate) taps: usize,
     pub(crate) kc: usize,
     /// `[taps][kc / k_granule, rounded up][nr][k_granule]`.
@@ -74,6 +76,9 @@ pub struct Tiles<A: 'static, B: 'static, C: 'static> {
     pub(crate) clamped: &'static [ClampedFn<A, B>],
     /// As `half`, likewise.
     pub(crate) clamped_half: &'static [ClampedFn<A, B>],
+    /// Whether the kernels step from piece to piece by themselves ([`TileArgs::step`]). With fewer bytes to
+    /// multiply than pointers to make that gains; kernels of reals have no register left for it.
+    pub(crate) steps: bool,
     /// Prepares the left operand for kernels that multiply 16-bit numbers: once for all panels,
     /// with the taps joined to one piece.
     pub(crate) widen: Option<Widen<A>>,
@@ -107,6 +112,7 @@ macro_rules! tiles {
             wide: $f::<1, { $crate::gemm::WIDE }>,
             clamped: &[],
             clamped_half: &[],
+            steps: false,
             widen: $widen,
         }
     };
@@ -121,6 +127,21 @@ pub(crate) use tiles;
 pub(crate) unsafe fn tap_rows<const MR: usize, A, B>(args: &TileArgs<A, B>, t: usize) -> [*const A; MR] {
     // SAFETY: by contract the array holds [taps][MR] pointers.
     unsafe { *args.rows.add(t * MR).cast::<[*const A; MR]>() }
+}
+
+/// As [`tap_rows`], for [`Tiles::steps`]: also the element behind the pointers that the pieces begin at.
+///
+/// # Safety
+/// `args.rows` must hold `(t + 1) * MR` pointers, or `MR` where there is a step.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+pub(crate) unsafe fn tap_steps<const MR: usize, A, B>(
+    args: &TileArgs<A, B>,
+    t: usize,
+) -> ([*const A; MR], usize) {
+    let table = if args.step == 0 { t } else { 0 };
+    // SAFETY: by contract the array holds so many pointers.
+    (unsafe { tap_rows(args, table) }, t * args.step)
 }
 
 /// The last `n` bytes (fewer than `N`) of a piece, with zeros behind.

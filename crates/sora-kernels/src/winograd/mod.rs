@@ -410,6 +410,7 @@ fn multiply(
             }
             let args = TileArgs {
                 rows: rows.as_ptr(),
+                step: 0,
                 taps: 1,
                 kc: panels.kc,
                 panel: weights.as_ptr(),
