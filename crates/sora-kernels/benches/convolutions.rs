@@ -95,7 +95,7 @@ fn winograd(k: Kernels, edge: TileEdge, images: usize, size: usize, channels: us
     let copies = (COLD / (edge.elements() * channels * channels * 4)).clamp(1, 64);
     let weights = vec![0.25; channels * channels * 9];
     let packed: Vec<_> =
-        (0..copies).map(|_| PackedWinograd::pack(k, edge, channels, channels, &weights)).collect();
+        (0..copies).map(|_| PackedWinograd::pack(k, edge, channels, channels, &weights, |w| w)).collect();
     let pixels = images * size * size;
     let data = vec![0.5f32; pixels * channels];
     let (bias, mut y) = (vec![0.5; channels], vec![0.0f32; pixels * channels]);

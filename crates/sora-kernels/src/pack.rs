@@ -58,11 +58,115 @@ impl<A, B: Plain, C> Panels<A, B, C> {
         strides: [usize; 3],
         convert: impl Fn(S) -> B,
     ) {
-        let ([of_column, of_channel, of_tap], convert) = (strides, &convert);
-        self.fill_columns(|tap, col| {
-            let piece = &source[origin + col * of_column + tap * of_tap..];
-            move |k| convert(piece[k * of_channel])
+        let [of_column, of_channel, of_tap] = strides;
+        match (self.tile.k_granule, strides) {
+            (1, [1, ..]) => self.fill_rows::<1, S>(source, origin, strides, convert),
+            (2, [1, ..]) => self.fill_rows::<2, S>(source, origin, strides, convert),
+            (4, [1, ..]) => self.fill_rows::<4, S>(source, origin, strides, convert),
+            (8, [1, ..]) => self.fill_rows::<8, S>(source, origin, strides, convert),
+            (1, [_, 1, _]) => self.fill_lines::<1, S>(source, origin, strides, convert),
+            (2, [_, 1, _]) => self.fill_lines::<2, S>(source, origin, strides, convert),
+            (4, [_, 1, _]) => self.fill_lines::<4, S>(source, origin, strides, convert),
+            (8, [_, 1, _]) => self.fill_lines::<8, S>(source, origin, strides, convert),
+            _ => {
+                let convert = &convert;
+                self.fill_columns(|tap, col| {
+                    let piece = &source[origin + col * of_column + tap * of_tap..];
+                    move |k| convert(piece[k * of_channel])
+                });
+            }
+        }
+    }
+
+    /// As [`Panels::fill_strided`] where columns are neighbours: reads rows, one depth at a time.
+    fn fill_rows<const G: usize, S: Copy>(
+        &mut self,
+        source: &[S],
+        origin: usize,
+        [_, of_channel, of_tap]: [usize; 3],
+        convert: impl Fn(S) -> B,
+    ) {
+        let (n, kc, nr) = (self.n, self.kc, self.tile.nr);
+        self.each_piece::<G>(|first, tap, cells| {
+            let cols = nr.min(n - first);
+            let row = |k: usize| &source[origin + first + k * of_channel + tap * of_tap..][..cols];
+            for (group, step) in cells.chunks_exact_mut(nr).enumerate() {
+                let depth = group * G;
+                if depth + G <= kc {
+                    let rows: [&[S]; G] = core::array::from_fn(|u| row(depth + u));
+                    for (j, cell) in step[..cols].iter_mut().enumerate() {
+                        *cell = core::array::from_fn(|u| convert(rows[u][j]));
+                    }
+                } else {
+                    for k in depth..kc {
+                        step.iter_mut().zip(row(k)).for_each(|(cell, &x)| cell[k % G] = convert(x));
+                    }
+                }
+            }
         });
+    }
+
+    /// As [`Panels::fill_strided`] where channels are neighbours: reads columns, some at a time, so that what is
+    /// written stays in registers and the nearest cache.
+    fn fill_lines<const G: usize, S: Copy>(
+        &mut self,
+        source: &[S],
+        origin: usize,
+        [of_column, _, of_tap]: [usize; 3],
+        convert: impl Fn(S) -> B,
+    ) {
+        const COLUMNS: usize = 4;
+        const GROUPS: usize = 16;
+        let (n, kc, nr) = (self.n, self.kc, self.tile.nr);
+        self.each_piece::<G>(|first, tap, cells| {
+            let cols = nr.min(n - first);
+            let line = |j: usize| source[origin + (first + j) * of_column + tap * of_tap..][..kc].as_chunks();
+            for (block, steps) in cells.chunks_mut(GROUPS * nr).enumerate() {
+                let start = block * GROUPS;
+                let count = (kc / G).min(start + GROUPS) - start;
+                let mut j = 0;
+                while j + COLUMNS <= cols {
+                    let lines: [&[[S; G]]; COLUMNS] =
+                        core::array::from_fn(|c| &line(j + c).0[start..start + count]);
+                    for (group, step) in steps.chunks_exact_mut(nr).take(count).enumerate() {
+                        let cells: [[B; G]; COLUMNS] =
+                            core::array::from_fn(|c| lines[c][group].map(&convert));
+                        step[j..j + COLUMNS].copy_from_slice(&cells);
+                    }
+                    j += COLUMNS;
+                }
+                for j in j..cols {
+                    let groups = line(j).0[start..start + count].iter();
+                    for (step, group) in steps.chunks_exact_mut(nr).zip(groups) {
+                        step[j] = group.map(&convert);
+                    }
+                }
+                if let Some(step) = steps.chunks_exact_mut(nr).nth(count) {
+                    for (j, cell) in step[..cols].iter_mut().enumerate() {
+                        let rest: &[S] = line(j).1;
+                        cell.iter_mut().zip(rest).for_each(|(to, &x)| *to = convert(x));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Calls `fill` with the first column, the tap, and the granules `[kc / G][nr]` of every piece of a panel,
+    /// zeros where it may leave some.
+    fn each_piece<const G: usize>(&mut self, mut fill: impl FnMut(usize, usize, &mut [[B; G]])) {
+        let (n, kc, taps, nr, stride) = (self.n, self.kc, self.taps, self.tile.nr, self.stride());
+        if stride == 0 {
+            return;
+        }
+        for (first, panel) in (0..n).step_by(nr).zip(self.data.as_mut_slice().chunks_exact_mut(stride)) {
+            if n - first < nr || kc % G > 0 {
+                panel.fill(B::ZERO);
+            }
+            let (cells, _) = panel.as_chunks_mut::<G>();
+            for (tap, cells) in cells.chunks_exact_mut(stride / taps / G).enumerate() {
+                fill(first, tap, cells);
+            }
+        }
     }
 
     /// Writes every element; `value(k, n)` with `k = tap * kc + channel`.
@@ -290,7 +394,7 @@ impl PackedBf16 {
     /// When the matrix does not fit `data`.
     pub fn repack_kn(&mut self, data: &[u16], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill_with(|panels| panels.fill(|i, j| data[i * ld + j]));
+        self.fill_with(|panels| panels.fill_strided(data, 0, [1, ld, 0], |w| w));
     }
 
     /// [`Self::from_nk`] into the memory of an earlier operand.
@@ -299,7 +403,7 @@ impl PackedBf16 {
     /// When the matrix does not fit `data`.
     pub fn repack_nk(&mut self, data: &[u16], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill_with(|panels| panels.fill(|i, j| data[j * ld + i]));
+        self.fill_with(|panels| panels.fill_strided(data, 0, [ld, 1, 0], |w| w));
     }
 }
 
@@ -337,7 +441,7 @@ impl PackedI8 {
     /// When the matrix does not fit `data`.
     pub fn repack_kn(&mut self, data: &[i8], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill_with(|panels| panels.fill(|i, j| data[i * ld + j]));
+        self.fill_with(|panels| panels.fill_strided(data, 0, [1, ld, 0], |w| w));
     }
 
     /// [`Self::from_nk`] into the memory of an earlier operand.
@@ -346,7 +450,7 @@ impl PackedI8 {
     /// When the matrix does not fit `data`.
     pub fn repack_nk(&mut self, data: &[i8], k: usize, n: usize, ld: usize) {
         self.panels.reshape(1, k, n);
-        self.fill_with(|panels| panels.fill(|i, j| data[j * ld + i]));
+        self.fill_with(|panels| panels.fill_strided(data, 0, [ld, 1, 0], |w| w));
     }
 
     /// Σₖ B\[k\]\[n\] for each of the `n` columns.
@@ -376,6 +480,52 @@ pub fn fold_zero_point(bias: Option<&[i32]>, col_sums: &[i32], zero_point: i32) 
         Some(bias) => {
             assert_eq!(bias.len(), col_sums.len(), "one bias per column");
             bias.iter().zip(shifts).map(|(b, s)| b.wrapping_sub(s)).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    /// Every order of the strides, with tails in depth and columns, packs what the closure says.
+    #[test]
+    fn strided_sources_pack_like_single_elements() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for kernels in Kernels::all_available() {
+            for round in 0..60 {
+                let (taps, kc, n) = (rng.usize(1..4), rng.usize(1..150), rng.usize(1..90));
+                let gap = rng.usize(0..3);
+                let (strides, len) = match round % 4 {
+                    0 => ([1, n + gap, (n + gap) * kc], taps * kc * (n + gap)),
+                    1 => ([taps * (kc + gap), 1, kc + gap], n * taps * (kc + gap)),
+                    2 => ([kc * taps, taps, 1], n * kc * taps),
+                    _ => ([taps, n * taps, 1], n * kc * taps),
+                };
+                let origin = rng.usize(0..5);
+                let source: Vec<u8> = (0..origin + len).map(|_| rng.u8(..)).collect();
+                let at = |k: usize, n: usize| {
+                    source[origin + n * strides[0] + k % kc * strides[1] + k / kc * strides[2]]
+                };
+                let extents = (taps, kc, n);
+                macro_rules! same {
+                    ($packed:ident, $convert:expr) => {
+                        let strided =
+                            $packed::from_strided(kernels, extents, &source, origin, strides, $convert);
+                        let single = $packed::pack(kernels, taps, kc, n, |k, n| $convert(at(k, n)));
+                        assert_eq!(
+                            strided.panels.data.as_slice(),
+                            single.panels.data.as_slice(),
+                            "{kernels:?} {extents:?} {strides:?}"
+                        );
+                    };
+                }
+                same!(PackedF32, f32::from);
+                same!(PackedBf16, u16::from);
+                same!(PackedI8, |x: u8| x as i8);
+            }
         }
     }
 }

@@ -107,7 +107,7 @@ fn winograd_rows_match_naive_loops() {
                 ])
                 .unwrap();
             for edge in [TileEdge::Two, TileEdge::Four] {
-                let packed = PackedWinograd::pack(kernels, edge, case.channels, n, &case.w);
+                let packed = PackedWinograd::pack(kernels, edge, case.channels, n, &case.w, |w| w);
                 let x = case.images();
                 let ld = n + 3;
                 let mut whole = vec![f32::NAN; pixels * ld];
@@ -166,7 +166,7 @@ fn the_usual_error_is_small() {
     let case = Case { images: 1, input, pad: [1, 1], output: input, channels, n, x, w };
     for kernels in Kernels::all_available() {
         for (edge, limit) in [(TileEdge::Two, 1e-6), (TileEdge::Four, 5e-6)] {
-            let packed = PackedWinograd::pack(kernels, edge, channels, n, &case.w);
+            let packed = PackedWinograd::pack(kernels, edge, channels, n, &case.w, |w| w);
             let mut y = vec![0.0; 144 * n];
             let out = MatMut::new(&mut y, 144, n, n);
             let rows = case.images().tile_rows(edge);
@@ -194,7 +194,7 @@ fn nan_stays() {
     let case = Case { images: 1, input, pad: [1, 1], output: input, channels, n, x, w };
     for kernels in Kernels::all_available() {
         for edge in [TileEdge::Two, TileEdge::Four] {
-            let packed = PackedWinograd::pack(kernels, edge, channels, n, &case.w);
+            let packed = PackedWinograd::pack(kernels, edge, channels, n, &case.w, |w| w);
             let mut y = vec![0.0; 81 * n];
             let out = MatMut::new(&mut y, 81, n, n);
             run(

@@ -10,34 +10,62 @@ use memmap2::Mmap;
 /// Alignment in bytes of every owned buffer: one cache line, one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
 
+/// The unit of allocation of owned buffers: as much alignment as the system gives zeroed memory for without
+/// writing it.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; ALIGNMENT]);
+#[repr(C, align(16))]
+struct Block([u8; 16]);
 
 /// Immutable-when-shared bytes, aligned to [`ALIGNMENT`] when owned.
 #[derive(Clone)]
 pub struct Buffer(Storage);
 
-#[derive(Clone)]
 enum Storage {
-    Owned { lines: Vec<Line>, len: usize },
-    Mapped { map: Arc<Mmap>, range: Range<usize> },
+    /// The bytes begin `start` bytes behind the first block.
+    Owned {
+        blocks: Vec<Block>,
+        start: usize,
+        len: usize,
+    },
+    Mapped {
+        map: Arc<Mmap>,
+        range: Range<usize>,
+    },
+}
+
+impl Clone for Storage {
+    fn clone(&self) -> Self {
+        match self {
+            // Elsewhere, the lines may begin at another block.
+            Storage::Owned { .. } => Buffer::copy_of(self.bytes()).0,
+            Storage::Mapped { map, range } => Storage::Mapped { map: Arc::clone(map), range: range.clone() },
+        }
+    }
+}
+
+impl Storage {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Storage::Owned { blocks, start, len } => &bytemuck::cast_slice(blocks)[*start..start + len],
+            Storage::Mapped { map, range } => &map[range.clone()],
+        }
+    }
 }
 
 impl Buffer {
-    /// `len` zero bytes; aborts like `Vec` when memory runs out.
+    /// `len` zero bytes; panics when memory runs out.
     pub fn zeroed(len: usize) -> Self {
-        let lines = vec![Line([0; ALIGNMENT]); len.div_ceil(ALIGNMENT)];
-        Buffer(Storage::Owned { lines, len })
+        Self::try_zeroed(len).unwrap_or_else(|| panic!("no memory for {len} bytes"))
     }
 
-    /// `len` zero bytes, or `None` when memory does not suffice: for sizes that come from a file.
+    /// `len` zero bytes, or `None` when memory does not suffice: for sizes that come from a file. The system hands
+    /// large ones out untouched: what nobody writes takes no memory.
     pub fn try_zeroed(len: usize) -> Option<Self> {
-        let count = len.div_ceil(ALIGNMENT);
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(count).ok()?;
-        lines.resize(count, Line([0; ALIGNMENT]));
-        Some(Buffer(Storage::Owned { lines, len }))
+        let size = if len == 0 { 0 } else { len.checked_add(ALIGNMENT)? };
+        let blocks = bytemuck::try_zeroed_vec::<Block>(size.div_ceil(size_of::<Block>())).ok()?;
+        let address = blocks.as_ptr().addr();
+        let start = if len == 0 { 0 } else { address.next_multiple_of(ALIGNMENT) - address };
+        Some(Buffer(Storage::Owned { blocks, start, len }))
     }
 
     /// A copy of `bytes`.
@@ -104,7 +132,9 @@ impl Buffer {
             *self = Self::copy_of(self);
         }
         match &mut self.0 {
-            Storage::Owned { lines, len } => &mut bytemuck::cast_slice_mut(lines)[..*len],
+            Storage::Owned { blocks, start, len } => {
+                &mut bytemuck::cast_slice_mut(blocks)[*start..*start + *len]
+            }
             Storage::Mapped { .. } => &mut [],
         }
     }
@@ -114,9 +144,6 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Storage::Owned { lines, len } => &bytemuck::cast_slice(lines)[..*len],
-            Storage::Mapped { map, range } => &map[range.clone()],
-        }
+        self.0.bytes()
     }
 }

@@ -54,20 +54,59 @@ pub struct Tensor {
     data: Arc<Data>,
 }
 
-/// Bytes, and an aligned copy of them once somebody needs one: a file may hold tensors anywhere.
+/// Where the bytes come from, and bytes in memory once somebody needs them there.
 #[derive(Clone)]
 struct Data {
-    given: Buffer,
-    aligned: OnceLock<Buffer>,
+    source: Source,
+    own: OnceLock<Buffer>,
+}
+
+#[derive(Clone)]
+enum Source {
+    /// At any address: a file may hold tensors anywhere.
+    Given(Buffer),
+    /// So many bytes, which a function writes over zeros.
+    Computed(usize, Arc<dyn Fn(&mut [u8]) + Send + Sync>),
 }
 
 impl Data {
     fn new(given: Buffer) -> Arc<Self> {
-        Arc::new(Data { given, aligned: OnceLock::new() })
+        Data::of(Source::Given(given))
     }
 
-    fn is_aligned(&self, dtype: DType) -> bool {
-        self.given.as_ptr().addr().is_multiple_of(dtype.size())
+    fn of(source: Source) -> Arc<Self> {
+        Arc::new(Data { source, own: OnceLock::new() })
+    }
+
+    fn len(&self) -> usize {
+        match &self.source {
+            Source::Given(given) => given.len(),
+            Source::Computed(len, _) => *len,
+        }
+    }
+
+    /// The given bytes, if their address is aligned for `dtype`.
+    fn aligned(&self, dtype: DType) -> Option<&Buffer> {
+        match &self.source {
+            Source::Given(given) => Some(given).filter(|g| g.as_ptr().addr().is_multiple_of(dtype.size())),
+            Source::Computed(..) => None,
+        }
+    }
+
+    /// The bytes in memory of their own, which are aligned for every dtype.
+    fn own(&self) -> &Buffer {
+        self.own.get_or_init(|| match &self.source {
+            Source::Given(given) => {
+                let copy = Buffer::copy_of(given);
+                given.release();
+                copy
+            }
+            Source::Computed(len, compute) => {
+                let mut made = Buffer::zeroed(*len);
+                compute(made.bytes_mut());
+                made
+            }
+        })
     }
 }
 
@@ -83,6 +122,26 @@ impl Tensor {
             return Err(TensorError::Length { dtype, shape, expected, found: data.len() });
         }
         Ok(Tensor { dtype, shape: shape.to_vec(), data: Data::new(data) })
+    }
+
+    /// A tensor whose elements `compute` writes over zeros when somebody first asks for them: what large
+    /// constants are made of may lie in a file, and needs no second copy until then. Called again, `compute` must
+    /// write the same.
+    ///
+    /// # Errors
+    /// [`TensorError::TooLarge`] when the byte count overflows.
+    pub fn computed(
+        dtype: DType,
+        shape: &[usize],
+        compute: impl Fn(&mut [u8]) + Send + Sync + 'static,
+    ) -> Result<Self, TensorError> {
+        let source = Source::Computed(byte_count(dtype, shape)?, Arc::new(compute));
+        Ok(Tensor { dtype, shape: shape.to_vec(), data: Data::of(source) })
+    }
+
+    /// Whether reading the elements may compute them; see [`Tensor::computed`].
+    pub fn is_computed(&self) -> bool {
+        matches!(self.data.source, Source::Computed(..))
     }
 
     /// A tensor of zeros.
@@ -152,59 +211,60 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.data.given.len() / self.dtype.size()
+        self.data.len() / self.dtype.size()
     }
 
     /// The number of bytes of all elements.
     pub fn byte_len(&self) -> usize {
-        self.data.given.len()
+        self.data.len()
     }
 
     /// Whether there is no element.
     pub fn is_empty(&self) -> bool {
-        self.data.given.is_empty()
+        self.data.len() == 0
     }
 
     /// The elements as bytes, row-major, in the machine's byte order, aligned for the dtype.
     pub fn bytes(&self) -> &[u8] {
-        match self.data.is_aligned(self.dtype) {
-            true => &self.data.given,
-            false => self.data.aligned.get_or_init(|| {
-                let copy = Buffer::copy_of(&self.data.given);
-                self.data.given.release();
-                copy
-            }),
-        }
+        self.data.aligned(self.dtype).unwrap_or_else(|| self.data.own())
     }
 
     /// As [`Tensor::bytes`], at any address: never copies, so what only passes over a mapped file's weights
     /// once, and then [releases](Tensor::release) them, holds no second copy.
     pub fn raw(&self) -> &[u8] {
-        &self.data.given
+        match &self.data.source {
+            Source::Given(given) => given,
+            Source::Computed(..) => self.data.own(),
+        }
     }
 
     /// Lets go of the memory behind elements that are mapped from a file; see [`Buffer::release`].
     pub fn release(&self) {
-        self.data.given.release();
+        if let Source::Given(given) = &self.data.source {
+            given.release();
+        }
     }
 
-    /// The same elements. An aligned copy that [`Tensor::bytes`] of the result may have to keep dies with the
-    /// result instead of living as long as `self`.
+    /// The same elements. What [`Tensor::bytes`] of the result may have to keep, an aligned copy or computed
+    /// elements, dies with the result instead of living as long as `self`.
     pub fn detached(&self) -> Self {
-        match self.data.is_aligned(self.dtype) {
-            true => self.clone(),
-            false => Tensor { data: Data::new(self.data.given.clone()), ..self.clone() },
+        match self.data.aligned(self.dtype) {
+            Some(_) => self.clone(),
+            None => Tensor { data: Data::of(self.data.source.clone()), ..self.clone() },
         }
     }
 
     /// Mutable bytes, copied first when shared.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        if !self.data.is_aligned(self.dtype) {
-            self.data = Data::new(Buffer::copy_of(self.bytes()));
+        if self.data.aligned(self.dtype).is_none() {
+            self.data = Data::new(self.data.own().clone());
         }
         let data = Arc::make_mut(&mut self.data);
-        data.aligned = OnceLock::new();
-        data.given.bytes_mut()
+        data.own = OnceLock::new();
+        match &mut data.source {
+            Source::Given(given) => given.bytes_mut(),
+            Source::Computed(..) => &mut [],
+        }
     }
 
     /// The elements, row-major.
@@ -349,6 +409,28 @@ mod tests {
     }
 
     #[test]
+    fn computed_elements_are_made_once_for_each_detached_copy() {
+        let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let tensor = Tensor::computed(DType::I16, &[2, 2], move |bytes| {
+            let count = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            bytes.fill(if count < 2 { 1 } else { 2 });
+        });
+        let tensor = tensor.unwrap();
+        assert_eq!((tensor.len(), tensor.byte_len(), tensor.is_computed()), (4, 8, true));
+        let detached = tensor.detached();
+        assert_eq!(detached.to_i64s(), [257; 4]);
+        assert_eq!(detached.raw(), [1; 8]);
+        assert_eq!(tensor.clone().reshape(&[4]).unwrap(), detached.reshape(&[4]).unwrap());
+        let mut changed = tensor.clone();
+        changed.as_mut_slice::<i16>().unwrap()[3] = 7;
+        assert_eq!((changed.to_i64s(), changed.is_computed()), (vec![257, 257, 257, 7], false));
+        assert_eq!(tensor.to_i64s(), [257; 4]);
+        assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 2);
+        assert!(Tensor::computed(DType::I16, &[usize::MAX, 2], |_| ()).is_err());
+    }
+
+    #[test]
     fn mapped_files_are_shared_and_realigned() {
         let path = std::env::temp_dir().join(format!("sora-tensor-{}", std::process::id()));
         std::fs::write(&path, [0u8, 1, 0, 0, 0, 2, 0, 0, 0]).unwrap();
@@ -358,7 +440,7 @@ mod tests {
         let tensor = Tensor::new(DType::I32, &[2], part).unwrap();
         let detached = tensor.detached();
         assert_eq!(detached.as_slice::<i32>().unwrap(), [1, 2]);
-        assert!(tensor.data.aligned.get().is_none());
+        assert!(tensor.data.own.get().is_none());
         assert_eq!(tensor.raw(), detached.bytes());
         tensor.release();
         assert_eq!(tensor.as_slice::<i32>().unwrap(), [1, 2]);

@@ -92,7 +92,7 @@ impl Lowering<'_> {
     /// The value as a constant: given, or dequantized from one.
     pub(crate) fn constant(&self, v: ValueId) -> Option<Tensor> {
         if let Some(tensor) = self.graph.const_value(v) {
-            return Some(tensor.clone());
+            return Some(tensor.detached());
         }
         let (node, inputs) = self.dequantized(v)?;
         node.op.eval(&EvalCx { inputs: &inputs }).ok()?.pop()

@@ -54,10 +54,11 @@ impl Lowering<'_> {
             if let Some(bias) = self.byte_bias(chain.bias, &steps) {
                 let layout = self.row_layout(a, Encoding::Affine(affine));
                 let (x, _) = self.quantized(a, layout)?;
-                let order = self.weight_rows(a, k, layout);
                 let values = weights.values();
-                let value = |i: usize, j: usize| values[order[i] * n + j];
-                let pack = || PackedI8::pack(kernels, 1, k, n, value);
+                let pack = || match self.weight_rows(a, k, layout) {
+                    None => PackedI8::from_kn(kernels, values, k, n, n),
+                    Some(order) => PackedI8::pack(kernels, 1, k, n, |i, j| values[order[i] * n + j]),
+                };
                 let arranged = format!("KN {layout:?}");
                 let packed = self.weights.get(weights.source(), &arranged, (1, k, n), pack);
                 let bias = fold_zero_point(Some(&bias), packed.col_sums(), affine.zero_point);
@@ -73,19 +74,23 @@ impl Lowering<'_> {
         if self.multiplies_bf16() {
             let layout = self.row_layout(a, Encoding::Bf16);
             let x = self.rounded(a, layout)?;
-            let order = self.weight_rows(a, k, layout);
             let values = numbers(&weights);
-            let value = |i: usize, j: usize| bf16::round(f32::from_ne_bytes(values[order[i] * n + j]));
-            let packed = PackedBf16::pack(kernels, 1, k, n, value);
+            let round = |w| bf16::round(f32::from_ne_bytes(w));
+            let packed = match self.weight_rows(a, k, layout) {
+                None => PackedBf16::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], round),
+                Some(order) => PackedBf16::pack(kernels, 1, k, n, |i, j| round(values[order[i] * n + j])),
+            };
             weights.release();
             return self.dense("gemm.bf16", x, rows, k, n, Half { packed, bias }, chain);
         }
         let layout = self.row_layout(a, Encoding::Exact);
         let x = self.exact(a, layout)?;
-        let order = self.weight_rows(a, k, layout);
         let values = numbers(&weights);
-        let value = |i: usize, j: usize| f32::from_ne_bytes(values[order[i] * n + j]);
-        let pack = || PackedF32::pack(kernels, 1, k, n, value);
+        let number = f32::from_ne_bytes;
+        let pack = || match self.weight_rows(a, k, layout) {
+            None => PackedF32::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], number),
+            Some(order) => PackedF32::pack(kernels, 1, k, n, |i, j| number(values[order[i] * n + j])),
+        };
         let packed = self.weights.get(&weights, &format!("KN {layout:?}"), (1, k, n), pack);
         weights.release();
         self.dense("gemm.f32", x, rows, k, n, Real { packed, bias }, chain)
@@ -105,14 +110,14 @@ impl Lowering<'_> {
         }
     }
 
-    /// The row of the weights that each element of a row in this layout meets.
-    fn weight_rows(&self, a: ValueId, k: usize, layout: Layout) -> Vec<usize> {
+    /// The row of the weights that each element of a row in this layout meets; `None` when they go in step.
+    fn weight_rows(&self, a: ValueId, k: usize, layout: Layout) -> Option<Vec<usize>> {
         let channels = match layout {
             Layout::Last(channels) if self.shape(a).len() == 2 => channels.max(1),
             _ => 1,
         };
         let pixels = k / channels;
-        (0..k).map(|i| (i % channels) * pixels + i / channels).collect()
+        (channels > 1 && pixels > 1).then(|| (0..k).map(|i| (i % channels) * pixels + i / channels).collect())
     }
 
     #[allow(clippy::too_many_arguments)]

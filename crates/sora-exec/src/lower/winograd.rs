@@ -141,8 +141,8 @@ impl Lowering<'_> {
         };
         let shape = (edge, conv.channels, conv.n);
         let packed = self.weights.get(constant, "OIHW", shape, || {
-            let weights: Vec<f32> = numbers(constant).iter().map(|&w| f32::from_ne_bytes(w)).collect();
-            PackedWinograd::pack(self.kernels, edge, conv.channels, conv.n, &weights)
+            let (weights, convert) = (numbers(constant), f32::from_ne_bytes);
+            PackedWinograd::pack(self.kernels, edge, conv.channels, conv.n, weights, convert)
         });
         let (out, _, dtype) = self.store(chain, layout);
         let info = self.info("winograd.f32", &chain.nodes, Some(chain.result), dtype);

@@ -102,11 +102,18 @@ pub struct PackedWinograd {
 }
 
 impl PackedWinograd {
-    /// Transforms and packs `weights`, `[n][channels][3][3]`.
+    /// Transforms and packs `weights`, `[n][channels][3][3]`, that `convert` makes numbers of.
     ///
     /// # Panics
     /// When there are fewer weights.
-    pub fn pack(kernels: Kernels, edge: TileEdge, channels: usize, n: usize, weights: &[f32]) -> Self {
+    pub fn pack<S: Copy>(
+        kernels: Kernels,
+        edge: TileEdge,
+        channels: usize,
+        n: usize,
+        weights: &[S],
+        convert: impl Fn(S) -> f32,
+    ) -> Self {
         let (tile, gemm) = gemm_f32_tiles(kernels);
         let (_, tiles) = winograd_f32_tiles(kernels);
         let mut panels = Panels::new(tile, gemm, edge.elements(), channels, n);
@@ -121,7 +128,7 @@ impl PackedWinograd {
                     for j in 0..cols {
                         let kernel = &weights[((p * nr + j) * channels + c) * TAPS..][..TAPS];
                         for (t, &w) in kernel.iter().enumerate() {
-                            taps[t * nr + j] = w;
+                            taps[t * nr + j] = convert(w);
                         }
                     }
                     let to = &mut panel[c * nr..];

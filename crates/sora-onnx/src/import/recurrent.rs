@@ -2,7 +2,7 @@
 
 use sora_ir::ops::{Direction, Gru, Lstm, Rnn, RnnActivation};
 use sora_ir::{Dim, Op, ValueId};
-use sora_tensor::Tensor;
+use sora_tensor::{Buffer, Tensor};
 
 use super::node::{Built, NodeCx, size};
 use super::quant::{Scale, real, rounded};
@@ -99,12 +99,14 @@ fn real_rows(
         }
         None => None,
     };
-    let mut rows = Vec::with_capacity(bytes.len());
-    let values = bytes.to_f64s();
-    for matrix in values.chunks_exact((depth * columns).max(1)) {
-        rows.extend((0..columns * depth).filter_map(|i| matrix.get(i % depth * columns + i / depth)));
+    if bytes.dtype().size() != 1 {
+        return Err(Refusal::new(format!("its weights are {}, not bytes", bytes.dtype())));
     }
-    let rows = Tensor::from_f64s(bytes.dtype(), &[directions, columns, depth], &rows);
+    let mut rows = Vec::with_capacity(bytes.len());
+    for matrix in bytes.raw().chunks_exact((depth * columns).max(1)) {
+        rows.extend((0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns)));
+    }
+    let rows = Tensor::new(bytes.dtype(), &[directions, columns, depth], Buffer::copy_of(&rows));
     let rows = cx.make("rows", rows.map_err(|e| Refusal::new(e.to_string()))?);
     real(cx, rows, Scale { scale, zero_point }, 2)
 }

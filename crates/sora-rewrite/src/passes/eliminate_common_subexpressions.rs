@@ -51,7 +51,10 @@ pub(crate) fn eliminate_common_subexpressions(
 fn merge_constants(graph: &mut Graph) {
     let mut groups: HashMap<(DType, Vec<usize>, Vec<u8>), Vec<ValueId>> = HashMap::new();
     for (id, value) in graph.values() {
-        if let Def::Const(tensor) = &value.def {
+        // Elements that nobody has computed yet are not worth computing for this.
+        if let Def::Const(tensor) = &value.def
+            && !tensor.is_computed()
+        {
             groups.entry(fingerprint(tensor)).or_default().push(id);
         }
     }

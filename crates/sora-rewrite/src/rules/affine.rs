@@ -97,43 +97,42 @@ impl<'a> Linear<'a> {
         Self::of(view, node).filter(|_| view.single_use(value))
     }
 
-    /// Input and output channel of the weights at these indices of the first two axes.
-    fn channels(&self, first: usize, second: usize) -> (usize, usize) {
+    /// The weights times a factor per channel of one side; `None` if that might overflow.
+    fn scaled_weights(&self, side: Side, factors: Vec<f64>) -> Option<Tensor> {
         let shape = self.weights.shape();
-        match &self.node.op {
-            Op::Conv(conv) => (first / (shape[0] / conv.group) * shape[1] + second, first),
-            Op::ConvTranspose(conv) => (first, first / (shape[0] / conv.group) * shape[1] + second),
-            _ => (first, second),
-        }
-    }
-
-    /// The weights times a factor per (input, output) channel; `None` if that overflows.
-    fn scaled_weights(&self, factor: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
-        let shape = self.weights.shape();
-        let taps = shape[2..].iter().product::<usize>().max(1);
-        let pairs = (0..shape[0]).flat_map(|first| (0..shape[1]).map(move |second| (first, second)));
-        let factors = pairs.map(|(first, second)| {
-            let (from, to) = self.channels(first, second);
-            factor(from, to)
-        });
+        let group = match &self.node.op {
+            Op::Conv(conv) => conv.group,
+            Op::ConvTranspose(conv) => conv.group,
+            _ => 1,
+        };
+        let first = if matches!(self.node.op, Op::Conv(_)) { Side::Output } else { Side::Input };
+        let scaling = Scaling {
+            factors,
+            each_row: side == first,
+            group_rows: (shape[0] / group).max(1),
+            columns: shape[1],
+            taps: shape[2..].iter().product(),
+        };
         if self.weights.dtype() != DType::F32 {
-            let each = factors.flat_map(|factor| std::iter::repeat_n(factor, taps));
-            let values = self.weights.to_f64s().into_iter().zip(each).map(|(w, factor)| w * factor);
+            let factor = |i: usize| {
+                let row = i / (scaling.columns * scaling.taps);
+                let factors = scaling.of_row(row);
+                factors[i / scaling.taps % scaling.columns % factors.len()]
+            };
+            let values = self.weights.to_f64s().into_iter().enumerate().map(|(i, w)| w * factor(i));
             return finite(self.weights, shape, values);
         }
-        // Large networks are mostly such weights: read once where they lie in the file, written once.
-        let mut scaled = Tensor::zeros(DType::F32, shape).ok()?;
-        let (weights, _) = self.weights.raw().as_chunks::<4>();
-        let to = scaled.as_mut_slice::<f32>().ok()?;
-        let mut overflow = false;
-        for ((to, from), factor) in to.chunks_exact_mut(taps).zip(weights.chunks_exact(taps)).zip(factors) {
-            for (to, &w) in to.iter_mut().zip(from) {
-                *to = (f64::from(f32::from_ne_bytes(w)) * factor) as f32;
-                overflow |= !to.is_finite();
-            }
-        }
-        self.weights.release();
-        (!overflow).then_some(scaled)
+        // Large networks are mostly such weights: their products are computed when somebody packs them.
+        let weights = self.weights.detached();
+        let most = scaling.factors.iter().fold(0.0, |most: f64, factor| most.max(factor.abs()));
+        let bounded = scaling.factors.iter().all(|factor| factor.is_finite())
+            && ((f64::from(largest(&weights)) * most) as f32).is_finite();
+        let compute = move |to: &mut [u8]| {
+            let weights = weights.detached();
+            scaling.apply(weights.raw().as_chunks().0, to.as_chunks_mut().0);
+            weights.release();
+        };
+        bounded.then(|| Tensor::computed(DType::F32, shape, compute).ok())?
     }
 
     /// Adds the node again with other weights and bias.
@@ -144,6 +143,61 @@ impl<'a> Linear<'a> {
         let count = if bias.is_some() { 3 } else { 2 };
         patch.node_with_optional(&self.node.name, self.node.op.clone(), inputs.into_iter().take(count))
     }
+}
+
+/// Which channels of a linear node have factors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Input,
+    Output,
+}
+
+/// Factors for weights `[rows, columns, taps]`, one for each row or one for each column.
+struct Scaling {
+    factors: Vec<f64>,
+    each_row: bool,
+    /// Rows that share the factors of the columns; those of other groups follow.
+    group_rows: usize,
+    columns: usize,
+    taps: usize,
+}
+
+impl Scaling {
+    /// The factors of a row: one in all, or one per column.
+    fn of_row(&self, row: usize) -> &[f64] {
+        match self.each_row {
+            true => &self.factors[row..=row],
+            false => &self.factors[row / self.group_rows * self.columns..][..self.columns],
+        }
+    }
+
+    fn apply(&self, from: &[[u8; 4]], to: &mut [[u8; 4]]) {
+        let scale = |to: &mut [u8; 4], from: &[u8; 4], factor: f64| {
+            *to = ((f64::from(f32::from_ne_bytes(*from)) * factor) as f32).to_ne_bytes();
+        };
+        let row_len = (self.columns * self.taps).max(1);
+        for (row, (to, from)) in to.chunks_exact_mut(row_len).zip(from.chunks_exact(row_len)).enumerate() {
+            match (self.of_row(row), self.taps) {
+                (&[factor], _) => to.iter_mut().zip(from).for_each(|(to, from)| scale(to, from, factor)),
+                (factors, 1) => {
+                    to.iter_mut().zip(from).zip(factors).for_each(|((to, from), &f)| scale(to, from, f));
+                }
+                (factors, taps) => {
+                    let pieces = to.chunks_exact_mut(taps).zip(from.chunks_exact(taps));
+                    for ((to, from), &factor) in pieces.zip(factors) {
+                        to.iter_mut().zip(from).for_each(|(to, from)| scale(to, from, factor));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The largest magnitude in an `f32` tensor; no finite number if one of them is none.
+fn largest(tensor: &Tensor) -> f32 {
+    const MAGNITUDE: u32 = 0x7fff_ffff;
+    let magnitude = |n: &[u8; 4]| u32::from_ne_bytes(*n) & MAGNITUDE;
+    f32::from_bits(tensor.raw().as_chunks().0.iter().map(magnitude).max().unwrap_or(0))
 }
 
 /// The name of a linear node's bias: its own if it has one.
@@ -222,13 +276,13 @@ fn fold_scale_into_weights(view: &View, node: &Node) -> Option<Patch> {
     let (y, ..) = constant_operand(view, node)?;
     let linear = Linear::behind(view, y)?;
     let (_, factors) = scale_of(view, node, linear.axes.1, linear.outputs)?;
-    let weights = linear.scaled_weights(|_, to| factors[to])?;
     let bias = match linear.bias {
         Some(bias) => {
             Some(finite(bias, bias.shape(), bias.to_f64s().iter().zip(&factors).map(|(b, s)| b * s))?)
         }
         None => None,
     };
+    let weights = linear.scaled_weights(Side::Output, factors)?;
     let mut patch = Patch::new();
     let folded = linear.rebuild(&mut patch, linear.x, weights, bias);
     Some(patch.replace(output(node)?, folded))
@@ -262,7 +316,7 @@ fn fold_input_scale_into_weights(view: &View, node: &Node) -> Option<Patch> {
     if view.ty(x) != view.ty(linear.x) {
         return None;
     }
-    let weights = linear.scaled_weights(|from, _| factors[from])?;
+    let weights = linear.scaled_weights(Side::Input, factors)?;
     let mut patch = Patch::new();
     let folded = linear.rebuild(&mut patch, x, weights, linear.bias.cloned());
     Some(patch.replace(output(node)?, folded))
@@ -282,7 +336,7 @@ fn fold_scale_behind_shift(view: &View, node: &Node) -> Option<Patch> {
     let shifts = shifts.iter().zip(&factors).map(|(c, s)| c * s);
     let mut patch = Patch::new();
     let shift = patch.constant(&format!("{}.shift", add.name), finite(shift, &[linear.outputs], shifts)?);
-    let weights = linear.scaled_weights(|_, to| factors[to])?;
+    let weights = linear.scaled_weights(Side::Output, factors)?;
     let scaled = linear.rebuild(&mut patch, linear.x, weights, None);
     let shifted = patch.node(&add.name, Binary { kind: BinaryKind::Add }, [scaled, shift]);
     Some(patch.replace(output(node)?, shifted))
