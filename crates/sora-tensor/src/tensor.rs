@@ -66,8 +66,10 @@ enum Source {
     /// At any address: a file may hold tensors anywhere.
     Given(Buffer),
     /// So many bytes, which a function writes over zeros.
-    Computed(usize, Arc<dyn Fn(&mut [u8]) + Send + Sync>),
+    Computed(usize, Arc<Compute>),
 }
+
+type Compute = dyn Fn(&mut [u8]) + Send + Sync;
 
 impl Data {
     fn new(given: Buffer) -> Arc<Self> {
@@ -252,6 +254,12 @@ impl Tensor {
             Some(_) => self.clone(),
             None => Tensor { data: Data::of(self.data.source.clone()), ..self.clone() },
         }
+    }
+
+    /// The same bytes as a vector of `u8`, for those who copy elements without reading them: it needs no alignment,
+    /// so [`Tensor::bytes`] gives them where they lie.
+    pub fn as_u8(&self) -> Self {
+        Tensor { dtype: DType::U8, shape: vec![self.byte_len()], data: Arc::clone(&self.data) }
     }
 
     /// Mutable bytes, copied first when shared.
@@ -441,6 +449,7 @@ mod tests {
         let detached = tensor.detached();
         assert_eq!(detached.as_slice::<i32>().unwrap(), [1, 2]);
         assert!(tensor.data.own.get().is_none());
+        assert_eq!(tensor.as_u8().bytes().as_ptr(), tensor.raw().as_ptr());
         assert_eq!(tensor.raw(), detached.bytes());
         tensor.release();
         assert_eq!(tensor.as_slice::<i32>().unwrap(), [1, 2]);

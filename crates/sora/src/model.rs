@@ -128,7 +128,10 @@ impl Model {
                     continue;
                 };
                 let finite = tensor.dtype() == DType::F32 && all_finite(tensor.raw());
-                tensor.release();
+                // What will be packed next is read once more, and let go of then.
+                if !linear || self.packed.is_some() {
+                    tensor.release();
+                }
                 if finite {
                     continue;
                 }

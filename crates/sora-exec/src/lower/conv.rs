@@ -157,7 +157,7 @@ impl Lowering<'_> {
         }
         if self.multiplies_bf16() && !c.is_depthwise() {
             let x = self.rounded(x, layout)?;
-            let done = self.convolve_bf16(c, x, numbers(&weights), bias.as_deref(), chain);
+            let done = self.convolve_bf16(c, x, &weights, bias.as_deref(), chain);
             weights.release();
             return done;
         }
@@ -216,24 +216,24 @@ impl Lowering<'_> {
         &mut self,
         c: &Convolution,
         x: Buf,
-        weights: &[[u8; 4]],
+        constant: &Tensor,
         bias: Option<&[f32]>,
         chain: &Chain,
     ) -> Option<()> {
         let cout = c.channels[1];
-        let kernels = self.kernels;
+        let (kernels, weights) = (self.kernels, numbers(constant));
         let gathered = self.gathered(c, x, 2, DType::BF16, &[0; 2])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
             let round = |w| bf16::round(f32::from_ne_bytes(w));
-            let packed = match (merged, c.strides(g)) {
-                (1, (origin, strides)) => {
-                    PackedBf16::from_strided(kernels, (taps, kc, cout), weights, origin, strides, round)
-                }
+            let (extents, (origin, strides)) = ((taps, kc, cout), c.strides(g));
+            let order = format!("{origin}+{strides:?}x{merged}");
+            let packed = self.weights.get(constant, &order, extents, || match merged {
+                1 => PackedBf16::from_strided(kernels, extents, weights, origin, strides, round),
                 _ => PackedBf16::pack(kernels, taps, kc, cout, |k, n| {
                     c.weight(g, n, k, kc, merged).map_or(0, |at| round(weights[at]))
                 }),
-            };
+            });
             Half { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
         });
         let groups = groups.collect();

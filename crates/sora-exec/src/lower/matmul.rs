@@ -76,10 +76,11 @@ impl Lowering<'_> {
             let x = self.rounded(a, layout)?;
             let values = numbers(&weights);
             let round = |w| bf16::round(f32::from_ne_bytes(w));
-            let packed = match self.weight_rows(a, k, layout) {
+            let pack = || match self.weight_rows(a, k, layout) {
                 None => PackedBf16::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], round),
                 Some(order) => PackedBf16::pack(kernels, 1, k, n, |i, j| round(values[order[i] * n + j])),
             };
+            let packed = self.weights.get(&weights, &format!("KN {layout:?}"), (1, k, n), pack);
             weights.release();
             return self.dense("gemm.bf16", x, rows, k, n, Half { packed, bias }, chain);
         }

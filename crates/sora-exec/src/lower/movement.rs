@@ -257,7 +257,11 @@ impl Lowering<'_> {
             _ => return None,
         };
         let encoding = self.any_encoding(x);
-        let from = self.encoded(x, Layout::Plain, encoding)?;
+        // Slices are only copied: a table in a file is read where it lies, whatever its address.
+        let from = match self.graph.const_value(x) {
+            Some(table) if encoding == Encoding::Exact => self.build.constant(table.detached().as_u8()),
+            _ => self.encoded(x, Layout::Plain, encoding)?,
+        };
         let picks = self.plain(indices)?;
         let dtype = self.stored(x, encoding);
         let buf = self.fresh(y, dtype);

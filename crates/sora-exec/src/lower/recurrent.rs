@@ -7,10 +7,10 @@ use std::sync::Arc;
 use sora_ir::ops::{Direction as Order, RnnActivation};
 use sora_ir::{Node, NodeId, Op};
 use sora_kernels::{Activation, Kernels, PackedBf16, PackedF32, PackedI8, bf16};
-use sora_tensor::DType;
+use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
-use super::layout::Layout;
+use super::layout::{Layout, numbers};
 use super::weights::ByteWeights;
 use crate::steps::dynamic::RowBytes;
 use crate::steps::recurrent::{Cell, Direction, Matrix, Recurrent, Share, share_of};
@@ -23,9 +23,9 @@ const PEEPHOLES: usize = 7;
 
 /// The weights of all directions, one row for each gate of each unit.
 enum Values {
-    Real(Vec<f32>),
+    Real(Tensor),
     /// To be rounded.
-    Bf16(Vec<f32>),
+    Bf16(Tensor),
     Bytes(ByteWeights),
 }
 
@@ -64,17 +64,28 @@ impl Rows {
     }
 }
 
+impl Drop for Values {
+    fn drop(&mut self) {
+        if let Values::Real(values) | Values::Bf16(values) = self {
+            values.release();
+        }
+    }
+}
+
 impl Values {
     /// Some rows of `depth` elements as columns; a bias is kept beside bytes.
     fn packed(&self, kernels: Kernels, rows: &Rows, depth: usize, bias: Option<&[f32]>) -> Matrix {
         let n = rows.len();
+        let (shape, strides) = ((1, depth, n), [depth, 1, 0]);
         match self {
             Values::Real(values) => {
-                Matrix::Real(PackedF32::from_nk(kernels, &rows.of(values, depth), depth, n, depth))
+                let (values, number) = (rows.of(numbers(values), depth), f32::from_ne_bytes);
+                Matrix::Real(PackedF32::from_strided(kernels, shape, &values, 0, strides, number))
             }
             Values::Bf16(values) => {
-                let (values, shape, strides) = (rows.of(values, depth), (1, depth, n), [depth, 1, 0]);
-                Matrix::Bf16(PackedBf16::from_strided(kernels, shape, &values, 0, strides, bf16::round))
+                let (values, round) =
+                    (rows.of(numbers(values), depth), |w| bf16::round(f32::from_ne_bytes(w)));
+                Matrix::Bf16(PackedBf16::from_strided(kernels, shape, &values, 0, strides, round))
             }
             Values::Bytes(bytes) => Matrix::Bytes(RowBytes {
                 packed: Arc::new(PackedI8::from_nk(
@@ -117,10 +128,11 @@ impl Lowering<'_> {
             let all = self.constant(lengths)?.to_i64s().iter().all(|&n| usize::try_from(n) == Ok(steps));
             all.then_some(())?;
         }
-        let numbers = |slot: usize| match input(slot) {
+        let vector = |slot: usize| match input(slot) {
             Some(v) => self.constant_f32(v).map(Some),
             None => Some(None),
         };
+        let reals = |slot: usize| self.constant(input(slot)?).filter(|t| t.dtype() == DType::F32);
         // Bytes meet bytes: X as it comes, the state as the layer says.
         let quantize_state = match &node.op {
             Op::Lstm(op) => op.quantize_state,
@@ -131,14 +143,14 @@ impl Lowering<'_> {
         let dynamic = self.dynamic(x);
         let w = match dynamic.and_then(|_| self.byte_lines(input(1)?)) {
             Some(bytes) => Values::Bytes(bytes),
-            None => real(numbers(1)??),
+            None => real(reals(1)?),
         };
         let r = match quantize_state {
             true => Values::Bytes(self.byte_lines(input(2)?)?),
-            false => real(numbers(2)??),
+            false => real(reals(2)?),
         };
-        let bias = numbers(BIAS)?;
-        let peepholes = if cell == Cell::Lstm { numbers(PEEPHOLES)? } else { None };
+        let bias = vector(BIAS)?;
+        let peepholes = if cell == Cell::Lstm { vector(PEEPHOLES)? } else { None };
 
         let gates = cell.gates() * hidden;
         let reversed: &[bool] = match order {

@@ -17,6 +17,13 @@ pub(crate) struct ByteWeights {
     scale: Vec<f32>,
 }
 
+/// Whoever read them has packed them: where they lie in a file, memory need not hold them any longer.
+impl Drop for ByteWeights {
+    fn drop(&mut self) {
+        self.source.release();
+    }
+}
+
 impl ByteWeights {
     /// The weights in the order of the graph's tensor.
     pub(crate) fn values(&self) -> &[i8] {

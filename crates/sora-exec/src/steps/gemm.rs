@@ -55,7 +55,7 @@ pub(crate) struct Real {
 
 /// Dense bf16 weights.
 pub(crate) struct Half {
-    pub(crate) packed: PackedBf16,
+    pub(crate) packed: Arc<PackedBf16>,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
