@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod aarch64;
+mod inlined;
 mod onnx;
 mod onnxruntime;
 mod peers;
@@ -28,6 +29,11 @@ const TASKS: &[Task] = &[
         "onnxruntime",
         "compare import, engine and compressed models with onnxruntime (part of CI)",
         Run::Plain(onnxruntime::compare),
+    ),
+    (
+        "inlined",
+        "check that the released kernels call no SIMD intrinsic as a function (part of CI)",
+        Run::Plain(inlined::check),
     ),
     (
         "onnx",

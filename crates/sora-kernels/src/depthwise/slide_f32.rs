@@ -119,12 +119,20 @@ unsafe fn tile<L: Reals, T: Stored<L>, const K: usize, const S: usize, const V: 
     // SAFETY: all reads and writes are those that the contract allows.
     unsafe {
         let lanes = V * L::LANES;
-        let mut sums: [[L; V]; P] = [core::array::from_fn(|v| L::load(a.weights.add(v * L::LANES))); P];
+        // Loops, no closures: those are functions of their own, without the features of the caller.
+        let mut bias = [L::load(a.weights); V];
+        for v in 1..V {
+            bias[v] = L::load(a.weights.add(v * L::LANES));
+        }
+        let mut sums = [bias; P];
         let mut weights = a.weights.add(lanes);
         for _ in 0..a.rows {
-            let w: [[L; V]; K] = core::array::from_fn(|kx| {
-                core::array::from_fn(|v| L::load(weights.add(kx * lanes + v * L::LANES)))
-            });
+            let mut w = [bias; K];
+            for kx in 0..K {
+                for v in 0..V {
+                    w[kx][v] = L::load(weights.add(kx * lanes + v * L::LANES));
+                }
+            }
             for col in 0..(P - 1) * S + K {
                 let at = (*columns.add(col)).add(a.channel);
                 for v in 0..V {

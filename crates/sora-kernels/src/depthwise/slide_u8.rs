@@ -185,16 +185,41 @@ pub(crate) mod x86 {
 
     use super::*;
 
+    /// `f` of 0 to 3, written out: a closure is a function of its own without the features of the caller, and where
+    /// it is not inlined every intrinsic in it becomes a call.
+    macro_rules! each {
+        (|$j:ident| $f:expr) => {
+            [
+                {
+                    let $j = 0;
+                    $f
+                },
+                {
+                    let $j = 1;
+                    $f
+                },
+                {
+                    let $j = 2;
+                    $f
+                },
+                {
+                    let $j = 3;
+                    $f
+                },
+            ]
+        };
+    }
+
     /// The interleaving of one vector type: bytes of four rows to words, or of two rows to 16-bit pairs.
     macro_rules! interleave {
         (4, $at:ident, $load:ident, $zero:ident, $lo8:ident, $hi8:ident, $lo16:ident, $hi16:ident) => {{
-            let [a, b, c, d] = [0, 1, 2, 3].map(|r| $load($at(r).cast()));
+            let [a, b, c, d] = each!(|r| $load($at(r).cast()));
             let [low, high] = [$lo8(a, b), $hi8(a, b)];
             let [low2, high2] = [$lo8(c, d), $hi8(c, d)];
             [$lo16(low, low2), $hi16(low, low2), $lo16(high, high2), $hi16(high, high2)]
         }};
         (2, $at:ident, $load:ident, $zero:ident, $lo8:ident, $hi8:ident, $lo16:ident, $hi16:ident) => {{
-            let [a, b] = [0, 1].map(|r| $load($at(r).cast()));
+            let (a, b) = ($load($at(0).cast()), $load($at(1).cast()));
             let [low, high] = [$lo8(a, b), $hi8(a, b)];
             let zero = $zero();
             [$lo8(low, zero), $hi8(low, zero), $lo8(high, zero), $hi8(high, zero)]
@@ -222,7 +247,7 @@ pub(crate) mod x86 {
                 #[inline(always)]
                 unsafe fn load(at: *const i32) -> [$vector; 4] {
                     // SAFETY: readable by the contract.
-                    core::array::from_fn(|j| unsafe { $load(at.add(j * $lanes / 4).cast()) })
+                    unsafe { each!(|j| $load(at.add(j * $lanes / 4).cast())) }
                 }
 
                 #[inline(always)]
@@ -243,7 +268,7 @@ pub(crate) mod x86 {
                     unsafe {
                         let (inv_scale, top) = ($set_ps(q.inv_scale), $set_ps(q.top));
                         let scale = Self::load(scale);
-                        let words: [$vector; 4] = core::array::from_fn(|j| {
+                        let words = each!(|j| {
                             let y = $mul($to_ps(sums[j]), $as_ps(scale[j]));
                             $to_i32($min(top, $mul(y, inv_scale)))
                         });
