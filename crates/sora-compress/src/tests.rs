@@ -388,7 +388,9 @@ fn recurrent_layers_round_what_comes() {
     let outcome = run(&graph, &data, 0.02, Prefer::Size);
     assert!(outcome.met && outcome.before.accuracy > 0.8, "{:?} {:?}", outcome.before, outcome.steps);
     let layer = outcome.layers.iter().find(|l| l.name == "lstm").unwrap();
-    assert_eq!((layer.precision, &layer.reason_code), (Precision::Int8, &Reason::ByRows), "{layer:?}");
+    // Whether so small a layer gains time depends on the machine; asked for size, it stays quantized all the same.
+    let reasons = matches!(layer.reason_code, Reason::ByRows | Reason::SmallerThoughSlower { .. });
+    assert!(layer.precision == Precision::Int8 && reasons, "{layer:?}");
     assert!(layer.sqnr_db.unwrap() > 20.0, "{layer:?}");
     assert!(layer.bytes_after * 3 < layer.bytes_before, "{layer:?}");
     let rounds = |op: &Op| matches!(op, Op::Lstm(lstm) if lstm.quantize_state);
