@@ -143,7 +143,8 @@ fn row_major(data: &[u8], shape: &[usize], size: usize) -> Buffer {
 /// The header of `tensor`, padded so that the data starts at a multiple of 64 bytes.
 fn header(tensor: &Tensor) -> io::Result<Vec<u8>> {
     let code = CODES.iter().find(|&&(d, _)| d == tensor.dtype()).map(|&(_, code)| code);
-    let code = code.ok_or_else(|| io::Error::other("NumPy has no bf16: cast to f32 first"))?;
+    let code =
+        code.ok_or_else(|| io::Error::other(format!("NumPy has no {}: cast to f32 first", tensor.dtype())))?;
     let order = match (tensor.dtype().size(), cfg!(target_endian = "little")) {
         (1, _) => '|',
         (_, true) => '<',

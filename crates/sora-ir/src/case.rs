@@ -125,6 +125,7 @@ impl Gen {
                 let bits = self.uniform(DType::I32, shape, 0.0, 2.0);
                 bits.cast(DType::Bool)
             }
+            DType::F8E8M0 => self.uniform(dtype, shape, 0.01, 4.0),
             DType::U8 => self.uniform(dtype, shape, 0.0, 256.0),
             DType::I8 => self.uniform(dtype, shape, -128.0, 128.0),
             _ if dtype.int_range().is_some_and(|(low, _)| low == 0) => self.uniform(dtype, shape, 0.0, 100.0),

@@ -7,37 +7,36 @@ use crate::error::Refusal;
 use crate::proto::{LOCATION_EXTERNAL, TensorProto};
 use crate::source::External;
 
-/// The codes of `TensorProto.DataType` that Sora computes with.
-const DTYPES: [(i32, DType); 13] = [
-    (1, DType::F32),
-    (2, DType::U8),
-    (3, DType::I8),
-    (4, DType::U16),
-    (5, DType::I16),
-    (6, DType::I32),
-    (7, DType::I64),
-    (9, DType::Bool),
-    (10, DType::F16),
-    (11, DType::F64),
-    (12, DType::U32),
-    (13, DType::U64),
-    (16, DType::BF16),
+/// The element types of files that Sora has: their codes and names in `TensorProto.DataType`.
+const DTYPES: [(i32, &str, DType); 23] = [
+    (1, "FLOAT", DType::F32),
+    (2, "UINT8", DType::U8),
+    (3, "INT8", DType::I8),
+    (4, "UINT16", DType::U16),
+    (5, "INT16", DType::I16),
+    (6, "INT32", DType::I32),
+    (7, "INT64", DType::I64),
+    (9, "BOOL", DType::Bool),
+    (10, "FLOAT16", DType::F16),
+    (11, "DOUBLE", DType::F64),
+    (12, "UINT32", DType::U32),
+    (13, "UINT64", DType::U64),
+    (16, "BFLOAT16", DType::BF16),
+    (17, "FLOAT8E4M3FN", DType::F8E4M3FN),
+    (18, "FLOAT8E4M3FNUZ", DType::F8E4M3FNUZ),
+    (19, "FLOAT8E5M2", DType::F8E5M2),
+    (20, "FLOAT8E5M2FNUZ", DType::F8E5M2FNUZ),
+    (21, "UINT4", DType::U4),
+    (22, "INT4", DType::I4),
+    (23, "FLOAT4E2M1", DType::F4E2M1),
+    (24, "FLOAT8E8M0", DType::F8E8M0),
+    (25, "UINT2", DType::U2),
+    (26, "INT2", DType::I2),
 ];
 
-/// Names of the codes that Sora does not compute with.
-const OTHER_TYPES: [(i32, &str); 11] = [
-    (0, "undefined"),
-    (8, "string"),
-    (14, "complex64"),
-    (15, "complex128"),
-    (17, "float8e4m3fn"),
-    (18, "float8e4m3fnuz"),
-    (19, "float8e5m2"),
-    (20, "float8e5m2fnuz"),
-    (21, "uint4"),
-    (22, "int4"),
-    (23, "float4e2m1"),
-];
+/// Codes and names of the element types that Sora does not have.
+const OTHER_TYPES: [(i32, &str); 4] =
+    [(0, "undefined"), (8, "string"), (14, "complex64"), (15, "complex128")];
 
 /// An extent as the `i64` that files store.
 pub(crate) fn signed(extent: usize) -> i64 {
@@ -46,18 +45,41 @@ pub(crate) fn signed(extent: usize) -> i64 {
 
 /// The dtype of a code.
 pub(crate) fn dtype_of(code: i64) -> Result<DType, Refusal> {
-    let known = DTYPES.iter().find(|&&(c, _)| i64::from(c) == code);
-    known.map(|&(_, dtype)| dtype).ok_or_else(|| {
+    let known = DTYPES.iter().find(|&&(c, ..)| i64::from(c) == code);
+    known.map(|&(.., dtype)| dtype).ok_or_else(|| {
         let name = OTHER_TYPES.iter().find(|&&(c, _)| i64::from(c) == code).map(|&(_, name)| name);
-        let name = name.map_or_else(|| format!("with the code {code}"), str::to_owned);
-        Refusal::new(format!("the element type {name} is not supported"))
-            .hint("convert the model to float32, float16 or 8-bit integers")
+        unsupported(name.map_or_else(|| format!("with the code {code}"), str::to_owned))
     })
+}
+
+/// The dtype of a name in `TensorProto.DataType`.
+pub(crate) fn dtype_named(name: &str) -> Result<DType, Refusal> {
+    let known = DTYPES.iter().find(|&&(_, known, _)| known == name);
+    known.map(|&(.., dtype)| dtype).ok_or_else(|| unsupported(format!("`{name}`")))
+}
+
+fn unsupported(name: String) -> Refusal {
+    Refusal::new(format!("the element type {name} is not supported"))
+        .hint("convert the model to float32, float16 or 8-bit integers")
 }
 
 /// The code of a dtype.
 pub(crate) fn code_of(dtype: DType) -> i32 {
-    DTYPES.iter().find(|&&(_, d)| d == dtype).map_or(0, |&(code, _)| code)
+    DTYPES.iter().find(|&&(.., d)| d == dtype).map_or(0, |&(code, ..)| code)
+}
+
+/// The bytes that elements take in a file, which packs those of fewer than 8 bits; `None` when that overflows.
+fn stored_bytes(dtype: DType, count: usize) -> Option<usize> {
+    let bytes = match dtype.bits() {
+        bits @ 1..8 => count.div_ceil(8 / bits),
+        _ => count.checked_mul(dtype.size())?,
+    };
+    isize::try_from(bytes).is_ok().then_some(bytes)
+}
+
+/// The bytes that a tensor takes in a file.
+pub(crate) fn stored_len(tensor: &Tensor) -> usize {
+    stored_bytes(tensor.dtype(), tensor.len()).unwrap_or(usize::MAX)
 }
 
 /// Reads a tensor; elements in another file stay mapped.
@@ -65,11 +87,13 @@ pub(crate) fn from_proto(proto: &TensorProto, external: &mut External) -> Result
     let dtype = dtype_of(i64::from(proto.data_type))?;
     let shape = shape_of(&proto.dims)?;
     let count = element_count(&shape);
-    let bytes = count.and_then(|n| n.checked_mul(dtype.size())).filter(|&n| isize::try_from(n).is_ok());
-    let (Some(count), Some(bytes)) = (count, bytes) else {
+    let (Some(count), Some(bytes)) = (count, count.and_then(|n| stored_bytes(dtype, n))) else {
         return Err(Refusal::new(format!("the shape {:?} is too large", proto.dims)));
     };
-    let wrap = |data: Buffer| Tensor::new(dtype, &shape, data).map_err(|e| Refusal::new(e.to_string()));
+    let wrap = |data: Buffer| {
+        let data = if dtype.bits() < 8 { unpacked(&data, count, dtype)? } else { data };
+        Tensor::new(dtype, &shape, data).map_err(|e| Refusal::new(e.to_string()))
+    };
     if proto.data_location == Some(LOCATION_EXTERNAL) {
         return wrap(external.read(&proto.external_data, bytes)?);
     }
@@ -98,6 +122,14 @@ pub(crate) fn from_proto(proto: &TensorProto, external: &mut External) -> Result
         DType::I8 => narrow(&proto.int32_data, count, dtype, &shape, |&v| i8::from_i128(i128::from(v))),
         DType::U8 => narrow(&proto.int32_data, count, dtype, &shape, |&v| u8::from_i128(i128::from(v))),
         DType::Bool => narrow(&proto.int32_data, count, dtype, &shape, |&v| u8::from(v != 0)),
+        // Small floats are stored by their bits, types of fewer than 8 bits as the bytes that pack them.
+        _ => {
+            let bits: Vec<u8> = proto.int32_data.iter().map(|&v| u8::from_i128(i128::from(v))).collect();
+            if bits.len() == bytes {
+                return wrap(Buffer::copy_of(&bits));
+            }
+            None
+        }
     };
     typed.ok_or_else(|| {
         let found: usize = found.iter().sum();
@@ -132,6 +164,35 @@ fn little_endian(mut data: Buffer, dtype: DType) -> Buffer {
     data
 }
 
+/// `count` elements of fewer than 8 bits, the first in the lowest bits, one byte each.
+fn unpacked(packed: &[u8], count: usize, dtype: DType) -> Result<Buffer, Refusal> {
+    if stored_bytes(dtype, count) != Some(packed.len()) {
+        let found = packed.len();
+        return Err(Refusal::new(format!("{count} elements of {dtype} do not fit {found} bytes")));
+    }
+    let signed = dtype.int_range().is_some_and(|(low, _)| low < 0);
+    // As wide as the element, to extend its sign.
+    let spare = u32::try_from(8 - dtype.bits()).unwrap_or(0);
+    let one = |byte: u8, first: usize| {
+        let high = byte << (usize::try_from(spare).unwrap_or(0) - first);
+        if signed { (high.cast_signed() >> spare).cast_unsigned() } else { high >> spare }
+    };
+    let firsts = || (0..8).step_by(dtype.bits());
+    let elements = packed.iter().flat_map(|&byte| firsts().map(move |first| one(byte, first)));
+    let elements: Vec<u8> = elements.take(count).collect();
+    Ok(Buffer::copy_of(&elements))
+}
+
+/// The reverse of [`unpacked`].
+fn packed(elements: &[u8], dtype: DType) -> Vec<u8> {
+    let mask = u8::MAX >> (8 - dtype.bits());
+    let byte = |group: &[u8]| {
+        let placed = group.iter().zip((0..8).step_by(dtype.bits())).map(|(v, first)| (v & mask) << first);
+        placed.fold(0, |byte, bits| byte | bits)
+    };
+    elements.chunks(8 / dtype.bits()).map(byte).collect()
+}
+
 /// A tensor that [`Bytes`] can share.
 struct Shared(Tensor);
 
@@ -141,8 +202,11 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-/// The elements in the file's byte order; shares them with the tensor on little-endian machines.
+/// The elements as a file stores them; shares them with the tensor on little-endian machines.
 pub(crate) fn raw_bytes(tensor: &Tensor) -> Bytes {
+    if tensor.dtype().bits() < 8 {
+        return packed(tensor.bytes(), tensor.dtype()).into();
+    }
     if cfg!(target_endian = "big") {
         return Bytes::copy_from_slice(&little_endian(Buffer::copy_of(tensor.bytes()), tensor.dtype()));
     }
@@ -156,5 +220,31 @@ pub(crate) fn header(name: &str, tensor: &Tensor) -> TensorProto {
         data_type: code_of(tensor.dtype()),
         name: name.to_owned(),
         ..TensorProto::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_elements_come_back() {
+        for dtype in [DType::I4, DType::U4, DType::I2, DType::U2, DType::F4E2M1] {
+            for count in 0..9 {
+                let values: Vec<f64> = (0..count).map(|i| f64::from(i % 4) - 2.0).collect();
+                let tensor = Tensor::from_f64s(dtype, &[values.len()], &values).unwrap();
+                let stored = raw_bytes(&tensor);
+                assert_eq!(stored.len(), stored_len(&tensor));
+                let proto = TensorProto { raw_data: Some(stored.clone()), ..header("t", &tensor) };
+                assert_eq!(from_proto(&proto, &mut External::new(None)).unwrap(), tensor);
+                let int32_data = stored.iter().map(|&b| i32::from(b)).collect();
+                let typed = TensorProto { int32_data, ..header("t", &tensor) };
+                assert_eq!(from_proto(&typed, &mut External::new(None)).unwrap(), tensor);
+                let short = TensorProto { raw_data: Some(Bytes::from(vec![0; count as usize + 1])), ..proto };
+                assert!(from_proto(&short, &mut External::new(None)).is_err());
+            }
+        }
+        let tensor = Tensor::from_f64s(DType::I4, &[3], &[-8.0, 7.0, -1.0]).unwrap();
+        assert_eq!(&raw_bytes(&tensor)[..], [0x78, 0x0f]);
     }
 }

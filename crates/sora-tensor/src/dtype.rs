@@ -34,10 +34,30 @@ pub enum DType {
     U64,
     /// Truth value in one byte, zero or one.
     Bool,
+    /// Float of 4 exponent and 3 mantissa bits, up to 448, with NaN and without infinities.
+    F8E4M3FN,
+    /// As [`DType::F8E4M3FN`] up to 240, with one zero and one NaN.
+    F8E4M3FNUZ,
+    /// Float of 5 exponent and 2 mantissa bits, up to 57344, otherwise as IEEE 754.
+    F8E5M2,
+    /// As [`DType::F8E5M2`] with one zero, one NaN and no infinity.
+    F8E5M2FNUZ,
+    /// A power of two from 2^-127 to 2^127, or NaN: a scale.
+    F8E8M0,
+    /// Float of 2 exponent bits and 1 mantissa bit, up to 6, all of them finite.
+    F4E2M1,
+    /// Signed 4-bit integer.
+    I4,
+    /// Unsigned 4-bit integer.
+    U4,
+    /// Signed 2-bit integer.
+    I2,
+    /// Unsigned 2-bit integer.
+    U2,
 }
 
 /// All dtypes with their names in the text form: the one list behind parsing and printing.
-const NAMES: [(DType, &str); 13] = [
+const NAMES: [(DType, &str); 23] = [
     (DType::F32, "f32"),
     (DType::F16, "f16"),
     (DType::BF16, "bf16"),
@@ -51,6 +71,16 @@ const NAMES: [(DType, &str); 13] = [
     (DType::I64, "i64"),
     (DType::U64, "u64"),
     (DType::Bool, "bool"),
+    (DType::F8E4M3FN, "f8e4m3fn"),
+    (DType::F8E4M3FNUZ, "f8e4m3fnuz"),
+    (DType::F8E5M2, "f8e5m2"),
+    (DType::F8E5M2FNUZ, "f8e5m2fnuz"),
+    (DType::F8E8M0, "f8e8m0"),
+    (DType::F4E2M1, "f4e2m1"),
+    (DType::I4, "i4"),
+    (DType::U4, "u4"),
+    (DType::I2, "i2"),
+    (DType::U2, "u2"),
 ];
 
 impl DType {
@@ -59,19 +89,37 @@ impl DType {
         NAMES.iter().map(|&(dtype, _)| dtype)
     }
 
-    /// Bytes of one element.
+    /// Bytes of one element in memory.
     pub const fn size(self) -> usize {
         match self {
-            DType::I8 | DType::U8 | DType::Bool => 1,
             DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
             DType::F32 | DType::I32 | DType::U32 => 4,
             DType::F64 | DType::I64 | DType::U64 => 8,
+            _ => 1,
         }
+    }
+
+    /// Bits that tell an element from others of its dtype: fewer than its bytes have where files pack several
+    /// elements into one byte.
+    pub const fn bits(self) -> usize {
+        match self {
+            DType::F4E2M1 | DType::I4 | DType::U4 => 4,
+            DType::I2 | DType::U2 => 2,
+            _ => 8 * self.size(),
+        }
+    }
+
+    /// Whether networks are stored in this type rather than computed with it: floats of 8 bits or fewer, integers of
+    /// fewer than 8.
+    pub const fn is_compact(self) -> bool {
+        self.bits() < 8 || self.is_float() && self.size() == 1
     }
 
     /// Whether elements are floating-point numbers.
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
+            || matches!(self, DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ)
+            || matches!(self, DType::F8E8M0 | DType::F4E2M1)
     }
 
     /// Whether elements are integers; [`DType::Bool`] is not.
@@ -90,6 +138,10 @@ impl DType {
             DType::U32 => (0, u32::MAX as i128),
             DType::I64 => (i64::MIN as i128, i64::MAX as i128),
             DType::U64 => (0, u64::MAX as i128),
+            DType::I4 => (-8, 7),
+            DType::U4 => (0, 15),
+            DType::I2 => (-2, 1),
+            DType::U2 => (0, 3),
             _ => return None,
         })
     }
@@ -104,7 +156,7 @@ impl fmt::Display for DType {
 
 /// A string that names no dtype.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a dtype (f32, f16, bf16, f64, i8, u8, i16, u16, i32, u32, i64, u64, bool)")]
+#[error("`{0}` is not a dtype ({names})", names = NAMES.map(|(_, name)| name).join(", "))]
 pub struct ParseDTypeError(pub String);
 
 impl FromStr for DType {
@@ -165,7 +217,8 @@ pub trait Element: bytemuck::Pod + PartialEq + fmt::Debug + Send + Sync {
     fn to_f64(self) -> f64;
     /// Widens; floats truncate towards zero and saturate, NaN gives 0.
     fn to_i128(self) -> i128;
-    /// Narrows a float: floats round to nearest even, integers truncate towards zero and saturate, NaN gives 0.
+    /// Narrows a float: floats round to nearest even, those of 8 bits or fewer saturate; integers truncate towards zero
+    /// and saturate, NaN gives 0.
     fn from_f64(value: f64) -> Self;
     /// Narrows an integer: integers wrap, floats round to nearest even, truth values test for non-zero.
     fn from_i128(value: i128) -> Self;
@@ -279,6 +332,46 @@ macro_rules! with_element {
             }
             $crate::DType::Bool => {
                 type $T = $crate::Bool;
+                $body
+            }
+            $crate::DType::F8E4M3FN => {
+                type $T = $crate::F8E4M3FN;
+                $body
+            }
+            $crate::DType::F8E4M3FNUZ => {
+                type $T = $crate::F8E4M3FNUZ;
+                $body
+            }
+            $crate::DType::F8E5M2 => {
+                type $T = $crate::F8E5M2;
+                $body
+            }
+            $crate::DType::F8E5M2FNUZ => {
+                type $T = $crate::F8E5M2FNUZ;
+                $body
+            }
+            $crate::DType::F8E8M0 => {
+                type $T = $crate::F8E8M0;
+                $body
+            }
+            $crate::DType::F4E2M1 => {
+                type $T = $crate::F4E2M1;
+                $body
+            }
+            $crate::DType::I4 => {
+                type $T = $crate::I4;
+                $body
+            }
+            $crate::DType::U4 => {
+                type $T = $crate::U4;
+                $body
+            }
+            $crate::DType::I2 => {
+                type $T = $crate::I2;
+                $body
+            }
+            $crate::DType::U2 => {
+                type $T = $crate::U2;
                 $body
             }
         }

@@ -58,7 +58,7 @@ impl Lowering<'_> {
         let per_axis = match scale.rank() {
             0 | 1 => scale.len() == *q.shape().get(axis)? && at == Some(axis),
             // Lines along one axis of a matrix are slices of the other.
-            _ => q.rank() == 2 && at != Some(axis),
+            _ => q.rank() == 2 && at.is_some_and(|at| at != axis && scale.shape()[at] == 1),
         };
         (scale.len() == 1 || per_axis).then_some(())?;
         let inner: usize = q.shape()[axis + 1..].iter().product();
@@ -75,7 +75,7 @@ impl Lowering<'_> {
         let lines = q.len() / last.max(1);
         let per_line = match scale.rank() {
             0 | 1 => scale.len() == lines && at + 2 == q.rank(),
-            _ => at + 1 == q.rank(),
+            _ => at + 1 == q.rank() && scale.shape()[at] == 1,
         };
         (scale.len() == 1 || per_line).then_some(())?;
         self.centred(node, q, scale, |i| i / last)

@@ -40,12 +40,17 @@ impl OpDef for Cast {
             for to in DType::all() {
                 // What a conversion does beyond the range of the target depends on the hardware, so that
                 // cases stay inside it.
-                let low = if to.int_range().is_some_and(|(low, _)| low == 0) { 0.0 } else { -100.0 };
+                let (low, high) = to
+                    .int_range()
+                    .map_or((-100.0, 100.0), |(low, high)| (low.max(-100) as f64, high.min(100) as f64));
+                // Powers of two are positive, and a value may become twice as large.
+                let powers = [from, to].contains(&DType::F8E8M0);
+                let (low, high) = if powers { (0.0, high / 2.0) } else { (low, high) };
                 let rank = g.size(0, 3);
                 let shape = g.shape(rank);
                 let x = match from {
                     DType::Bool => g.tensor(from, &shape),
-                    _ => g.uniform(from, &shape, low, 100.0),
+                    _ => g.uniform(from, &shape, low, high),
                 };
                 cases.push(Case::new(Cast { to }, [Arg::Var(x)]));
             }

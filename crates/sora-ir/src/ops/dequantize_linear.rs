@@ -3,19 +3,16 @@
 use sora_tensor::{DType, Tensor};
 
 use super::attrs;
-use super::quantize_linear::{QUANTIZED, check_scale, for_each_scaled, random_scale};
+use super::quantize_linear::{Lie, QUANTIZED, check_scale, for_each_scaled, random_scale};
 use crate::case::{Arg, Case, Gen};
 use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType};
 
 attrs! {
-    /// `(x - zero_point) · scale`, of the scale's type. Inputs: x (i8, u8, i16, u16 or i32), scale, optional zero
-    /// point of the type of x (0 where absent). Scale and zero point have one shape: one element for the whole
-    /// tensor, `[C]` for slices along `axis`, or the shape of x with 1 for the extent of `axis`: one element for every
-    /// line along the axis. The difference is exact, the product is computed in `f32`.
-    /// Source: ONNX DequantizeLinear, per tensor, per axis and per line.
+    /// `(x - zero_point) · scale`, of the scale's type. Inputs: x (of a type that QuantizeLinear gives), scale,
+    /// optional zero point of the type of x (0 where absent). Scale and zero point lie along x as QuantizeLinear says.
+    /// The difference is exact, the product is computed in `f32`. Source: ONNX DequantizeLinear.
     pub struct DequantizeLinear {
-        /// The axis of a `[C]` scale, or the one along which a scale of rank 2 or more has extent 1; negative counts
-        /// from the end. Ignored for a scale of one element.
+        /// As in QuantizeLinear.
         axis: i64,
     }
 }
@@ -30,9 +27,11 @@ impl OpDef for DequantizeLinear {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (x, scale) = (cx.get(0)?, cx.get(1)?);
-        let (values, mut out) = (x.to_i128s(), Vec::with_capacity(x.len()));
-        for_each_scaled(x, scale, cx.opt(2), self.axis, |i, scale, zero_point| {
-            out.push(f64::from((values[i] - zero_point) as f32 * scale));
+        let (values, scales, zero_points) = (x.to_f64s(), scale.to_f32s(), cx.opt(2).map(Tensor::to_f64s));
+        let mut out = vec![0.0; x.len()];
+        for_each_scaled(x, scale, self.axis, |i, slice| {
+            let zero_point = zero_points.as_ref().map_or(0.0, |z| z[slice]);
+            out[i] = f64::from((values[i] - zero_point) as f32 * scales[slice]);
         })?;
         Ok(vec![Tensor::from_f64s(scale.dtype(), x.shape(), &out)?])
     }
@@ -40,15 +39,16 @@ impl OpDef for DequantizeLinear {
     fn cases(g: &mut Gen) -> Vec<Case> {
         let mut cases = Vec::new();
         for dtype in QUANTIZED {
-            for (per_axis, with_zero_point) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (lie, with_zero_point) in
+                [Lie::Whole, Lie::Slices, Lie::Blocks].into_iter().flat_map(|lie| [(lie, false), (lie, true)])
+            {
                 let rank = g.size(1, 4);
                 let shape = g.shape(rank);
                 let axis = g.size(0, rank - 1);
-                let (scale, zero_point) =
-                    random_scale(g, dtype, per_axis.then(|| shape[axis]), with_zero_point);
+                let (scale, zero_point) = random_scale(g, dtype, &shape, axis, lie, with_zero_point);
                 let x = g.tensor(dtype, &shape);
                 // Weights are constants, activations are not.
-                let x = if per_axis && g.flag() { Arg::Const(x) } else { Arg::Var(x) };
+                let x = if lie != Lie::Whole && g.flag() { Arg::Const(x) } else { Arg::Var(x) };
                 let op = DequantizeLinear { axis: i64::try_from(axis).unwrap_or(0) };
                 cases.push(Case::new(op, [x, Arg::Const(scale), zero_point.map_or(Arg::Absent, Arg::Const)]));
             }

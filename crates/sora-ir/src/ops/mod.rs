@@ -5,6 +5,7 @@ mod arg_reduce;
 mod average_pool;
 mod batch_norm;
 mod cast;
+mod cast_float8;
 mod concat;
 mod conv;
 mod conv_transpose;
@@ -50,6 +51,7 @@ pub use arg_reduce::ArgReduce;
 pub use average_pool::AveragePool;
 pub use batch_norm::BatchNorm;
 pub use cast::Cast;
+pub use cast_float8::CastFloat8;
 pub use concat::Concat;
 pub use conv::Conv;
 pub use conv_transpose::ConvTranspose;
@@ -182,6 +184,7 @@ ops! {
     BatchNorm,
     Binary,
     Cast,
+    CastFloat8,
     Concat,
     Conv,
     ConvTranspose,

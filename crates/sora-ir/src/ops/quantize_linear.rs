@@ -5,81 +5,109 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
-    /// `saturate(round(x / scale) + zero_point)`, halves rounded to even. Inputs: x, scale of the same float type
-    /// (not `f64`), optional zero point of the type `to` (0 where absent). Scale and zero point have one shape: one
-    /// element for the whole tensor, `[C]` for slices along `axis`, or the shape of x with 1 for the extent of `axis`:
-    /// one element for every line along the axis, what ONNX calls a block of the whole extent. The quotient is computed in `f32`, as
-    /// runtimes do, so that values next to a rounding boundary fall on the same side; NaN becomes the zero point.
-    /// Source: ONNX QuantizeLinear, per tensor, per axis and per line.
+    /// `saturate(round(x / scale) + zero_point)`, halves rounded to even; for a small float type
+    /// `saturate(round(x / scale + zero_point))`. Inputs: x, scale of the same float type (not `f64`), optional zero
+    /// point of the type `to` (0 where absent). Scale and zero point have one shape: one element for the whole tensor,
+    /// `[C]` for slices along `axis`, or the shape of x with another extent of `axis`: one element for each block of
+    /// a line along the axis. All blocks but the last have `⌈extent / blocks⌉` elements; one block is a whole line.
+    /// The quotient is computed in `f32`, as runtimes do, so that values next to a rounding boundary fall on the same
+    /// side; NaN becomes the zero point, or NaN where there is one. Source: ONNX QuantizeLinear.
     pub struct QuantizeLinear {
-        /// The axis of a `[C]` scale, or the one along which a scale of rank 2 or more has extent 1; negative counts
-        /// from the end. Ignored for a scale of one element.
+        /// The axis of a `[C]` scale, or the one along which a scale of the rank of x has one element a block;
+        /// negative counts from the end. Ignored for a scale of one element.
         axis: i64,
-        /// The type of the result: i8, u8, i16, u16 or i32.
+        /// The type of the result: an integer of up to 16 bits, i32, or a small float other than f8e8m0.
         to: DType,
     }
 }
 
-/// The integer types that have scales.
-pub(crate) const QUANTIZED: [DType; 5] = [DType::I8, DType::U8, DType::I16, DType::U16, DType::I32];
+/// The types that have scales.
+pub(crate) const QUANTIZED: [DType; 14] = [
+    DType::I8,
+    DType::U8,
+    DType::I16,
+    DType::U16,
+    DType::I32,
+    DType::I4,
+    DType::U4,
+    DType::I2,
+    DType::U2,
+    DType::F8E4M3FN,
+    DType::F8E4M3FNUZ,
+    DType::F8E5M2,
+    DType::F8E5M2FNUZ,
+    DType::F4E2M1,
+];
 
-/// Checks that scale and zero point fit a tensor `x` whose integers have type `integer`.
+/// How many elements of an axis share one of `count` scales; `None` when they do not divide so.
+fn block(extent: usize, count: usize) -> Option<usize> {
+    let block = extent.div_ceil(count.max(1)).max(1);
+    (extent.div_ceil(block) == count || extent == 0 && count == 1).then_some(block)
+}
+
+/// Checks that scale and zero point fit a tensor `x` whose elements, or those it becomes, have type `quantized`.
 pub(crate) fn check_scale(
     x: &TensorType,
     scale: &TensorType,
     zero_point: Option<&TensorType>,
-    integer: DType,
+    quantized: DType,
     axis: i64,
 ) -> Result<(), Mismatch> {
-    ensure!(QUANTIZED.contains(&integer), "{integer} is none of the quantized types {QUANTIZED:?}");
+    ensure!(QUANTIZED.contains(&quantized), "{quantized} is none of the quantized types {QUANTIZED:?}");
     ensure!(
         matches!(scale.dtype, DType::F32 | DType::F16 | DType::BF16),
         "the scale must be f32, f16 or bf16, found {scale}"
     );
-    if scale.rank() > 1 {
-        let mut shape = x.shape.clone();
-        shape[resolve_axis(axis, x.rank())?] = Dim::from(1usize);
-        let expected = TensorType { dtype: scale.dtype, shape };
-        ensure!(
-            expected.accepts(scale),
-            "a scale for lines along axis {axis} of {x} must be {expected}, found {scale}"
-        );
-    } else if let Some(count) = scale.shape.first().filter(|count| count.constant() != Some(1)) {
-        let extent = &x.shape[resolve_axis(axis, x.rank())?];
-        ensure!(count.compatible(extent), "scale {scale} does not fit axis {axis} of {x}");
+    if scale.known_len() != Some(1) {
+        let at = resolve_axis(axis, x.rank())?;
+        if scale.rank() == x.rank() {
+            let others = (0..x.rank()).filter(|&i| i != at);
+            let fits = others.into_iter().all(|i| scale.shape[i].compatible(&x.shape[i]))
+                && match (x.shape[at].known(), scale.shape[at].known()) {
+                    (Some(extent), Some(count)) => block(extent, count).is_some(),
+                    _ => true,
+                };
+            ensure!(fits, "scale {scale} does not fit blocks along axis {axis} of {x}");
+        } else {
+            let fits = scale.rank() == 1 && scale.shape[0].compatible(&x.shape[at]);
+            ensure!(fits, "scale {scale} does not fit axis {axis} of {x}");
+        }
     }
     if let Some(zero_point) = zero_point {
-        let expected = TensorType { dtype: integer, shape: scale.shape.clone() };
+        let expected = TensorType { dtype: quantized, shape: scale.shape.clone() };
         ensure!(expected.accepts(zero_point), "the zero point must be {expected}, found {zero_point}");
     }
     Ok(())
 }
 
-/// Calls `visit` with each element's offset and its scale and zero point.
+/// Calls `visit` with each element's offset and the offset of its scale.
 pub(crate) fn for_each_scaled(
     x: &Tensor,
     scale: &Tensor,
-    zero_point: Option<&Tensor>,
     axis: i64,
-    mut visit: impl FnMut(usize, f32, i128),
+    mut visit: impl FnMut(usize, usize),
 ) -> Result<(), Mismatch> {
-    if x.is_empty() {
+    if x.is_empty() || scale.len() == 1 {
+        (0..x.len()).for_each(|i| visit(i, 0));
         return Ok(());
     }
-    let (scales, zero_points) = (scale.to_f32s(), zero_point.map(Tensor::to_i128s));
-    let (mut inner, mut extent) = (1, 1);
-    if scales.len() > 1 {
-        let axis = resolve_axis(axis, x.rank())?;
-        (inner, extent) = (x.shape()[axis + 1..].iter().product(), x.shape()[axis]);
-    }
-    let lines = scale.rank() > 1;
+    let axis = resolve_axis(axis, x.rank())?;
+    let (inner, extent): (usize, usize) = (x.shape()[axis + 1..].iter().product(), x.shape()[axis]);
+    let count = if scale.rank() == x.rank() { scale.shape()[axis] } else { scale.len() };
+    let block = block(extent, count).ok_or_else(|| Mismatch::new("the scale does not fit"))?;
     for i in 0..x.len() {
-        let slice = if lines { i / (inner * extent) * inner + i % inner } else { i / inner };
-        let slice = slice % scales.len();
-        visit(i, scales[slice], zero_points.as_ref().map_or(0, |z| z[slice]));
+        let along = i / inner % extent / block;
+        visit(
+            i,
+            if scale.rank() == 1 {
+                along
+            } else {
+                (i / (inner * extent) * count + along) * inner + i % inner
+            },
+        );
     }
     Ok(())
 }
@@ -94,12 +122,24 @@ impl OpDef for QuantizeLinear {
     }
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
-        let x = cx.get(0)?;
+        let (x, scale) = (cx.get(0)?, cx.get(1)?);
+        let (values, scales) = (x.to_f32s(), scale.to_f32s());
+        if self.to.is_float() {
+            let zero_points = cx.opt(2).map(Tensor::to_f32s);
+            let mut out = vec![0.0; x.len()];
+            for_each_scaled(x, scale, self.axis, |i, slice| {
+                let zero_point = zero_points.as_ref().map_or(0.0, |z| z[slice]);
+                out[i] = f64::from(values[i] / scales[slice] + zero_point);
+            })?;
+            return Ok(vec![Tensor::from_f64s(self.to, x.shape(), &out)?]);
+        }
         let (low, high) = self.to.int_range().unwrap_or_default();
-        let (values, mut out) = (x.to_f32s(), Vec::with_capacity(x.len()));
-        for_each_scaled(x, cx.get(1)?, cx.opt(2), self.axis, |i, scale, zero_point| {
-            let rounded = (values[i] / scale).round_ties_even() as i128;
-            out.push(rounded.saturating_add(zero_point).clamp(low, high));
+        let zero_points = cx.opt(2).map(Tensor::to_i128s);
+        let mut out = vec![0; x.len()];
+        for_each_scaled(x, scale, self.axis, |i, slice| {
+            let rounded = (values[i] / scales[slice]).round_ties_even() as i128;
+            let zero_point = zero_points.as_ref().map_or(0, |z| z[slice]);
+            out[i] = rounded.saturating_add(zero_point).clamp(low, high);
         })?;
         Ok(vec![Tensor::from_i128s(self.to, x.shape(), &out)?])
     }
@@ -107,24 +147,27 @@ impl OpDef for QuantizeLinear {
     fn cases(g: &mut Gen) -> Vec<Case> {
         let mut cases = Vec::new();
         for to in QUANTIZED {
-            for (per_axis, with_zero_point) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (lie, with_zero_point) in
+                [Lie::Whole, Lie::Slices, Lie::Blocks].into_iter().flat_map(|lie| [(lie, false), (lie, true)])
+            {
                 let rank = g.size(1, 4);
                 let shape = g.shape(rank);
                 let axis = g.size(0, rank - 1);
-                let (scale, zero_point) = random_scale(g, to, per_axis.then(|| shape[axis]), with_zero_point);
+                let (scale, zero_point) = random_scale(g, to, &shape, axis, lie, with_zero_point);
                 let x = Tensor::zeros(DType::F32, &shape).unwrap_or_else(|_| Tensor::scalar(0f32));
-                let (low, high) = to.int_range().unwrap_or_default();
                 // Levels over the range and a little beyond. The fraction stays away from one half, where the
                 // rounding of the quotient would decide.
+                let (low, high) = to.int_range().unwrap_or((-8, 8));
                 let reach = (high - low).min(200_000) as f64;
                 let middle = if low == 0 { reach / 2.0 } else { 0.0 };
-                let mut values = Vec::new();
+                let (scales, zero_points) = (scale.to_f64s(), zero_point.as_ref().map(Tensor::to_f64s));
+                let mut values = vec![0f32; x.len()];
                 let axis = i64::try_from(axis).unwrap_or(0);
-                let filled =
-                    for_each_scaled(&x, &scale, zero_point.as_ref(), axis, |_, scale, zero_point| {
-                        let level = g.real(-0.6 * reach, 0.6 * reach).round() + middle - zero_point as f64;
-                        values.push(((level + g.real(-0.4, 0.4)) * f64::from(scale)) as f32);
-                    });
+                let filled = for_each_scaled(&x, &scale, axis, |i, slice| {
+                    let zero_point = zero_points.as_ref().map_or(0.0, |z| z[slice]);
+                    let level = g.real(-0.6 * reach, 0.6 * reach).round() + middle - zero_point;
+                    values[i] = ((level + g.real(-0.4, 0.4)) * scales[slice]) as f32;
+                });
                 if let (Ok(()), Ok(x)) = (filled, Tensor::from_slice(&shape, &values)) {
                     let zero_point = zero_point.map_or(Arg::Absent, Arg::Const);
                     let op = QuantizeLinear { axis, to };
@@ -136,20 +179,39 @@ impl OpDef for QuantizeLinear {
     }
 }
 
-/// A scale, for `count` slices or the whole tensor, with or without a zero point. Accumulators (i32) have none, as
-/// ONNX asks.
+/// How a random scale lies along its tensor.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Lie {
+    Whole,
+    Slices,
+    Blocks,
+}
+
+/// A scale for a tensor of `shape`, with or without a zero point. Accumulators (i32) have none, as ONNX asks, and 8-bit
+/// floats have 0.
 pub(crate) fn random_scale(
     g: &mut Gen,
-    integer: DType,
-    count: Option<usize>,
+    quantized: DType,
+    shape: &[usize],
+    axis: usize,
+    lie: Lie,
     with_zero_point: bool,
 ) -> (Tensor, Option<Tensor>) {
-    let shape: Vec<usize> = count.into_iter().collect();
+    let shape: Vec<usize> = match lie {
+        Lie::Whole => Vec::new(),
+        Lie::Slices => vec![shape[axis]],
+        Lie::Blocks => {
+            let size = g.size(1, shape[axis]);
+            let blocks =
+                |(i, &extent): (usize, &usize)| if i == axis { extent.div_ceil(size) } else { extent };
+            shape.iter().enumerate().map(blocks).collect()
+        }
+    };
     let scale = g.uniform(DType::F32, &shape, 0.005, 0.1);
-    let (low, high) = integer.int_range().unwrap_or_default();
+    let (low, high) = quantized.int_range().unwrap_or((0, 0));
     let (low, high) = (low.max(-100) as f64, high.min(100) as f64);
-    let with_zero_point = with_zero_point && integer != DType::I32;
-    let zero_point = with_zero_point.then(|| g.uniform(integer, &shape, low, high));
+    let with_zero_point = with_zero_point && quantized != DType::I32;
+    let zero_point = with_zero_point.then(|| g.uniform(quantized, &shape, low, high));
     (scale, zero_point)
 }
 
@@ -188,6 +250,16 @@ mod tests {
             assert_eq!(quantize(DType::U8, 0, &x, &scale, None), [single.round_ties_even() as i128]);
         }
         assert!(differ > 0);
+    }
+
+    #[test]
+    fn blocks_along_an_axis_have_their_own_scale() {
+        let x = Tensor::from_slice(&[1, 5], &[1f32, 2., 3., 4., 5.]).unwrap();
+        let scale = Tensor::from_slice(&[1, 3], &[1f32, 0.5, 0.25]).unwrap();
+        assert_eq!(quantize(DType::I4, 1, &x, &scale, None), [1, 2, 6, 7, 7]);
+        let floats = QuantizeLinear { axis: 1, to: DType::F4E2M1 };
+        let found = floats.eval(&EvalCx { inputs: &[Some(&x), Some(&scale)] }).unwrap();
+        assert_eq!(found[0].to_f64s(), [1., 2., 6., 6., 6.]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ fn lstm_operands<'g>(graph: &'g Graph, node: &Node) -> Option<(Rounded, [Bytes<'
     let x = rounded(graph, input(node, 0)?).filter(|_| op.quantize_state)?;
     let lines = |slot| {
         let bytes = constant_bytes(graph, input(node, slot)?)?;
-        let by_line = bytes.scales.rank() == 3 && bytes.axis == 2;
+        let by_line = bytes.scales.rank() == 3 && bytes.axis == 2 && bytes.scales.shape().last() == Some(&1);
         (bytes.tensor.rank() == 3 && by_line).then_some(bytes)
     };
     Some((x, [lines(1)?, lines(2)?]))

@@ -1,11 +1,11 @@
 //! How each core operator is written.
 
 use sora_ir::ops::{
-    Activation, ActivationKind, BinaryKind, DequantizeLinear, Direction, LayerNorm, Pad, PadMode,
+    Activation, ActivationKind, BinaryKind, CastFloat8, DequantizeLinear, Direction, LayerNorm, Pad, PadMode,
     QuantizeLinear, Reduce, ReduceKind, Rnn, RnnActivation, Split, Unary, UnaryKind,
 };
 use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
-use sora_tensor::{DType, Tensor, element_count};
+use sora_tensor::{DType, PowerRounding, Tensor, element_count};
 
 use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
 use super::{control, function, integer};
@@ -13,8 +13,26 @@ use crate::error::OnnxError;
 use crate::proto::AttributeProto;
 use crate::tensor::{code_of, signed};
 
-/// The oldest opset that has what a node is written as.
+/// The oldest opset that has what a node is written as, and its types.
 pub(super) fn since(graph: &Graph, node: &Node) -> i64 {
+    let values = node.inputs.iter().flatten().chain(&node.outputs);
+    let types = values.map(|&value| type_since(graph.ty(value).dtype)).max().unwrap_or(1);
+    operator_since(graph, node).max(types)
+}
+
+/// The oldest opset that has an element type.
+fn type_since(dtype: DType) -> i64 {
+    match dtype {
+        DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ => 19,
+        DType::I4 | DType::U4 => 21,
+        DType::F4E2M1 => 23,
+        DType::F8E8M0 => 24,
+        DType::I2 | DType::U2 => 25,
+        _ => 1,
+    }
+}
+
+fn operator_since(graph: &Graph, node: &Node) -> i64 {
     let ty = |index: usize| node.inputs.get(index).copied().flatten().map(|id| graph.ty(id));
     match &node.op {
         Op::Unary(Unary { kind: UnaryKind::Gelu | UnaryKind::GeluTanh }) => 20,
@@ -35,7 +53,7 @@ pub(super) fn since(graph: &Graph, node: &Node) -> i64 {
 
 fn quantized_since(integer: DType, scale: Option<&TensorType>) -> i64 {
     match (integer, scale.map(|ty| ty.dtype)) {
-        _ if scale.is_some_and(|ty| ty.rank() > 1) => 21,
+        _ if scale.is_some_and(|ty| ty.rank() > 1) || integer.is_compact() => 21,
         (DType::I16 | DType::U16, _) => 21,
         (_, Some(DType::F16 | DType::BF16)) => 19,
         _ => 13,
@@ -89,6 +107,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::BatchNorm(op) => w.write("BatchNormalization", vec![float("epsilon", op.epsilon.0)]),
         Op::Binary(op) => binary(w, op.kind),
         Op::Cast(op) => w.write("Cast", vec![int("to", i64::from(code_of(op.to)))]),
+        Op::CastFloat8(op) => w.write("Cast", cast_float8(op)),
         Op::Concat(op) => w.write("Concat", vec![int("axis", op.axis)]),
         Op::Conv(op) => {
             let mut attributes = vec![
@@ -193,6 +212,21 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Where(_) => w.write("Where", Vec::new()),
     }
     Ok(())
+}
+
+fn cast_float8(op: &CastFloat8) -> Vec<AttributeProto> {
+    let mut attributes = vec![int("to", i64::from(code_of(op.to))), flag("saturate", op.saturate)];
+    if op.to == DType::F8E8M0 {
+        attributes.push(text(
+            "round_mode",
+            match op.rounding {
+                PowerRounding::Up => "up",
+                PowerRounding::Down => "down",
+                PowerRounding::Nearest => "nearest",
+            },
+        ));
+    }
+    attributes
 }
 
 fn with_axes(w: &mut NodeWriter, op: &str, axes: &[i64]) {
@@ -400,16 +434,21 @@ fn scale_axis(w: &NodeWriter, axis: i64) -> Option<i64> {
     scale.shape.first().filter(|count| count.constant() != Some(1)).map(|_| axis)
 }
 
-/// What says how the scale lies along the tensor: the axis, and for lines along it that they are one block.
+/// What says how the scale lies along the tensor: the axis, and the size of the blocks along it.
 fn scale_attributes(w: &NodeWriter, axis: Option<i64>) -> Result<Vec<AttributeProto>, OnnxError> {
     let Some(axis) = axis else { return Ok(Vec::new()) };
     let mut attributes = vec![int("axis", axis)];
-    if let (Some(x), Some(2..)) = (w.ty(0), w.ty(1).map(TensorType::rank)) {
+    if let (Some(x), Some(scale)) = (w.ty(0), w.ty(1)) {
         let resolved = resolve_axis(axis, x.rank()).map_err(|e| w.refuse(e.0))?;
-        let extent = x.shape.get(resolved).and_then(Dim::known);
-        let extent =
-            extent.ok_or_else(|| w.refuse(format!("the extent of axis {axis} of {x} is not fixed")))?;
-        attributes.push(int("block_size", signed(extent)));
+        let at = |ty: &TensorType| ty.shape.get(resolved).and_then(Dim::known);
+        let blocked = scale.rank() > 1 || x.rank() == 1 && x.shape != scale.shape;
+        match (at(x), at(scale)) {
+            (Some(extent), Some(blocks)) if blocked => {
+                attributes.push(int("block_size", signed(extent.div_ceil(blocks.max(1)).max(1))));
+            }
+            _ if blocked => return Err(w.refuse(format!("the extent of axis {axis} of {x} is not fixed"))),
+            _ => {}
+        }
     }
     Ok(attributes)
 }
@@ -454,27 +493,38 @@ fn quantize(w: &mut NodeWriter, op: &QuantizeLinear) -> Result<(), OnnxError> {
 
 /// ONNX does not quantize to 32 bits: divide, round, convert, and add the zero point.
 fn quantize_wide(w: &mut NodeWriter, op: &QuantizeLinear) -> Result<(), OnnxError> {
-    let rank = w.ty(0).map_or(0, TensorType::rank);
     let to = int("to", i64::from(code_of(DType::I32)));
-    let axes = match scale_axis(w, op.axis) {
-        None => Vec::new(),
-        Some(axis) => {
-            let axis = resolve_axis(axis, rank).map_err(|e| w.refuse(e.0))?;
-            (1..signed(rank - axis)).collect()
-        }
-    };
-    // A scale for an inner axis gets trailing extents of one.
-    let aligned = |w: &mut NodeWriter, index: usize| {
+    let aligned = |w: &mut NodeWriter, index: usize| -> Result<String, OnnxError> {
         let value = w.input(index);
-        match axes.is_empty() || value.is_empty() {
-            true => value,
-            false => {
-                let axes = w.ints("axes", &axes);
-                w.step("Unsqueeze", vec![value, axes], Vec::new())
+        let (Some(axis), Some(x), Some(scale), false) =
+            (scale_axis(w, op.axis), w.ty(0), w.ty(1), value.is_empty())
+        else {
+            return Ok(value);
+        };
+        let axis = resolve_axis(axis, x.rank()).map_err(|e| w.refuse(e.0))?;
+        if scale.rank() < x.rank() {
+            // A scale for an inner axis gets trailing extents of one.
+            let axes: Vec<i64> = (1..signed(x.rank() - axis)).collect();
+            if axes.is_empty() {
+                return Ok(value);
             }
+            let axes = w.ints("axes", &axes);
+            return Ok(w.step("Unsqueeze", vec![value, axes], Vec::new()));
+        }
+        // One for each block becomes one for each element.
+        let at = |ty: &TensorType| ty.shape.get(axis).and_then(Dim::known);
+        match (at(x), at(scale)) {
+            (_, Some(1)) => Ok(value),
+            (Some(extent), Some(blocks)) => {
+                let size = extent.div_ceil(blocks.max(1)).max(1);
+                let slices: Vec<i64> = (0..extent).map(|i| signed(i / size)).collect();
+                let slices = w.ints("slices", &slices);
+                Ok(w.step("Gather", vec![value, slices], vec![int("axis", signed(axis))]))
+            }
+            _ => Err(w.refuse(format!("the extent of axis {axis} of {x} is not fixed"))),
         }
     };
-    let (scale, zero) = (aligned(w, 1), aligned(w, 2));
+    let (scale, zero) = (aligned(w, 1)?, aligned(w, 2)?);
     let x = w.input(0);
     let quotient = w.step("Div", vec![x, scale], Vec::new());
     let rounded = w.step("Round", vec![quotient], Vec::new());

@@ -84,7 +84,7 @@ pub(super) fn embed(name: &str, tensor: &Tensor) -> TensorProto {
 }
 
 fn refer(name: &str, tensor: &Tensor, file: &str, offset: usize) -> TensorProto {
-    let length = tensor.byte_len();
+    let length = tensor::stored_len(tensor);
     let external_data = vec![
         entry("location", file),
         entry("offset", &offset.to_string()),
@@ -132,14 +132,18 @@ impl Parts {
 
     /// Bytes of the constants that are smaller than `threshold`.
     fn embedded_below(&self, threshold: usize) -> usize {
-        self.constants.iter().map(|(_, tensor)| tensor.byte_len()).filter(|&size| size < threshold).sum()
+        self.constants
+            .iter()
+            .map(|(_, tensor)| tensor::stored_len(tensor))
+            .filter(|&size| size < threshold)
+            .sum()
     }
 
     /// Where each constant of at least `threshold` bytes begins in the data file.
     fn offsets(&self, threshold: usize) -> Vec<Option<usize>> {
         let mut end = 0usize;
         let place = |(_, tensor): &(String, Tensor)| {
-            let size = tensor.byte_len();
+            let size = tensor::stored_len(tensor);
             (size >= threshold).then(|| {
                 let start = end.next_multiple_of(ALIGNMENT);
                 end = start.saturating_add(size);
@@ -155,7 +159,7 @@ impl Parts {
             let Some(offset) = offset else { continue };
             file.write_all(&vec![0; offset - written])?;
             file.write_all(&tensor::raw_bytes(tensor))?;
-            written = offset + tensor.byte_len();
+            written = offset + tensor::stored_len(tensor);
         }
         Ok(())
     }

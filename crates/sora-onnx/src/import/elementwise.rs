@@ -1,13 +1,15 @@
 //! Functions of one element or of two.
 
-use sora_ir::ops::{Activation, ActivationKind, Binary, BinaryKind, Cast, Unary, UnaryKind, Where};
+use sora_ir::ops::{
+    Activation, ActivationKind, Binary, BinaryKind, Cast, Unary, UnaryKind, Unsqueeze, Where,
+};
 use sora_ir::{Real, ValueId};
 use sora_tensor::DType;
 
 use super::node::{Built, NodeCx};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
-use crate::tensor::dtype_of;
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Abs", |cx| unary(cx, UnaryKind::Abs)),
@@ -39,7 +41,7 @@ pub(super) const ROWS: &[Row] = &[
     onnx("Elu", |cx| activation(cx, ActivationKind::Elu, 1.0, None)),
     onnx("HardSigmoid", |cx| activation(cx, ActivationKind::HardSigmoid, 0.2, Some(("beta", 0.5)))),
     onnx("LeakyRelu", |cx| activation(cx, ActivationKind::LeakyRelu, 0.01, None)),
-    onnx("Selu", |cx| activation(cx, ActivationKind::Selu, 1.673_263_2, Some(("gamma", 1.050_701)))),
+    onnx("Selu", selu),
     onnx("ThresholdedRelu", |cx| activation(cx, ActivationKind::ThresholdedRelu, 1.0, None)),
     onnx("Clip", clip),
     onnx("Add", |cx| binary(cx, BinaryKind::Add)),
@@ -54,7 +56,7 @@ pub(super) const ROWS: &[Row] = &[
     onnx("Mul", |cx| binary(cx, BinaryKind::Mul)),
     onnx("Or", |cx| binary(cx, BinaryKind::Or)),
     onnx("Pow", pow),
-    onnx("PRelu", |cx| binary(cx, BinaryKind::PRelu)),
+    onnx("PRelu", p_relu),
     onnx("Sub", |cx| binary(cx, BinaryKind::Sub)),
     onnx("Xor", |cx| binary(cx, BinaryKind::Xor)),
     onnx("Max", |cx| variadic(cx, BinaryKind::Max)),
@@ -62,8 +64,6 @@ pub(super) const ROWS: &[Row] = &[
     onnx("Sum", |cx| variadic(cx, BinaryKind::Add)),
     onnx("Mean", mean),
     onnx("Where", |cx| cx.add(Where {}, cx.inputs_to(3))),
-    onnx("Cast", cast),
-    onnx("CastLike", cast_like),
 ];
 
 fn unary(cx: &mut NodeCx, kind: UnaryKind) -> Built {
@@ -71,7 +71,39 @@ fn unary(cx: &mut NodeCx, kind: UnaryKind) -> Built {
 }
 
 fn binary(cx: &mut NodeCx, kind: BinaryKind) -> Built {
-    cx.add(Binary { kind }, [cx.input(0)?, cx.input(1)?])
+    let operands = operands(cx)?;
+    cx.add(Binary { kind }, operands)
+}
+
+/// Both operands. Before opset 7, the second one's axes lay along those of the first from `axis` on.
+fn operands(cx: &mut NodeCx) -> Result<[ValueId; 2], Refusal> {
+    let (a, b) = (cx.input(0)?, cx.input(1)?);
+    if cx.opset >= 7 || !cx.flag("broadcast", false) || cx.attribute("axis").is_none() {
+        return Ok([a, b]);
+    }
+    let axis = cx.axis(cx.int("axis", 0), a)?;
+    match cx.rank(a).checked_sub(axis + cx.rank(b)) {
+        Some(after) => Ok([a, trailing(cx, b, after)?]),
+        None => Err(Refusal::new(format!("axis={axis} does not fit {} and {}", cx.ty(a), cx.ty(b)))),
+    }
+}
+
+/// The value with `count` more axes of extent 1 at the end.
+fn trailing(cx: &mut NodeCx, x: ValueId, count: usize) -> Result<ValueId, Refusal> {
+    let rank = cx.rank(x);
+    match count {
+        0 => Ok(x),
+        _ => cx.step("unsqueeze", Unsqueeze { axes: (rank..rank + count).map(signed).collect() }, [x]),
+    }
+}
+
+/// Before opset 7, a list of slopes was one for each channel.
+fn p_relu(cx: &mut NodeCx) -> Built {
+    let (x, mut slope) = (cx.input(0)?, cx.input(1)?);
+    if cx.opset < 7 && cx.rank(slope) == 1 && cx.ty(slope).known_len() != Some(1) {
+        slope = trailing(cx, slope, cx.rank(x).saturating_sub(2))?;
+    }
+    cx.add(Binary { kind: BinaryKind::PRelu }, [x, slope])
 }
 
 fn gelu(cx: &mut NodeCx) -> Built {
@@ -130,6 +162,12 @@ fn activation(cx: &mut NodeCx, kind: ActivationKind, alpha: f32, beta: Option<(&
     cx.add(op, [cx.input(0)?])
 }
 
+/// Opset 6 gave the defaults more digits.
+fn selu(cx: &mut NodeCx) -> Built {
+    let (alpha, gamma) = if cx.opset < 6 { (1.6732, 1.0507) } else { (1.673_263_2, 1.050_701) };
+    activation(cx, ActivationKind::Selu, alpha, Some(("gamma", gamma)))
+}
+
 /// Constant bounds of floats make one operator; others become Max and Min. Bounds were attributes before opset 11.
 fn clip(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
@@ -175,7 +213,7 @@ fn modulo(cx: &mut NodeCx) -> Built {
 
 /// The exponent may have another dtype than the base, whose dtype the result has.
 fn pow(cx: &mut NodeCx) -> Built {
-    let (base, exponent) = (cx.input(0)?, cx.input(1)?);
+    let [base, exponent] = operands(cx)?;
     let (to, from) = (cx.dtype(base), cx.dtype(exponent));
     if to == from || to.is_float() {
         let exponent = cx.cast(exponent, to)?;
@@ -210,14 +248,4 @@ fn mean(cx: &mut NodeCx) -> Built {
     let sum = folded(cx, BinaryKind::Add)?;
     let count = cx.scalar("count", cx.dtype(sum), count);
     Ok(vec![cx.binary(BinaryKind::Div, sum, count)?])
-}
-
-fn cast(cx: &mut NodeCx) -> Built {
-    let to = dtype_of(cx.int("to", 0))?;
-    cx.add(Cast { to }, [cx.input(0)?])
-}
-
-fn cast_like(cx: &mut NodeCx) -> Built {
-    let to = cx.dtype(cx.input(1)?);
-    cx.add(Cast { to }, [cx.input(0)?])
 }

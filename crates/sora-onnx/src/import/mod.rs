@@ -3,6 +3,7 @@
 //! The driver orders the nodes, hands each to its row of the operator table, and collects every failure. Outputs
 //! of a failed node count as poisoned: nodes that need them are skipped without a report of their own.
 
+mod cast;
 mod constant;
 mod contrib;
 mod control;
@@ -14,6 +15,7 @@ mod node;
 mod norm;
 mod order;
 mod quant;
+mod quantize;
 mod recurrent;
 mod rows;
 mod shape;
@@ -34,9 +36,9 @@ use node::NodeCx;
 pub(crate) use rows::SORA;
 
 /// The oldest opset of the default domain that can be imported.
-pub const MIN_OPSET: i64 = 7;
+pub const MIN_OPSET: i64 = 1;
 /// The newest opset of the default domain whose operators are known; later ones are tried with a warning.
-pub const MAX_OPSET: i64 = 24;
+pub const MAX_OPSET: i64 = 25;
 
 /// A model that was read.
 #[derive(Clone, Debug)]
@@ -152,7 +154,7 @@ fn default_opset(model: &ModelProto, warnings: &mut Vec<String>) -> Result<i64, 
     };
     if opset < MIN_OPSET {
         return Err(OnnxError::Version(format!(
-            "it uses opset {opset}; Sora reads {MIN_OPSET} and later. Convert it with onnx.version_converter"
+            "it uses opset {opset}, which does not exist; Sora reads {MIN_OPSET} and later"
         )));
     }
     if opset > MAX_OPSET {

@@ -1,4 +1,4 @@
-//! Quantized operators. QuantizeLinear and DequantizeLinear stay; all others become float operators between them.
+//! Quantized operators: float operators between QuantizeLinear and DequantizeLinear.
 
 use sora_ir::ops::{
     Activation, ActivationKind, Binary, BinaryKind, Cast, Concat, DequantizeLinear, DynamicQuantizeLinear,
@@ -12,13 +12,8 @@ use super::math::{scaled, transposed};
 use super::node::{Built, NodeCx};
 use super::rows::{Row, microsoft, onnx, sora};
 use crate::error::Refusal;
-use crate::tensor::dtype_of;
 
 pub(super) const ROWS: &[Row] = &[
-    onnx("QuantizeLinear", quantize),
-    onnx("DequantizeLinear", dequantize),
-    microsoft("QuantizeLinear", quantize),
-    microsoft("DequantizeLinear", dequantize),
     onnx("DynamicQuantizeLinear", |cx| {
         let x = cx.input(0)?;
         cx.add(DynamicQuantizeLinear { rows: false }, [x])
@@ -57,61 +52,13 @@ pub(super) const ROWS: &[Row] = &[
     }),
 ];
 
-fn quantize(cx: &mut NodeCx) -> Built {
-    whole_block(cx)?;
-    let zero_point = cx.opt(2).map(|id| cx.dtype(id));
-    let to = match (zero_point, cx.int("output_dtype", 0)) {
-        (Some(dtype), _) => dtype,
-        (None, 0) => DType::U8,
-        (None, code) => dtype_of(code)?,
-    };
-    let (x, scale) = (cx.input(0)?, cx.input(1)?);
-    let scale = one_scale(cx, scale)?;
-    let zero_point = cx.opt(2).map(|zero| one_scale(cx, zero)).transpose()?;
-    let x = if cx.dtype(x).is_float() { x } else { cx.cast(x, cx.dtype(scale))? };
-    let inputs = [Some(x), Some(scale), zero_point];
-    cx.add(QuantizeLinear { axis: cx.int("axis", 1), to }, trimmed(&inputs))
-}
-
-/// A block must be a whole line along the axis.
-fn whole_block(cx: &NodeCx) -> Result<(), Refusal> {
-    let (x, scale) = (cx.ty(cx.input(0)?), cx.ty(cx.input(1)?));
-    let lines = || -> Option<bool> {
-        let axis = cx.axis(cx.int("axis", 1), cx.input(0).ok()?).ok()?;
-        Some(scale.rank() == x.rank() && scale.shape.get(axis)?.known() == Some(1))
-    };
-    match cx.int("block_size", 0) {
-        0 => Ok(()),
-        _ if lines() == Some(true) => Ok(()),
-        size => {
-            Err(Refusal::new(format!("block_size={size} of {x} with the scale {scale} is not supported")))
-        }
-    }
-}
-
-fn dequantize(cx: &mut NodeCx) -> Built {
-    whole_block(cx)?;
-    let (x, scale) = (cx.input(0)?, cx.input(1)?);
-    let scale = one_scale(cx, scale)?;
-    let zero_point = cx.opt(2).map(|zero| one_scale(cx, zero)).transpose()?;
-    let inputs = [Some(x), Some(scale), zero_point];
-    let values = cx.add(DequantizeLinear { axis: cx.int("axis", 1) }, trimmed(&inputs))?;
-    match cx.int("output_dtype", 0) {
-        0 => Ok(values),
-        code => {
-            let to = dtype_of(code)?;
-            values.into_iter().map(|value| cx.cast(value, to)).collect()
-        }
-    }
-}
-
-fn trimmed(inputs: &[Option<ValueId>]) -> Vec<Option<ValueId>> {
+pub(super) fn trimmed(inputs: &[Option<ValueId>]) -> Vec<Option<ValueId>> {
     let present = inputs.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     inputs.iter().take(present).copied().collect()
 }
 
 /// A list of one element as a scalar: per tensor, whatever the axis is.
-fn one_scale(cx: &mut NodeCx, value: ValueId) -> Result<ValueId, Refusal> {
+pub(super) fn one_scale(cx: &mut NodeCx, value: ValueId) -> Result<ValueId, Refusal> {
     if cx.ty(value).known_shape().as_deref() != Some(&[1]) {
         return Ok(value);
     }

@@ -1,10 +1,12 @@
 //! The operator table: every ONNX operator that can be imported, one row each.
 
 use super::node::{Built, NodeCx};
-use super::{constant, contrib, control, conv, elementwise, math, norm, quant, recurrent, shape};
+use super::{
+    cast, constant, contrib, control, conv, elementwise, math, norm, quant, quantize, recurrent, shape,
+};
 use crate::error::Refusal;
 
-/// Builds core operators for one node. Opset differences are handled inside: what an operator did in opset 7
+/// Builds core operators for one node. Opset differences are handled inside: what an operator did in opset 1
 /// and what it does in the newest are read by the same function.
 pub(super) type Import = fn(&mut NodeCx) -> Built;
 
@@ -36,6 +38,7 @@ pub(super) const fn sora(op: &'static str, import: Import) -> Row {
 }
 
 const FAMILIES: &[&[Row]] = &[
+    cast::ROWS,
     constant::ROWS,
     contrib::ROWS,
     control::ROWS,
@@ -44,6 +47,7 @@ const FAMILIES: &[&[Row]] = &[
     math::ROWS,
     norm::ROWS,
     quant::ROWS,
+    quantize::ROWS,
     recurrent::ROWS,
     shape::ROWS,
 ];
