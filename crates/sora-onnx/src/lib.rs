@@ -1,6 +1,6 @@
 //! ONNX files to and from Sora graphs.
 //!
-//! [`load`] reads a file, with weights in other files memory-mapped; [`save`] writes one. Import covers opset 7
+//! [`load`] reads a file, with weights in other files memory-mapped; [`save`] writes one. Import covers opset 1
 //! to the newest: every operator is one row of a table, a short function that builds core operators. Quantized
 //! forms become QuantizeLinear and DequantizeLinear around float operators. A model that cannot be imported
 //! gives all the reasons at once, in [`OnnxError::Nodes`].

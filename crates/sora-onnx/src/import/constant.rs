@@ -48,6 +48,9 @@ fn constant_of_shape(cx: &mut NodeCx) -> Built {
 
 /// Nothing at inference; the mask is not computed.
 fn dropout(cx: &mut NodeCx) -> Built {
+    if cx.opset < 7 && !cx.flag("is_test", false) {
+        return Err(Refusal::new("is_test=0 is not supported").hint("export the model in evaluation mode"));
+    }
     if let Some(training) = cx.opt(2) {
         let training = cx.constant(training).map(|t| t.to_i128s().contains(&1));
         if training != Some(false) {

@@ -34,6 +34,10 @@ fn batch_norm(cx: &mut NodeCx) -> Built {
     if cx.flag("training_mode", false) {
         return Err(Refusal::new("its training mode is on").hint("export the model in evaluation mode"));
     }
+    // Before opset 7 training was the default; it has more outputs.
+    if cx.opset < 7 && !cx.flag("is_test", false) && (1..5).any(|output| cx.reads(output)) {
+        return Err(Refusal::new("is_test=0 is not supported").hint("export the model in evaluation mode"));
+    }
     cx.only_int("spatial", 1)?;
     cx.add(BatchNorm { epsilon: Real(cx.float("epsilon", 1e-5)) }, cx.inputs_to(5))
 }

@@ -23,9 +23,7 @@ pub(super) const ROWS: &[Row] = &[
     }),
     onnx("OneHot", |cx| cx.add(OneHot { axis: cx.int("axis", -1) }, cx.inputs_to(3))),
     onnx("Pad", pad),
-    onnx("Reshape", |cx| {
-        cx.add(Reshape { allow_zero: cx.flag("allowzero", false) }, [cx.input(0)?, cx.input(1)?])
-    }),
+    onnx("Reshape", reshape),
     onnx("Shape", |cx| {
         let end = cx.attribute("end").map(|a| a.i.unwrap_or(0));
         cx.add(Shape { start: cx.int("start", 0), end }, [cx.input(0)?])
@@ -38,7 +36,7 @@ pub(super) const ROWS: &[Row] = &[
         let axes = cx.ints_at("axes", 1, 13)?.unwrap_or_default();
         cx.add(Squeeze { axes }, [cx.input(0)?])
     }),
-    onnx("Tile", |cx| cx.add(Tile {}, [cx.input(0)?, cx.input(1)?])),
+    onnx("Tile", tile),
     onnx("Transpose", |cx| {
         let x = cx.input(0)?;
         let perm = cx.sizes("perm", (0..cx.rank(x)).rev().collect())?;
@@ -60,7 +58,35 @@ fn element_count(cx: &mut NodeCx) -> Built {
     cx.add(Reduce { kind: ReduceKind::Prod, axes: Vec::new(), keep_dims: false }, [shape])
 }
 
-/// Everything but the data was an attribute before opset 11.
+/// The shape was an attribute before opset 5.
+fn reshape(cx: &mut NodeCx) -> Built {
+    let shape = match cx.opset < 5 {
+        true => {
+            let shape = cx.ints("shape").ok_or_else(|| Refusal::new("its shape is missing"))?;
+            cx.make_ints("shape", shape)
+        }
+        false => cx.input(1)?,
+    };
+    cx.add(Reshape { allow_zero: cx.flag("allowzero", false) }, [cx.input(0)?, shape])
+}
+
+/// Before opset 6, the inputs were a number of copies and the one axis they lie along.
+fn tile(cx: &mut NodeCx) -> Built {
+    let (x, mut repeats) = (cx.input(0)?, cx.input(1)?);
+    if cx.opset < 6 {
+        let known = |cx: &NodeCx, value| match cx.known_ints(value).as_deref() {
+            Some(&[number]) => Ok(number),
+            _ => Err(Refusal::new("its number of tiles and its axis must be constant")),
+        };
+        let (tiles, axis) = (known(cx, repeats)?, known(cx, cx.input(2)?)?);
+        let axis = cx.axis(axis, x)?;
+        let list: Vec<i64> = (0..cx.rank(x)).map(|i| if i == axis { tiles } else { 1 }).collect();
+        repeats = cx.make_ints("repeats", &list);
+    }
+    cx.add(Tile {}, [x, repeats])
+}
+
+/// Everything but the data was an attribute before opset 11, and `pads` was `paddings` in opset 1.
 fn pad(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
     let mode = match cx.text("mode", "constant").as_ref() {
@@ -73,7 +99,8 @@ fn pad(cx: &mut NodeCx) -> Built {
     if cx.opset >= 11 {
         return cx.add(Pad { mode }, cx.inputs_to(4));
     }
-    let pads = cx.ints("pads").ok_or_else(|| Refusal::new("its pads are missing"))?;
+    let pads = cx.ints(if cx.opset < 2 { "paddings" } else { "pads" });
+    let pads = pads.ok_or_else(|| Refusal::new("its pads are missing"))?;
     let pads = cx.make_ints("pads", pads);
     let value = cx.float("value", 0.0);
     let value = (value != 0.0).then(|| cx.scalar("value", cx.dtype(x), f64::from(value)));
@@ -97,7 +124,9 @@ fn slice(cx: &mut NodeCx) -> Built {
 }
 
 fn split(cx: &mut NodeCx) -> Built {
-    let sizes = cx.ints_at("split", 1, 13)?.unwrap_or_default();
+    // Opset 1 has both the attribute and the input.
+    let since = if cx.opset < 2 && cx.opt(1).is_some() { 1 } else { 13 };
+    let sizes = cx.ints_at("split", 1, since)?.unwrap_or_default();
     let sizes = sizes.iter().map(|&v| size(v, "split")).collect::<Result<Vec<_>, _>>()?;
     let outputs = match cx.attribute("num_outputs") {
         Some(_) => size(cx.int("num_outputs", 0), "num_outputs")?,
