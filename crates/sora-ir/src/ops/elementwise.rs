@@ -19,6 +19,10 @@ enum Domain {
     Number,
     /// Truth values only.
     Bool,
+    /// Truth values, and integers as rows of bits.
+    Bits,
+    /// Integers only.
+    Integer,
     /// Everything.
     Any,
 }
@@ -29,6 +33,8 @@ impl Domain {
             Domain::Float => dtype.is_float(),
             Domain::Number => dtype != DType::Bool,
             Domain::Bool => dtype == DType::Bool,
+            Domain::Bits => !dtype.is_float(),
+            Domain::Integer => dtype.is_int(),
             Domain::Any => true,
         }
     }
@@ -39,6 +45,8 @@ impl Domain {
             Domain::Float => &[DType::F32, DType::F32, DType::F64, DType::F16, DType::BF16],
             Domain::Number => &[DType::F32, DType::F32, DType::I64, DType::I32, DType::U8, DType::F16],
             Domain::Bool => &[DType::Bool],
+            Domain::Bits => &[DType::Bool, DType::Bool, DType::I32, DType::I64, DType::U8],
+            Domain::Integer => &[DType::I32, DType::I64, DType::I8, DType::U8, DType::U16],
             Domain::Any => &[DType::F32, DType::I64, DType::Bool, DType::I8],
         }
     }
@@ -86,10 +94,24 @@ fn no_int(v: i128) -> i128 {
 unary! {
     /// Magnitude.
     Abs(Number, Lut, -3.0, 3.0, f64::abs, i128::abs);
+    /// Angle of a cosine, in radians.
+    Acos(Float, Lut, -1.0, 1.0, f64::acos, no_int);
+    /// Inverse hyperbolic cosine.
+    Acosh(Float, Float, 1.0, 9.0, f64::acosh, no_int);
+    /// Angle of a sine, in radians.
+    Asin(Float, Lut, -1.0, 1.0, f64::asin, no_int);
+    /// Inverse hyperbolic sine.
+    Asinh(Float, Lut, -9.0, 9.0, f64::asinh, no_int);
+    /// Angle of a tangent, in radians.
+    Atan(Float, Lut, -9.0, 9.0, f64::atan, no_int);
+    /// Inverse hyperbolic tangent.
+    Atanh(Float, Float, -0.99, 0.99, f64::atanh, no_int);
     /// Smallest integer not below.
     Ceil(Float, Lut, -3.0, 3.0, f64::ceil, no_int);
     /// Cosine of radians.
     Cos(Float, Float, -9.0, 9.0, f64::cos, no_int);
+    /// Hyperbolic cosine.
+    Cosh(Float, Float, -6.0, 6.0, f64::cosh, no_int);
     /// Gauss error function.
     Erf(Float, Lut, -4.0, 4.0, libm::erf, no_int);
     /// Natural exponential.
@@ -126,12 +148,16 @@ unary! {
     Silu(Float, Lut, -9.0, 9.0, |x| x / (1.0 + (-x).exp()), no_int);
     /// Sine of radians.
     Sin(Float, Float, -9.0, 9.0, f64::sin, no_int);
+    /// Hyperbolic sine.
+    Sinh(Float, Float, -6.0, 6.0, f64::sinh, no_int);
     /// `ln(1 + exp(x))`.
     Softplus(Float, Lut, -9.0, 9.0, |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), no_int);
     /// `x / (1 + |x|)`.
     Softsign(Float, Lut, -9.0, 9.0, |x| x / (1.0 + x.abs()), no_int);
     /// Square root.
     Sqrt(Float, Float, 0.0, 9.0, f64::sqrt, no_int);
+    /// Tangent of radians.
+    Tan(Float, Float, -1.5, 1.5, f64::tan, no_int);
     /// Hyperbolic tangent.
     Tanh(Float, Lut, -6.0, 6.0, f64::tanh, no_int);
 }
@@ -248,6 +274,17 @@ fn no_float(a: f64, _: f64) -> f64 {
     a
 }
 
+/// The remainder that has the divisor's sign.
+fn floor_mod(a: f64, b: f64) -> f64 {
+    let rest = a % b;
+    if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
+}
+
+/// A number of bits to shift by, unless it is negative or beyond every width.
+fn shift_bits(by: i128) -> Option<u32> {
+    u32::try_from(by).ok().filter(|&by| by < 64)
+}
+
 /// Integer power that wraps; a negative exponent gives the truncated quotient.
 fn int_pow(base: i128, exponent: i128) -> i128 {
     match u32::try_from(exponent) {
@@ -267,8 +304,8 @@ fn int_pow(base: i128, exponent: i128) -> i128 {
 binary! {
     /// Sum.
     Add(Number, Arithmetic, Same, |a, b| a + b, i128::wrapping_add);
-    /// Logical and.
-    And(Bool, Float, Truth, no_float, |a, b| a & b);
+    /// And, of truth values or of the bits of integers.
+    And(Bits, Float, Same, no_float, |a, b| a & b);
     /// Quotient; integers truncate towards zero, and a zero divisor gives 0.
     Div(Number, Float, Same, |a, b| a / b, |a, b| a.checked_div(b).unwrap_or(0));
     /// Equality.
@@ -288,21 +325,27 @@ binary! {
     /// The lesser; NaN if either is.
     Min(Number, Float, Same, |a, b| if a.is_nan() || a < b { a } else { b }, |a, b| a.min(b));
     /// Remainder with the sign of the divisor (ONNX Mod with fmod = 0).
-    Mod(Number, Float, Same, |a, b| a - b * (a / b).floor(), |a, b| {
+    Mod(Number, Float, Same, floor_mod, |a, b| {
         a.checked_rem(b).map_or(0, |r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
     });
     /// Product.
     Mul(Number, Arithmetic, Same, |a, b| a * b, i128::wrapping_mul);
-    /// Logical or.
-    Or(Bool, Float, Truth, no_float, |a, b| a | b);
+    /// Or, of truth values or of the bits of integers.
+    Or(Bits, Float, Same, no_float, |a, b| a | b);
     /// The first to the power of the second.
     Pow(Number, Float, Same, f64::powf, int_pow);
     /// `a` where positive, else `a · b`: the leaky rectifier with slope `b`. Source: ONNX PRelu.
     PRelu(Number, Float, Same, |a, b| if a < 0.0 { a * b } else { a }, |a, b| if a < 0 { a.wrapping_mul(b) } else { a });
+    /// Bits moved towards the higher; those beyond the width are lost. A shift by a negative number or by the width or
+    /// more gives 0.
+    ShiftLeft(Integer, Float, Same, no_float, |a, b| shift_bits(b).map_or(0, |b| a << b));
+    /// Bits moved towards the lower, where copies of the sign come in. A shift by a negative number or by the width or
+    /// more leaves nothing but the sign.
+    ShiftRight(Integer, Float, Same, no_float, |a, b| a >> shift_bits(b).unwrap_or(127));
     /// Difference.
     Sub(Number, Arithmetic, Same, |a, b| a - b, i128::wrapping_sub);
-    /// Exclusive or.
-    Xor(Bool, Float, Truth, no_float, |a, b| a ^ b);
+    /// Exclusive or, of truth values or of the bits of integers.
+    Xor(Bits, Float, Same, no_float, |a, b| a ^ b);
 }
 
 attrs! {

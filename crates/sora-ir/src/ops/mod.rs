@@ -9,14 +9,17 @@ mod cast_float8;
 mod concat;
 mod conv;
 mod conv_transpose;
+mod cum_prod;
 mod cum_sum;
 mod dequantize_linear;
+mod det;
 mod dynamic_quantize_linear;
 mod elementwise;
 mod expand;
 mod flatten;
 mod gather;
 mod gather_elements;
+mod gather_nd;
 mod gru;
 mod if_;
 mod layer_norm;
@@ -25,15 +28,20 @@ mod lstm;
 mod mat_mul;
 mod max_pool;
 mod movement;
+mod non_zero;
 mod one_hot;
 mod pad;
 mod quantize_linear;
+mod random;
 mod range;
 mod recurrent;
 mod reduce;
 mod reshape;
 mod rnn;
 mod scan;
+mod scatter;
+mod scatter_elements;
+mod scatter_nd;
 mod shape;
 mod slice;
 mod softmax;
@@ -43,6 +51,7 @@ mod tile;
 mod top_k;
 mod transpose;
 mod trilu;
+mod unique;
 mod unsqueeze;
 mod where_;
 
@@ -55,14 +64,17 @@ pub use cast_float8::CastFloat8;
 pub use concat::Concat;
 pub use conv::Conv;
 pub use conv_transpose::ConvTranspose;
+pub use cum_prod::CumProd;
 pub use cum_sum::CumSum;
 pub use dequantize_linear::DequantizeLinear;
+pub use det::Det;
 pub use dynamic_quantize_linear::DynamicQuantizeLinear;
 pub use elementwise::{Binary, BinaryKind, Unary, UnaryKind};
 pub use expand::Expand;
 pub use flatten::Flatten;
 pub use gather::Gather;
 pub use gather_elements::GatherElements;
+pub use gather_nd::GatherNd;
 pub use gru::Gru;
 pub use if_::If;
 pub use layer_norm::LayerNorm;
@@ -70,14 +82,19 @@ pub use loop_::Loop;
 pub use lstm::Lstm;
 pub use mat_mul::MatMul;
 pub use max_pool::MaxPool;
+pub use non_zero::NonZero;
 pub use one_hot::OneHot;
 pub use pad::{Pad, PadMode};
 pub use quantize_linear::QuantizeLinear;
+pub use random::{Distribution, Random};
 pub use range::Range;
 pub use reduce::{Reduce, ReduceKind};
 pub use reshape::Reshape;
 pub use rnn::{Direction, Rnn, RnnActivation};
 pub use scan::Scan;
+pub use scatter::Reduction;
+pub use scatter_elements::ScatterElements;
+pub use scatter_nd::ScatterNd;
 pub use shape::Shape;
 pub use slice::Slice;
 pub use softmax::Softmax;
@@ -87,6 +104,7 @@ pub use tile::Tile;
 pub use top_k::TopK;
 pub use transpose::Transpose;
 pub use trilu::Trilu;
+pub use unique::Unique;
 pub use unsqueeze::Unsqueeze;
 pub use where_::Where;
 
@@ -188,13 +206,16 @@ ops! {
     Concat,
     Conv,
     ConvTranspose,
+    CumProd,
     CumSum,
     DequantizeLinear,
+    Det,
     DynamicQuantizeLinear,
     Expand,
     Flatten,
     Gather,
     GatherElements,
+    GatherNd,
     Gru,
     If,
     LayerNorm,
@@ -202,14 +223,18 @@ ops! {
     Lstm,
     MatMul,
     MaxPool,
+    NonZero,
     OneHot,
     Pad,
     QuantizeLinear,
+    Random,
     Range,
     Reduce,
     Reshape,
     Rnn,
     Scan,
+    ScatterElements,
+    ScatterNd,
     Shape,
     Slice,
     Softmax,
@@ -220,6 +245,7 @@ ops! {
     Transpose,
     Trilu,
     Unary,
+    Unique,
     Unsqueeze,
     Where,
 }

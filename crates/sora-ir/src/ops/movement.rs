@@ -213,7 +213,10 @@ mod tests {
         let mut g = Gen::new(6);
         let extremes = [i64::MIN, -(1 << 62), -3, -2, -1, 0, 1, 2, 3, 1 << 62, i64::MAX];
         let names = ["Reshape", "Slice", "Gather", "GatherElements", "Expand", "Tile", "Pad"];
-        for name in names.into_iter().chain(["Range", "OneHot", "Trilu", "Concat", "Split", "Where"]) {
+        for name in names
+            .into_iter()
+            .chain(["Range", "OneHot", "Trilu", "Concat", "Split", "Where", "GatherNd", "Random"])
+        {
             for _ in 0..40 {
                 for case in Op::cases(name, &mut g) {
                     let spoil = |(i, arg): (usize, &Arg)| {

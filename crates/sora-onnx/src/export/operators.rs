@@ -1,8 +1,9 @@
 //! How each core operator is written.
 
 use sora_ir::ops::{
-    Activation, ActivationKind, BinaryKind, CastFloat8, DequantizeLinear, Direction, LayerNorm, Pad, PadMode,
-    QuantizeLinear, Reduce, ReduceKind, Rnn, RnnActivation, Split, Unary, UnaryKind,
+    Activation, ActivationKind, Binary, BinaryKind, CastFloat8, DequantizeLinear, Direction, Distribution,
+    LayerNorm, Pad, PadMode, QuantizeLinear, Random, Reduce, ReduceKind, Reduction, Rnn, RnnActivation,
+    ScatterElements, ScatterNd, Split, Unary, UnaryKind,
 };
 use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
 use sora_tensor::{DType, PowerRounding, Tensor, element_count};
@@ -36,6 +37,22 @@ fn operator_since(graph: &Graph, node: &Node) -> i64 {
     let ty = |index: usize| node.inputs.get(index).copied().flatten().map(|id| graph.ty(id));
     match &node.op {
         Op::Unary(Unary { kind: UnaryKind::Gelu | UnaryKind::GeluTanh }) => 20,
+        Op::Binary(Binary { kind: BinaryKind::And | BinaryKind::Or | BinaryKind::Xor }) => {
+            if ty(0).is_some_and(|ty| ty.dtype == DType::Bool) { 7 } else { 18 }
+        }
+        // Shifts of signed integers.
+        Op::Binary(Binary { kind: BinaryKind::ShiftLeft | BinaryKind::ShiftRight }) => {
+            let signed = ty(0).and_then(|ty| ty.dtype.int_range()).is_some_and(|(low, _)| low < 0);
+            if signed { 28 } else { 11 }
+        }
+        Op::CumProd(_) => 26,
+        Op::ScatterElements(ScatterElements { reduction, .. }) | Op::ScatterNd(ScatterNd { reduction }) => {
+            match reduction {
+                Reduction::Replace => 13,
+                Reduction::Add | Reduction::Mul => 16,
+                Reduction::Max | Reduction::Min => 18,
+            }
+        }
         Op::Pad(Pad { mode: PadMode::Wrap }) => 19,
         Op::Pad(_) if ty(3).is_some() => 18,
         // Older versions count the padding of an overhanging window differently.
@@ -130,16 +147,21 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             attributes.extend(kernel_shape(w).map(|kernel| sizes("kernel_shape", &kernel)));
             w.write("ConvTranspose", attributes);
         }
+        Op::CumProd(op) => {
+            w.write("CumProd", vec![flag("exclusive", op.exclusive), flag("reverse", op.reverse)])
+        }
         Op::CumSum(op) => {
             w.write("CumSum", vec![flag("exclusive", op.exclusive), flag("reverse", op.reverse)])
         }
         Op::DequantizeLinear(op) => dequantize(w, op)?,
+        Op::Det(_) => w.write("Det", Vec::new()),
         Op::DynamicQuantizeLinear(op) if op.rows => w.call(function::DYNAMIC_QUANTIZE_ROWS, Vec::new()),
         Op::DynamicQuantizeLinear(_) => w.write("DynamicQuantizeLinear", Vec::new()),
         Op::Expand(_) => w.write("Expand", Vec::new()),
         Op::Flatten(op) => w.write("Flatten", vec![int("axis", op.axis)]),
         Op::Gather(op) => w.write("Gather", vec![int("axis", op.axis)]),
         Op::GatherElements(op) => w.write("GatherElements", vec![int("axis", op.axis)]),
+        Op::GatherNd(op) => w.write("GatherND", vec![int("batch_dims", signed(op.batch_dims))]),
         Op::Gru(op) => {
             let attributes = vec![
                 int("hidden_size", signed(op.hidden)),
@@ -174,6 +196,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             ];
             w.write("MaxPool", attributes);
         }
+        Op::NonZero(_) => w.write("NonZero", Vec::new()),
         Op::OneHot(op) => w.write("OneHot", vec![int("axis", op.axis)]),
         Op::Pad(op) => {
             let mode = match op.mode {
@@ -185,6 +208,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             w.write("Pad", vec![text("mode", mode)]);
         }
         Op::QuantizeLinear(op) => quantize(w, op)?,
+        Op::Random(op) => random(w, op),
         Op::Range(_) => range(w),
         Op::Reduce(op) => reduce(w, op),
         Op::Reshape(op) => {
@@ -192,6 +216,10 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         }
         Op::Rnn(op) => rnn(w, op),
         Op::Scan(op) => return control::scan(w, op),
+        Op::ScatterElements(op) => {
+            w.write("ScatterElements", [vec![int("axis", op.axis)], reduction(op.reduction)].concat())
+        }
+        Op::ScatterNd(op) => w.write("ScatterND", reduction(op.reduction)),
         Op::Shape(op) => {
             let start = (op.start != 0).then(|| int("start", op.start));
             w.write("Shape", start.into_iter().chain(op.end.map(|end| int("end", end))).collect());
@@ -208,6 +236,10 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Transpose(op) => w.write("Transpose", vec![sizes("perm", &op.perm)]),
         Op::Trilu(op) => w.write("Trilu", vec![flag("upper", op.upper)]),
         Op::Unary(op) => unary(w, op.kind),
+        Op::Unique(op) => {
+            let axis = op.axis.map(|axis| int("axis", axis));
+            w.write("Unique", axis.into_iter().chain([flag("sorted", op.sorted)]).collect());
+        }
         Op::Unsqueeze(op) => with_axes(w, "Unsqueeze", &op.axes),
         Op::Where(_) => w.write("Where", Vec::new()),
     }
@@ -227,6 +259,30 @@ fn cast_float8(op: &CastFloat8) -> Vec<AttributeProto> {
         ));
     }
     attributes
+}
+
+/// Nothing where updates replace: older opsets have no such attribute.
+fn reduction(reduction: Reduction) -> Vec<AttributeProto> {
+    let name = match reduction {
+        Reduction::Replace => return Vec::new(),
+        Reduction::Add => "add",
+        Reduction::Mul => "mul",
+        Reduction::Max => "max",
+        Reduction::Min => "min",
+    };
+    vec![text("reduction", name)]
+}
+
+/// ONNX takes the shape of another tensor where it is not an attribute.
+fn random(w: &mut NodeWriter, op: &Random) {
+    let name = match op.from {
+        Distribution::Uniform => "RandomUniformLike",
+        Distribution::Normal => "RandomNormalLike",
+    };
+    let shape = w.input(0);
+    let like = w.step("ConstantOfShape", vec![shape], Vec::new());
+    let attributes = vec![int("dtype", i64::from(code_of(op.dtype))), float("seed", op.seed.0)];
+    w.write_with(name, vec![like], attributes);
 }
 
 fn with_axes(w: &mut NodeWriter, op: &str, axes: &[i64]) {
@@ -305,6 +361,7 @@ fn unary(w: &mut NodeWriter, kind: UnaryKind) {
 
 fn binary(w: &mut NodeWriter, kind: BinaryKind) {
     let float = w.ty(0).is_some_and(|ty| ty.dtype.is_float());
+    let truth = w.ty(0).is_some_and(|ty| ty.dtype == DType::Bool);
     match kind {
         BinaryKind::Fmod => w.write("Mod", vec![flag("fmod", true)]),
         // ONNX has this remainder for integers only; the other one plus b where their signs differ is the same.
@@ -318,6 +375,11 @@ fn binary(w: &mut NodeWriter, kind: BinaryKind) {
             let moved = w.step("Add", vec![rest.clone(), b], Vec::new());
             w.write_with("Where", vec![differ, moved, rest], Vec::new());
         }
+        BinaryKind::And | BinaryKind::Or | BinaryKind::Xor if !truth => {
+            w.write(&format!("Bitwise{}", kind.name()), Vec::new());
+        }
+        BinaryKind::ShiftLeft => w.write("BitShift", vec![text("direction", "LEFT")]),
+        BinaryKind::ShiftRight => w.write("BitShift", vec![text("direction", "RIGHT")]),
         other => w.write(other.name(), Vec::new()),
     }
 }

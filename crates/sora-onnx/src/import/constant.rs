@@ -4,15 +4,13 @@ use sora_ir::ops::{Expand, Range};
 use sora_tensor::Tensor;
 
 use super::node::{Built, NodeCx};
-use super::rows::{Row, microsoft, onnx};
+use super::rows::{Row, onnx};
 use crate::error::Refusal;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Constant", constant),
     onnx("ConstantOfShape", constant_of_shape),
     onnx("Identity", |cx| Ok(vec![cx.input(0)?])),
-    onnx("Dropout", dropout),
-    microsoft("BiasDropout", |_| Err(Refusal::new("it is a training operator"))),
     onnx("Range", |cx| cx.add(Range {}, cx.inputs_to(3))),
 ];
 
@@ -44,18 +42,4 @@ fn constant_of_shape(cx: &mut NodeCx) -> Built {
     let scalar = value.reshape(&[]).map_err(|_| Refusal::new("its value must have one element"))?;
     let scalar = cx.make("value", scalar);
     cx.add(Expand {}, [scalar, cx.input(0)?])
-}
-
-/// Nothing at inference; the mask is not computed.
-fn dropout(cx: &mut NodeCx) -> Built {
-    if cx.opset < 7 && !cx.flag("is_test", false) {
-        return Err(Refusal::new("is_test=0 is not supported").hint("export the model in evaluation mode"));
-    }
-    if let Some(training) = cx.opt(2) {
-        let training = cx.constant(training).map(|t| t.to_i128s().contains(&1));
-        if training != Some(false) {
-            return Err(Refusal::new("its training mode is on").hint("export the model in evaluation mode"));
-        }
-    }
-    Ok(vec![cx.input(0)?])
 }

@@ -4,7 +4,7 @@ use sora_ir::ops::{
     Activation, ActivationKind, Binary, BinaryKind, Cast, Unary, UnaryKind, Unsqueeze, Where,
 };
 use sora_ir::{Real, ValueId};
-use sora_tensor::DType;
+use sora_tensor::{DType, Tensor};
 
 use super::node::{Built, NodeCx};
 use super::rows::{Row, onnx};
@@ -13,8 +13,15 @@ use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Abs", |cx| unary(cx, UnaryKind::Abs)),
+    onnx("Acos", |cx| unary(cx, UnaryKind::Acos)),
+    onnx("Acosh", |cx| unary(cx, UnaryKind::Acosh)),
+    onnx("Asin", |cx| unary(cx, UnaryKind::Asin)),
+    onnx("Asinh", |cx| unary(cx, UnaryKind::Asinh)),
+    onnx("Atan", |cx| unary(cx, UnaryKind::Atan)),
+    onnx("Atanh", |cx| unary(cx, UnaryKind::Atanh)),
     onnx("Ceil", |cx| unary(cx, UnaryKind::Ceil)),
     onnx("Cos", |cx| unary(cx, UnaryKind::Cos)),
+    onnx("Cosh", |cx| unary(cx, UnaryKind::Cosh)),
     onnx("Erf", |cx| unary(cx, UnaryKind::Erf)),
     onnx("Exp", |cx| unary(cx, UnaryKind::Exp)),
     onnx("Floor", |cx| unary(cx, UnaryKind::Floor)),
@@ -29,14 +36,17 @@ pub(super) const ROWS: &[Row] = &[
     onnx("Sigmoid", |cx| unary(cx, UnaryKind::Sigmoid)),
     onnx("Sign", |cx| unary(cx, UnaryKind::Sign)),
     onnx("Sin", |cx| unary(cx, UnaryKind::Sin)),
+    onnx("Sinh", |cx| unary(cx, UnaryKind::Sinh)),
     onnx("Softplus", |cx| unary(cx, UnaryKind::Softplus)),
     onnx("Softsign", |cx| unary(cx, UnaryKind::Softsign)),
     onnx("Sqrt", |cx| unary(cx, UnaryKind::Sqrt)),
     onnx("Tanh", |cx| unary(cx, UnaryKind::Tanh)),
-    onnx("Tan", tan),
+    onnx("Tan", |cx| unary(cx, UnaryKind::Tan)),
     onnx("Mish", mish),
     onnx("Swish", swish),
+    onnx("IsInf", is_inf),
     onnx("IsNaN", is_nan),
+    onnx("Shrink", shrink),
     onnx("Celu", |cx| activation(cx, ActivationKind::Celu, 1.0, None)),
     onnx("Elu", |cx| activation(cx, ActivationKind::Elu, 1.0, None)),
     onnx("HardSigmoid", |cx| activation(cx, ActivationKind::HardSigmoid, 0.2, Some(("beta", 0.5)))),
@@ -45,7 +55,12 @@ pub(super) const ROWS: &[Row] = &[
     onnx("ThresholdedRelu", |cx| activation(cx, ActivationKind::ThresholdedRelu, 1.0, None)),
     onnx("Clip", clip),
     onnx("Add", |cx| binary(cx, BinaryKind::Add)),
-    onnx("And", |cx| binary(cx, BinaryKind::And)),
+    onnx("And", |cx| bits(cx, BinaryKind::And, true)),
+    onnx("BitShift", bit_shift),
+    onnx("BitwiseAnd", |cx| bits(cx, BinaryKind::And, false)),
+    onnx("BitwiseNot", bitwise_not),
+    onnx("BitwiseOr", |cx| bits(cx, BinaryKind::Or, false)),
+    onnx("BitwiseXor", |cx| bits(cx, BinaryKind::Xor, false)),
     onnx("Div", |cx| binary(cx, BinaryKind::Div)),
     onnx("Equal", |cx| binary(cx, BinaryKind::Equal)),
     onnx("Greater", |cx| binary(cx, BinaryKind::Greater)),
@@ -54,11 +69,11 @@ pub(super) const ROWS: &[Row] = &[
     onnx("LessOrEqual", |cx| binary(cx, BinaryKind::LessOrEqual)),
     onnx("Mod", modulo),
     onnx("Mul", |cx| binary(cx, BinaryKind::Mul)),
-    onnx("Or", |cx| binary(cx, BinaryKind::Or)),
+    onnx("Or", |cx| bits(cx, BinaryKind::Or, true)),
     onnx("Pow", pow),
     onnx("PRelu", p_relu),
     onnx("Sub", |cx| binary(cx, BinaryKind::Sub)),
-    onnx("Xor", |cx| binary(cx, BinaryKind::Xor)),
+    onnx("Xor", |cx| bits(cx, BinaryKind::Xor, true)),
     onnx("Max", |cx| variadic(cx, BinaryKind::Max)),
     onnx("Min", |cx| variadic(cx, BinaryKind::Min)),
     onnx("Sum", |cx| variadic(cx, BinaryKind::Add)),
@@ -114,12 +129,6 @@ fn gelu(cx: &mut NodeCx) -> Built {
     }
 }
 
-fn tan(cx: &mut NodeCx) -> Built {
-    let x = cx.input(0)?;
-    let (sin, cos) = (cx.unary(UnaryKind::Sin, x)?, cx.unary(UnaryKind::Cos, x)?);
-    cx.add(Binary { kind: BinaryKind::Div }, [sin, cos])
-}
-
 /// `x · tanh(softplus(x))`.
 fn mish(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
@@ -150,6 +159,58 @@ fn is_nan(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
     let same = cx.binary(BinaryKind::Equal, x, x)?;
     unary_of(cx, UnaryKind::Not, same)
+}
+
+/// Magnitudes or numbers compared with infinity.
+fn is_inf(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let (low, high) = (cx.flag("detect_negative", true), cx.flag("detect_positive", true));
+    let kind = if low || high { BinaryKind::Equal } else { BinaryKind::Less };
+    let left = if low && high { cx.unary(UnaryKind::Abs, x)? } else { x };
+    let right = match (low, high) {
+        // No number is less than itself.
+        (false, false) => x,
+        (true, false) => cx.scalar("infinity", cx.dtype(x), f64::NEG_INFINITY),
+        (_, true) => cx.scalar("infinity", cx.dtype(x), f64::INFINITY),
+    };
+    cx.add(Binary { kind }, [left, right])
+}
+
+/// Numbers moved towards zero by `bias`, and zero where the magnitude is up to `lambd`.
+fn shrink(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let (dtype, lambd) = (cx.dtype(x), f64::from(cx.float("lambd", 0.5)));
+    let (low, high) = (cx.scalar("low", dtype, -lambd), cx.scalar("high", dtype, lambd));
+    let bias = cx.scalar("bias", dtype, f64::from(cx.float("bias", 0.0)));
+    let (raised, lowered) = (cx.binary(BinaryKind::Add, x, bias)?, cx.binary(BinaryKind::Sub, x, bias)?);
+    let (below, above) = (cx.binary(BinaryKind::Less, x, low)?, cx.binary(BinaryKind::Greater, x, high)?);
+    let zero = cx.scalar("zero", dtype, 0.0);
+    let rest = cx.step("where", Where {}, [above, lowered, zero])?;
+    cx.add(Where {}, [below, raised, rest])
+}
+
+/// A function of truth values, or of the bits of integers.
+fn bits(cx: &mut NodeCx, kind: BinaryKind, truth: bool) -> Built {
+    let x = cx.input(0)?;
+    if (cx.dtype(x) == DType::Bool) != truth {
+        return Err(Refusal::new(format!("it does not take {}", cx.ty(x))));
+    }
+    binary(cx, kind)
+}
+
+fn bitwise_not(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let ones = Tensor::from_i128s(cx.dtype(x), &[], &[-1]).map_err(|e| Refusal::new(e.to_string()))?;
+    let ones = cx.make("ones", ones);
+    cx.add(Binary { kind: BinaryKind::Xor }, [x, ones])
+}
+
+fn bit_shift(cx: &mut NodeCx) -> Built {
+    match cx.text("direction", "").as_ref() {
+        "LEFT" => binary(cx, BinaryKind::ShiftLeft),
+        "RIGHT" => binary(cx, BinaryKind::ShiftRight),
+        other => Err(Refusal::new(format!("direction=`{other}` is neither LEFT nor RIGHT"))),
+    }
 }
 
 fn unary_of(cx: &mut NodeCx, kind: UnaryKind, x: ValueId) -> Built {

@@ -2,8 +2,10 @@
 
 use sora_ir::ValueId;
 use sora_ir::ops::{
-    ArgReduce, Binary, BinaryKind, CumSum, Flatten, MatMul, Reduce, ReduceKind, Softmax, TopK, Transpose,
+    ArgReduce, Binary, BinaryKind, CumProd, CumSum, Det, Flatten, MatMul, OneHot, Reduce, ReduceKind,
+    Softmax, TopK, Transpose,
 };
+use sora_tensor::Tensor;
 
 use super::node::{Built, NodeCx};
 use super::rows::{Row, onnx};
@@ -25,7 +27,10 @@ pub(super) const ROWS: &[Row] = &[
     onnx("ReduceSumSquare", |cx| reduce(cx, ReduceKind::SumSquare)),
     onnx("ArgMax", |cx| arg_reduce(cx, true)),
     onnx("ArgMin", |cx| arg_reduce(cx, false)),
+    onnx("CumProd", cum_prod),
     onnx("CumSum", cum_sum),
+    onnx("Det", |cx| cx.add(Det {}, [cx.input(0)?])),
+    onnx("Hardmax", hardmax),
     onnx("TopK", top_k),
     onnx("Softmax", |cx| softmax(cx, false)),
     onnx("LogSoftmax", |cx| softmax(cx, true)),
@@ -102,25 +107,49 @@ fn cum_sum(cx: &mut NodeCx) -> Built {
     cx.add(op, [cx.input(0)?, cx.input(1)?])
 }
 
+fn cum_prod(cx: &mut NodeCx) -> Built {
+    let op = CumProd { exclusive: cx.flag("exclusive", false), reverse: cx.flag("reverse", false) };
+    cx.add(op, [cx.input(0)?, cx.input(1)?])
+}
+
 /// Before opset 10 the number was an attribute. The sorted form is one of those that the unsorted one allows.
 fn top_k(cx: &mut NodeCx) -> Built {
     let k = if cx.opset < 10 { cx.make_ints("k", &[cx.int("k", 1)]) } else { cx.input(1)? };
     cx.add(TopK { axis: cx.int("axis", -1), largest: cx.flag("largest", true) }, [cx.input(0)?, k])
 }
 
-/// Before opset 13 the input was read as a matrix, split at the axis.
 fn softmax(cx: &mut NodeCx, log: bool) -> Built {
+    along_axis(cx, |cx, x, axis| cx.op(Softmax { axis, log }, [x]))
+}
+
+/// One where the first of the largest elements is, else zero.
+fn hardmax(cx: &mut NodeCx) -> Built {
+    along_axis(cx, |cx, x, axis| {
+        let op = ArgReduce { axis, keep_dims: false, largest: true, select_last: false };
+        let place = cx.step("argmax", op, [x])?;
+        let depth = cx.extent(x, cx.axis(axis, x)?)?;
+        let values = cx.make("values", Tensor::vector(&[0f32, 1.0]).cast(cx.dtype(x)));
+        cx.op(OneHot { axis }, [place, depth, values])
+    })
+}
+
+/// A function along an axis. Before opset 13 the input was read as a matrix, split at the axis.
+fn along_axis(
+    cx: &mut NodeCx,
+    function: impl Fn(&mut NodeCx, ValueId, i64) -> Result<ValueId, Refusal>,
+) -> Built {
     let x = cx.input(0)?;
     if cx.opset >= 13 {
-        return cx.add(Softmax { axis: cx.int("axis", -1), log }, [x]);
+        let axis = cx.int("axis", -1);
+        return Ok(vec![function(cx, x, axis)?]);
     }
     let axis = cx.int("axis", 1);
     let rank = cx.rank(x);
     let at = if rank == 1 && axis == 1 { 0 } else { cx.axis(axis, x)? };
     if at + 1 == rank {
-        return cx.add(Softmax { axis: -1, log }, [x]);
+        return Ok(vec![function(cx, x, -1)?]);
     }
     let flat = cx.step("flatten", Flatten { axis: signed(at) }, [x])?;
-    let soft = cx.op(Softmax { axis: 1, log }, [flat])?;
-    Ok(vec![cx.reshape_like(soft, x)?])
+    let result = function(cx, flat, 1)?;
+    Ok(vec![cx.reshape_like(result, x)?])
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use sora_ir::ops::{Binary, BinaryKind, Cast, Reshape, Transpose, Unary, UnaryKind};
+use sora_ir::ops::{Binary, BinaryKind, Cast, Range, Reshape, Transpose, Unary, UnaryKind, Unsqueeze};
 use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
@@ -300,16 +300,44 @@ impl NodeCx<'_> {
         self.step("reshape", Reshape { allow_zero: false }, [value, shape])
     }
 
-    /// The value under the shape of `like`.
-    pub(super) fn reshape_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, Refusal> {
-        let shape = match self.ty(like).known_shape() {
+    /// The extents of a value, a constant where they are known.
+    pub(super) fn shape_of(&mut self, value: ValueId) -> Result<ValueId, Refusal> {
+        match self.ty(value).known_shape() {
             Some(known) => {
                 let known: Vec<i64> = known.into_iter().map(signed).collect();
-                self.make_ints("shape", &known)
+                Ok(self.make_ints("shape", &known))
             }
-            None => self.step("shape", sora_ir::ops::Shape { start: 0, end: None }, [like])?,
-        };
+            None => self.step("shape", sora_ir::ops::Shape { start: 0, end: None }, [value]),
+        }
+    }
+
+    /// One extent of a value as a list of one element, a constant where it is known.
+    pub(super) fn extent(&mut self, value: ValueId, axis: usize) -> Result<ValueId, Refusal> {
+        match self.ty(value).shape.get(axis).and_then(Dim::known) {
+            Some(known) => Ok(self.make_ints("extent", &[signed(known)])),
+            None => {
+                let start = signed(axis);
+                let op = sora_ir::ops::Shape { start, end: Some(start.saturating_add(1)) };
+                self.step("extent", op, [value])
+            }
+        }
+    }
+
+    /// The list 0, 1, 2, … before a limit, an `i64` of one element.
+    pub(super) fn count_to(&mut self, limit: ValueId) -> Result<ValueId, Refusal> {
+        let (zero, one) = (self.make_ints("zero", &[0]), self.make_ints("one", &[1]));
+        self.step("count", Range {}, [zero, limit, one])
+    }
+
+    /// The value under the shape of `like`.
+    pub(super) fn reshape_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, Refusal> {
+        let shape = self.shape_of(like)?;
         self.step("reshape", Reshape { allow_zero: true }, [value, shape])
+    }
+
+    /// The value with further axes of extent 1 at these places of the result.
+    pub(super) fn unsqueeze(&mut self, value: ValueId, axes: &[i64]) -> Result<ValueId, Refusal> {
+        self.step("unsqueeze", Unsqueeze { axes: axes.to_vec() }, [value])
     }
 
     pub(super) fn transpose(&mut self, value: ValueId, perm: &[usize]) -> Result<ValueId, Refusal> {

@@ -2,7 +2,8 @@
 
 use super::node::{Built, NodeCx};
 use super::{
-    cast, constant, contrib, control, conv, elementwise, math, norm, quant, quantize, recurrent, shape,
+    cast, constant, contrib, control, conv, elementwise, index, math, norm, quant, quantize, random,
+    recurrent, shape,
 };
 use crate::error::Refusal;
 
@@ -44,20 +45,19 @@ const FAMILIES: &[&[Row]] = &[
     control::ROWS,
     conv::ROWS,
     elementwise::ROWS,
+    index::ROWS,
     math::ROWS,
     norm::ROWS,
     quant::ROWS,
     quantize::ROWS,
+    random::ROWS,
     recurrent::ROWS,
     shape::ROWS,
 ];
 
 /// What helps with operators that have no row.
 const HINTS: &[(&[&str], &str)] = &[
-    (
-        &["NonMaxSuppression", "NonZero", "RoiAlign", "Unique"],
-        "cut the post-processing off the model and run it in your program",
-    ),
+    (&["NonMaxSuppression", "RoiAlign"], "cut the post-processing off the model and run it in your program"),
     (
         &["StringNormalizer", "TfIdfVectorizer", "LabelEncoder", "StringConcat", "RegexFullMatch"],
         "cut the text processing off the model and run it in your program",
