@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use sora_conformance::named;
 use sora_exec::{Options, Session};
-use sora_ir::{Graph, Op, evaluate};
-use sora_onnx::{ImportOptions, StoredKind, read_stored};
+use sora_ir::{Graph, Op, TensorType, evaluate};
+use sora_onnx::{ImportOptions, Interface, Stored, StoredKind, read_stored};
 use sora_tensor::{DType, Tensor, bf16};
 
 /// The bounds of ONNX's own runner.
@@ -44,14 +44,14 @@ fn cases() -> BTreeMap<String, PathBuf> {
     cases
 }
 
-/// The stored values `PREFIX_0.pb`, `PREFIX_1.pb`, … in a folder.
-fn stored(folder: &Path, prefix: &str) -> Result<Vec<Tensor>, String> {
+/// The stored values `PREFIX_0.pb`, `PREFIX_1.pb`, … in a folder, with the names that an interface gives them.
+fn stored(folder: &Path, prefix: &str, interface: &Interface) -> Result<Vec<(String, Stored)>, String> {
     let mut values = Vec::new();
-    for number in 0.. {
+    for (number, (name, kind)) in interface.iter().enumerate() {
         let path = folder.join(format!("{prefix}_{number}.pb"));
         let Ok(bytes) = std::fs::read(&path) else { break };
-        let read = read_stored(bytes, StoredKind::Tensor).map_err(|e| format!("{prefix} {number}: {e}"))?;
-        values.extend(read);
+        let read = read_stored(bytes, *kind).map_err(|e| format!("{prefix} {number}: {e}"))?;
+        values.push((name.clone(), read));
     }
     Ok(values)
 }
@@ -66,6 +66,33 @@ fn as_declared(stored: &Tensor, declared: DType) -> Tensor {
         }
         _ => stored.clone(),
     }
+}
+
+/// The tensors of stored values: element `i` of a sequence as `NAME.i`.
+fn tensors(values: Vec<(String, Stored)>) -> Vec<(String, Tensor)> {
+    let flat = values.into_iter().flat_map(|(name, value)| match value {
+        Stored::Tensor(tensor) => vec![(name, tensor)],
+        Stored::Sequence(list) => {
+            list.into_iter().enumerate().map(|(i, tensor)| (format!("{name}.{i}"), tensor)).collect()
+        }
+        Stored::Absent => Vec::new(),
+    });
+    flat.collect()
+}
+
+/// What is said to the importer of inputs that are no tensors.
+fn structure(values: &[(String, Stored)]) -> ImportOptions {
+    let mut options = ImportOptions::default();
+    for (name, value) in values {
+        match value {
+            Stored::Tensor(_) => {}
+            Stored::Sequence(list) => {
+                options.sequences.push((name.clone(), list.iter().map(TensorType::of).collect()));
+            }
+            Stored::Absent => options.absent.push(name.clone()),
+        }
+    }
+    options
 }
 
 /// How a case passed.
@@ -101,8 +128,9 @@ fn parameters(inputs: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
 /// A large network on the engine.
 fn check_large(path: &Path) -> Result<Passed, String> {
     let graph = sora_onnx::load(path).map_err(|e| e.to_string())?.graph;
-    let expected =
-        stored(path.parent().unwrap(), &format!("{}_output", path.file_stem().unwrap().to_str().unwrap()))?;
+    let prefix = format!("{}_output", path.file_stem().unwrap().to_str().unwrap());
+    let outputs = graph.outputs().iter().map(|o| (o.name.clone(), StoredKind::Tensor)).collect();
+    let expected = tensors(stored(path.parent().unwrap(), &prefix, &outputs)?);
     let counting = |shape: Vec<usize>| {
         let n: usize = shape.iter().product();
         let values: Vec<f32> = (0..n).map(|i| i as f32 / n as f32).collect();
@@ -123,18 +151,20 @@ fn check(case: &Path) -> Result<Passed, String> {
         return check_large(case);
     }
     let path = case.join("model.onnx");
-    let names = sora_onnx::input_names(&path).map_err(|e| e.to_string())?;
+    let (inputs, outputs) = sora_onnx::interface(&path).map_err(|e| e.to_string())?;
     let sets = (0..).map(|n| case.join(format!("test_data_set_{n}"))).take_while(|set| set.exists());
     let mut passed = Err("it has no data".to_owned());
     for set in sets {
-        let given: Vec<(String, Tensor)> = names.iter().cloned().zip(stored(&set, "input")?).collect();
-        let expected = stored(&set, "output")?;
-        let fixed = parameters(&given);
-        let check = |fixed: &[_], what| check_graph(&path, &given, fixed, &expected, what);
-        passed = match check(&[], What::Values) {
+        let given = stored(&set, "input", &inputs)?;
+        let plain = structure(&given);
+        let given = tensors(given);
+        let fixed = ImportOptions { fixed: parameters(&given), ..plain.clone() };
+        let expected = tensors(stored(&set, "output", &outputs)?);
+        let check = |options: &ImportOptions, what| check_graph(&path, &given, options, &expected, what);
+        passed = match check(&plain, What::Values) {
             Ok(()) => Ok(Passed::AsIs),
-            Err(_) if !fixed.is_empty() && check(&fixed, What::Values).is_ok() => Ok(Passed::Fixed),
-            Err(_) if check(&[], What::Types).is_ok() => Ok(Passed::Random),
+            Err(_) if !fixed.fixed.is_empty() && check(&fixed, What::Values).is_ok() => Ok(Passed::Fixed),
+            Err(_) if check(&plain, What::Types).is_ok() => Ok(Passed::Random),
             Err(why) => return Err(why),
         };
     }
@@ -144,17 +174,16 @@ fn check(case: &Path) -> Result<Passed, String> {
 fn check_graph(
     path: &Path,
     given: &[(String, Tensor)],
-    fixed: &[(String, Tensor)],
-    expected: &[Tensor],
+    options: &ImportOptions,
+    expected: &[(String, Tensor)],
     what: What,
 ) -> Result<(), String> {
-    let options = ImportOptions { fixed: fixed.to_vec() };
-    let graph = sora_onnx::load_with(path, &options).map_err(|e| e.to_string())?.graph;
+    let graph = sora_onnx::load_with(path, options).map_err(|e| e.to_string())?.graph;
     sora_ir::verify(&graph).map_err(|e| e.to_string())?;
     if what == What::Types && !is_random(&graph) {
         return Err("its values are not random".to_owned());
     }
-    let free = |(name, _): &&(String, Tensor)| !fixed.iter().any(|(other, _)| other == name);
+    let free = |(name, _): &&(String, Tensor)| !options.fixed.iter().any(|(other, _)| other == name);
     let declared = |name: &str| graph.inputs().iter().map(|&id| graph.value(id)).find(|v| v.name == name);
     let typed = |(name, tensor): &(String, Tensor)| {
         let tensor = declared(name).map_or_else(|| tensor.clone(), |v| as_declared(tensor, v.ty.dtype));
@@ -162,8 +191,10 @@ fn check_graph(
     };
     let given: Vec<(String, Tensor)> = given.iter().filter(free).map(typed).collect();
     let declared = |i: usize| graph.outputs().get(i).map(|output| graph.ty(output.value).dtype);
-    let typed = |(i, t): (usize, &Tensor)| declared(i).map_or_else(|| t.clone(), |d| as_declared(t, d));
-    let expected: Vec<Tensor> = expected.iter().enumerate().map(typed).collect();
+    let typed = |(i, (name, t)): (usize, &(String, Tensor))| {
+        (name.clone(), declared(i).map_or_else(|| t.clone(), |d| as_declared(t, d)))
+    };
+    let expected: Vec<(String, Tensor)> = expected.iter().enumerate().map(typed).collect();
     let expected = &expected[..];
     let found = evaluate(&graph, &named(&given)).map_err(|e| e.to_string())?;
     compare(&graph, &found, expected, what).map_err(|e| format!("reference: {e}"))?;
@@ -174,7 +205,7 @@ fn check_engine(
     graph: &Graph,
     given: &[(String, Tensor)],
     optimize: bool,
-    expected: &[Tensor],
+    expected: &[(String, Tensor)],
     what: What,
 ) -> Result<(), String> {
     let options = Options { optimize, ..Options::default() };
@@ -184,12 +215,19 @@ fn check_engine(
     compare(graph, &found, expected, what).map_err(|e| format!("engine, optimize={optimize}: {e}"))
 }
 
-fn compare(graph: &Graph, found: &[Tensor], expected: &[Tensor], what: What) -> Result<(), String> {
+fn compare(
+    graph: &Graph,
+    found: &[Tensor],
+    expected: &[(String, Tensor)],
+    what: What,
+) -> Result<(), String> {
     if found.len() != expected.len() {
         return Err(format!("{} outputs instead of {}", found.len(), expected.len()));
     }
-    for ((output, found), expected) in graph.outputs().iter().zip(found).zip(expected) {
-        let name = &output.name;
+    for ((output, found), (name, expected)) in graph.outputs().iter().zip(found).zip(expected) {
+        if output.name != *name {
+            return Err(format!("an output is called {} instead of {name}", output.name));
+        }
         if (found.dtype(), found.shape()) != (expected.dtype(), expected.shape()) {
             let of = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
             return Err(format!("{name} is {} instead of {}", of(found), of(expected)));

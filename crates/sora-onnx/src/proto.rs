@@ -163,11 +163,22 @@ pub(crate) struct ValueInfoProto {
     pub(crate) r#type: Option<TypeProto>,
 }
 
-/// A type. Types other than tensors leave `tensor_type` empty.
+/// A type. Maps and sparse tensors, which Sora does not read, leave all empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct TypeProto {
     #[prost(message, optional, tag = "1")]
     pub(crate) tensor_type: Option<TensorTypeProto>,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) sequence_type: Option<ElementTypeProto>,
+    #[prost(message, optional, tag = "9")]
+    pub(crate) optional_type: Option<ElementTypeProto>,
+}
+
+/// The type of a sequence's elements, or of what an optional value holds.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ElementTypeProto {
+    #[prost(message, optional, boxed, tag = "1")]
+    pub(crate) elem_type: Option<Box<TypeProto>>,
 }
 
 /// Element type and shape.
@@ -237,6 +248,9 @@ pub(crate) struct SequenceProto {
 /// A value that may be absent.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct OptionalProto {
+    /// What kind of value it is; 0 for none.
+    #[prost(int32, tag = "2")]
+    pub(crate) elem_type: i32,
     #[prost(message, optional, tag = "3")]
     pub(crate) tensor_value: Option<TensorProto>,
     #[prost(message, optional, tag = "5")]

@@ -217,7 +217,8 @@ impl Parts {
 pub(super) fn info(name: &str, ty: &TensorType) -> ValueInfoProto {
     let shape = TensorShapeProto { dim: ty.shape.iter().map(dimension).collect() };
     let tensor_type = TensorTypeProto { elem_type: tensor::code_of(ty.dtype), shape: Some(shape) };
-    ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
+    let r#type = TypeProto { tensor_type: Some(tensor_type), ..TypeProto::default() };
+    ValueInfoProto { name: name.to_owned(), r#type: Some(r#type) }
 }
 
 /// Symbols by their names, expressions printed; symbols that inference made up stay unknown.

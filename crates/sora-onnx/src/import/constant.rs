@@ -10,7 +10,6 @@ use crate::error::Refusal;
 pub(super) const ROWS: &[Row] = &[
     onnx("Constant", constant),
     onnx("ConstantOfShape", constant_of_shape),
-    onnx("Identity", |cx| Ok(vec![cx.input(0)?])),
     onnx("Range", |cx| cx.add(Range {}, cx.inputs_to(3))),
 ];
 

@@ -3,6 +3,7 @@
 //! The driver orders the nodes, hands each to its row of the operator table, and collects every failure. Outputs
 //! of a failed node count as poisoned: nodes that need them are skipped without a report of their own.
 
+mod body;
 mod cast;
 mod constant;
 mod contrib;
@@ -20,7 +21,11 @@ mod quantize;
 mod random;
 mod recurrent;
 mod rows;
+mod sequence;
+#[cfg(test)]
+mod sequence_tests;
 mod shape;
+mod slot;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -34,6 +39,7 @@ use crate::proto::{Extent, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::source::{self, External};
 use crate::tensor;
 use node::NodeCx;
+use slot::Slot;
 
 pub(crate) use rows::SORA;
 
@@ -65,6 +71,11 @@ pub struct ImportOptions {
     /// Inputs that are always given these tensors: they become constants. Needed where the structure of the graph
     /// depends on an input, such as the axes of a reduction.
     pub fixed: Vec<(String, Tensor)>,
+    /// Inputs that are sequences, with the types of their elements: a graph has tensors only, so element `i` of `NAME`
+    /// becomes the input `NAME.i`, or a constant when that name is among the fixed ones.
+    pub sequences: Vec<(String, Vec<TensorType>)>,
+    /// Optional inputs that are not given. Others are taken to be there.
+    pub absent: Vec<String>,
 }
 
 /// Reads a model from a file; weights stay memory-mapped. External data is looked for in the file's folder only.
@@ -120,7 +131,7 @@ fn import(
     let proto = GraphProto { node: Vec::new(), ..proto };
     let mut importer = Importer::new(&proto, opset);
     importer.initializers(&proto, external);
-    importer.inputs(&proto, &options.fixed);
+    importer.inputs(&proto, options);
     match nodes {
         Ok(nodes) => {
             importer.nodes(&nodes, &proto, external);
@@ -165,13 +176,8 @@ fn default_opset(model: &ModelProto, warnings: &mut Vec<String>) -> Result<i64, 
     Ok(opset)
 }
 
-/// What a name of the file stands for.
-#[derive(Clone, Copy)]
-enum Slot {
-    Value(ValueId),
-    /// It could not be imported, which has been reported.
-    Poisoned,
-}
+/// Nodes by which unrolling may grow a graph.
+const MOST_UNROLLED: usize = 20_000;
 
 struct Importer {
     graph: Graph,
@@ -186,6 +192,8 @@ struct Importer {
     prefix: String,
     /// How many bodies the graph is in.
     depth: usize,
+    /// Nodes that unrolling may still add.
+    budget: usize,
 }
 
 impl Importer {
@@ -200,14 +208,13 @@ impl Importer {
             warnings: Vec::new(),
             prefix: String::new(),
             depth: 0,
+            budget: MOST_UNROLLED,
         }
     }
 
     /// Makes `name` stand for `slot`; a second definition is an issue.
     fn define(&mut self, name: &str, slot: Slot, node: &str, op: &str) {
-        if let Slot::Value(id) = slot {
-            self.named.insert(id);
-        }
+        self.named.extend(slot.values());
         if self.slots.insert(name.to_owned(), slot).is_some() {
             let why = format!("the name `{name}` is defined twice");
             self.issues.push(Refusal::new(why).at(node, op));
@@ -236,33 +243,62 @@ impl Importer {
     }
 
     /// Before version 4 of the format, initializers had to be inputs as well: they stay constants.
-    fn inputs(&mut self, proto: &GraphProto, fixed: &[(String, Tensor)]) {
+    fn inputs(&mut self, proto: &GraphProto, options: &ImportOptions) {
         let constants: HashSet<&str> = proto.initializer.iter().map(|init| init.name.as_str()).collect();
         for info in proto.input.iter().filter(|info| !constants.contains(info.name.as_str())) {
             self.names.reserve(&info.name);
-            let fixed = fixed.iter().find(|(name, _)| *name == info.name).map(|(_, tensor)| tensor);
-            let slot = match (self.input_type(info), fixed) {
-                (Ok(ty), Some(tensor)) if !ty.accepts(&TensorType::of(tensor)) => {
-                    let why =
-                        format!("it is {ty}, and cannot be fixed to a tensor {}", TensorType::of(tensor));
-                    self.issues.push(Refusal::new(why).at(&info.name, "Input"));
-                    Slot::Poisoned
-                }
-                (Ok(_), Some(tensor)) => Slot::Value(self.graph.constant(&info.name, tensor.clone())),
-                (Ok(ty), None) => Slot::Value(self.graph.input(&info.name, ty)),
-                (Err(refusal), _) => {
-                    self.issues.push(refusal.at(&info.name, "Input"));
-                    Slot::Poisoned
-                }
-            };
+            let slot = self.input(info, options).unwrap_or_else(|refusal| {
+                self.issues.push(refusal.at(&info.name, "Input"));
+                Slot::Poisoned
+            });
             self.define(&info.name, slot, &info.name, "Input");
+        }
+    }
+
+    fn input(&mut self, info: &ValueInfoProto, options: &ImportOptions) -> Result<Slot, Refusal> {
+        let name = &info.name;
+        let declared = info.r#type.as_ref();
+        let optional = declared.and_then(|ty| ty.optional_type.as_ref());
+        if optional.is_some() && options.absent.contains(name) {
+            return Ok(Slot::Absent);
+        }
+        let inner = optional.map_or(declared, |optional| optional.elem_type.as_deref());
+        if inner.is_some_and(|ty| ty.sequence_type.is_some()) {
+            let given = options.sequences.iter().find(|(other, _)| other == name);
+            let (_, types) = given.ok_or_else(|| {
+                Refusal::new("it is a sequence, whose length is not given")
+                    .hint("give the types of its elements, in ImportOptions::sequences")
+            })?;
+            let elements = types.iter().enumerate();
+            let values = elements.map(|(i, ty)| {
+                let name = self.names.fresh(&format!("{name}.{i}"));
+                self.tensor_input(&name, ty.clone(), options)
+            });
+            return Ok(Slot::List(values.collect::<Result<_, _>>()?));
+        }
+        let ty = self.input_type(&ValueInfoProto { name: name.clone(), r#type: inner.cloned() })?;
+        Ok(Slot::Value(self.tensor_input(name, ty, options)?))
+    }
+
+    fn tensor_input(
+        &mut self,
+        name: &str,
+        ty: TensorType,
+        options: &ImportOptions,
+    ) -> Result<ValueId, Refusal> {
+        match options.fixed.iter().find(|(other, _)| other == name) {
+            Some((_, tensor)) if !ty.accepts(&TensorType::of(tensor)) => {
+                let of = TensorType::of(tensor);
+                Err(Refusal::new(format!("it is {ty}, and cannot be fixed to a tensor {of}")))
+            }
+            Some((_, tensor)) => Ok(self.graph.constant(name, tensor.clone())),
+            None => Ok(self.graph.input(name, ty)),
         }
     }
 
     fn input_type(&mut self, info: &ValueInfoProto) -> Result<TensorType, Refusal> {
         let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
-        let tensor =
-            tensor.ok_or_else(|| Refusal::new("it is not a tensor; sequences and maps are not supported"))?;
+        let tensor = tensor.ok_or_else(|| Refusal::new("it is not a tensor; maps are not supported"))?;
         let dtype = tensor::dtype_of(i64::from(tensor.elem_type))?;
         let shape = tensor.shape.as_ref().ok_or_else(|| {
             Refusal::new("its shape is not given").hint("export the model with the input's rank known")
@@ -292,7 +328,7 @@ impl Importer {
         for name in nodes.iter().flat_map(|n| &n.output) {
             self.names.reserve(name);
         }
-        let inner: Vec<String> = nodes.iter().flat_map(control::captured).collect();
+        let inner: Vec<String> = nodes.iter().flat_map(body::captured).collect();
         let used: HashSet<&str> = nodes
             .iter()
             .flat_map(|n| &n.input)
@@ -331,25 +367,22 @@ impl Importer {
 
     fn node(&mut self, node: &NodeProto, name: &str, used: &HashSet<&str>, external: &mut External) {
         let op = label(node);
-        let mut poisoned = false;
-        let mut inputs = Vec::new();
+        let captured = body::captured(node);
+        let mut poisoned = captured.iter().any(|name| matches!(self.slots.get(name), Some(Slot::Poisoned)));
+        let mut slots = Vec::new();
         for input in &node.input {
-            inputs.push(match (input.as_str(), self.slots.get(input)) {
-                ("", _) => None,
-                (_, Some(Slot::Value(id))) => Some(*id),
-                (_, Some(Slot::Poisoned)) => {
-                    poisoned = true;
-                    None
-                }
+            slots.push(match (input.as_str(), self.slots.get(input)) {
+                ("", _) => Slot::Absent,
+                (_, Some(slot)) => slot.clone(),
                 (_, None) => {
                     let why = format!("its input `{input}` is defined by no node, initializer or input");
                     self.issues.push(Refusal::new(why).at(name, &op));
                     self.slots.insert(input.clone(), Slot::Poisoned);
-                    poisoned = true;
-                    None
+                    Slot::Poisoned
                 }
             });
         }
+        poisoned |= slots.iter().any(|slot| matches!(slot, Slot::Poisoned));
         // A node of unknown kind is reported even when its inputs are poisoned: its support does not depend on them.
         let row = match rows::find(&node.domain, &node.op_type) {
             Ok(row) => Some(row),
@@ -360,6 +393,7 @@ impl Importer {
         };
         let built = match (row, poisoned) {
             (Some(row), false) => {
+                let tensor = |slot: &Slot| if let Slot::Value(id) = slot { Some(*id) } else { None };
                 let mut cx = NodeCx {
                     graph: &mut self.graph,
                     names: &mut self.names,
@@ -367,14 +401,16 @@ impl Importer {
                     node,
                     name,
                     opset: self.opset,
-                    inputs,
+                    inputs: slots.iter().map(tensor).collect(),
+                    slots,
                     outputs: node.output.iter().map(|o| used.contains(o.as_str())).collect(),
                     scope: &self.slots,
                     issues: &mut self.issues,
                     depth: self.depth,
+                    budget: &mut self.budget,
                 };
-                match row(&mut cx) {
-                    Ok(values) => Some(values.into_iter().map(|value| cx.settled(value)).collect::<Vec<_>>()),
+                match cx.read(row) {
+                    Ok(slots) => Some(slots),
                     Err(refusal) => {
                         self.issues.push(refusal.at(name, &op));
                         None
@@ -383,17 +419,14 @@ impl Importer {
             }
             _ => None,
         };
-        for (slot, output) in node.output.iter().enumerate().filter(|(_, output)| !output.is_empty()) {
-            let value = built.as_ref().map(|values| values.get(slot).copied());
-            let slot = match value {
-                Some(Some(id)) => {
-                    if !self.named.contains(&id) {
-                        self.graph.rename(id, output);
-                    }
-                    Slot::Value(id)
+        for (index, output) in node.output.iter().enumerate().filter(|(_, output)| !output.is_empty()) {
+            let slot = match built.as_ref().map(|slots| slots.get(index)) {
+                Some(Some(slot)) => {
+                    self.rename(slot, output);
+                    slot.clone()
                 }
                 Some(None) if used.contains(output.as_str()) => {
-                    let why = format!("its output {slot} (`{output}`) is not supported");
+                    let why = format!("its output {index} (`{output}`) is not supported");
                     self.issues.push(Refusal::new(why).at(name, &op));
                     Slot::Poisoned
                 }
@@ -403,24 +436,52 @@ impl Importer {
         }
     }
 
-    fn outputs(&mut self, proto: &GraphProto) {
+    /// Gives the values of a slot the name that the file has for it, unless they have one.
+    fn rename(&mut self, slot: &Slot, name: &str) {
+        for (i, &id) in slot.values().iter().enumerate().filter(|(_, id)| !self.named.contains(*id)) {
+            match slot {
+                Slot::List(_) => {
+                    let name = self.names.fresh(&format!("{name}.{i}"));
+                    self.graph.rename(id, &name);
+                }
+                _ => self.graph.rename(id, name),
+            }
+        }
+    }
+
+    /// Declares the outputs and tells what they are. A sequence gives an output for each element.
+    fn outputs(&mut self, proto: &GraphProto) -> Vec<Slot> {
         let mut seen = HashSet::new();
         if proto.output.is_empty() {
             self.issues.push(Refusal::new("the model has no outputs").at(&proto.name, "Graph"));
         }
+        let mut slots = Vec::new();
         for output in &proto.output {
-            if !seen.insert(output.name.as_str()) {
-                self.issues.push(Refusal::new("it is listed twice").at(&output.name, "Output"));
+            let name = &output.name;
+            if !seen.insert(name.as_str()) {
+                self.issues.push(Refusal::new("it is listed twice").at(name, "Output"));
             }
-            match self.slots.get(&output.name) {
-                Some(Slot::Value(id)) => self.graph.output(&output.name, *id),
-                Some(Slot::Poisoned) => {}
-                None => {
-                    let refusal = Refusal::new("no node, initializer or input defines it");
-                    self.issues.push(refusal.at(&output.name, "Output"));
+            let slot = self.slots.get(name).cloned().unwrap_or_else(|| {
+                let refusal = Refusal::new("no node, initializer or input defines it");
+                self.issues.push(refusal.at(name, "Output"));
+                Slot::Poisoned
+            });
+            match &slot {
+                Slot::List(list) => {
+                    for (i, &id) in list.iter().enumerate() {
+                        self.graph.output(&format!("{name}.{i}"), id);
+                    }
                 }
+                slot => slot.values().iter().for_each(|&id| self.graph.output(name, id)),
             }
+            if self.depth == 0 && matches!(slot, Slot::Stack(_)) {
+                let why =
+                    "is a sequence whose length is not known, given as one tensor along a new first axis";
+                self.warnings.push(format!("output `{name}` {why}"));
+            }
+            slots.push(slot);
         }
+        slots
     }
 }
 

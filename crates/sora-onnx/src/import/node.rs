@@ -7,7 +7,8 @@ use sora_ir::ops::{Binary, BinaryKind, Cast, Range, Reshape, Transpose, Unary, U
 use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
-use super::Slot;
+use super::rows::Reader;
+use super::slot::Slot;
 use crate::error::{NodeIssue, Refusal};
 use crate::names::Names;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
@@ -16,6 +17,9 @@ use crate::tensor::{self, signed};
 
 /// What an importer gives: the node's outputs in order. It may leave out trailing ones that it cannot compute.
 pub(super) type Built = Result<Vec<ValueId>, Refusal>;
+
+/// As [`Built`], of operators whose outputs may be sequences or optional.
+pub(super) type BuiltSlots = Result<Vec<Slot>, Refusal>;
 
 /// One node of the file.
 pub(super) struct NodeCx<'a> {
@@ -27,7 +31,10 @@ pub(super) struct NodeCx<'a> {
     pub(super) name: &'a str,
     /// Opset of the default domain.
     pub(super) opset: i64,
+    /// The tensors among the inputs.
     pub(super) inputs: Vec<Option<ValueId>>,
+    /// What the inputs are.
+    pub(super) slots: Vec<Slot>,
     /// For each output: whether anything reads it.
     pub(super) outputs: Vec<bool>,
     /// What the names of the graph stand for: bodies use them.
@@ -36,6 +43,30 @@ pub(super) struct NodeCx<'a> {
     pub(super) issues: &'a mut Vec<NodeIssue>,
     /// How many bodies this node is in.
     pub(super) depth: usize,
+    /// Nodes that unrolling may still add.
+    pub(super) budget: &'a mut usize,
+}
+
+/// Reading.
+impl NodeCx<'_> {
+    /// What the outputs of this node are.
+    pub(super) fn read(&mut self, reader: Reader) -> BuiltSlots {
+        let slots = match reader {
+            Reader::Slots(import) => import(self)?,
+            Reader::Tensors(import) => {
+                let sequence = |slot: &Slot| matches!(slot, Slot::List(_) | Slot::Stack(_));
+                if let Some(index) = self.slots.iter().position(sequence) {
+                    return Err(Refusal::new(format!("its input {index} is a sequence, not a tensor")));
+                }
+                import(self)?.into_iter().map(Slot::Value).collect()
+            }
+        };
+        let settle = |slot| match slot {
+            Slot::Value(value) => Slot::Value(self.settled(value)),
+            other => other,
+        };
+        Ok(slots.into_iter().map(settle).collect())
+    }
 }
 
 /// Attributes.
@@ -174,6 +205,14 @@ impl NodeCx<'_> {
             return Some(known);
         }
         self.constant(value).filter(|t| t.dtype().is_int()).map(|t| t.to_i64s())
+    }
+
+    /// The one truth value of a tensor that does not depend on the model's inputs.
+    pub(super) fn known_flag(&self, value: ValueId) -> Option<bool> {
+        match self.constant(value)?.to_i64s().as_slice() {
+            &[flag] => Some(flag != 0),
+            _ => None,
+        }
     }
 
     /// What moved from an attribute to an input in opset `since`: the integers of either; `None` when absent.

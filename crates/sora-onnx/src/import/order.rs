@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::control;
+use super::body;
 use crate::proto::NodeProto;
 
 /// Positions of nodes in a list.
@@ -26,7 +26,7 @@ pub(crate) fn order(nodes: &[NodeProto]) -> Order {
     let needs: Vec<Vec<usize>> = nodes
         .iter()
         .map(|node| {
-            let inner = control::captured(node);
+            let inner = body::captured(node);
             let names = node.input.iter().chain(&inner);
             let unique: BTreeSet<usize> =
                 names.filter_map(|name| producer.get(name.as_str()).copied()).collect();

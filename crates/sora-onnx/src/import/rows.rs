@@ -1,9 +1,9 @@
 //! The operator table: every ONNX operator that can be imported, one row each.
 
-use super::node::{Built, NodeCx};
+use super::node::{Built, BuiltSlots, NodeCx};
 use super::{
     cast, constant, contrib, control, conv, elementwise, index, math, norm, quant, quantize, random,
-    recurrent, shape,
+    recurrent, sequence, shape,
 };
 use crate::error::Refusal;
 
@@ -11,22 +11,37 @@ use crate::error::Refusal;
 /// and what it does in the newest are read by the same function.
 pub(super) type Import = fn(&mut NodeCx) -> Built;
 
+/// As [`Import`], for operators that take or give sequences and optional values.
+pub(super) type ImportSlots = fn(&mut NodeCx) -> BuiltSlots;
+
+/// How an operator is read.
+#[derive(Clone, Copy)]
+pub(super) enum Reader {
+    Tensors(Import),
+    Slots(ImportSlots),
+}
+
 /// One ONNX operator.
 pub(super) struct Row {
     /// Empty for ONNX's own.
     domain: &'static str,
     op: &'static str,
-    import: Import,
+    import: Reader,
 }
 
 /// A row of ONNX's own domain.
 pub(super) const fn onnx(op: &'static str, import: Import) -> Row {
-    Row { domain: "", op, import }
+    Row { domain: "", op, import: Reader::Tensors(import) }
+}
+
+/// A row of ONNX's own domain, of an operator that takes or gives sequences or optional values.
+pub(super) const fn onnx_slots(op: &'static str, import: ImportSlots) -> Row {
+    Row { domain: "", op, import: Reader::Slots(import) }
 }
 
 /// A row of onnxruntime's domain.
 pub(super) const fn microsoft(op: &'static str, import: Import) -> Row {
-    Row { domain: "com.microsoft", op, import }
+    Row { domain: "com.microsoft", op, import: Reader::Tensors(import) }
 }
 
 /// The domain of what Sora writes where ONNX has no operator: calls of functions that the file defines in ONNX's
@@ -35,7 +50,7 @@ pub(crate) const SORA: &str = "ai.sora";
 
 /// A row of Sora's own domain.
 pub(super) const fn sora(op: &'static str, import: Import) -> Row {
-    Row { domain: SORA, op, import }
+    Row { domain: SORA, op, import: Reader::Tensors(import) }
 }
 
 const FAMILIES: &[&[Row]] = &[
@@ -52,6 +67,7 @@ const FAMILIES: &[&[Row]] = &[
     quantize::ROWS,
     random::ROWS,
     recurrent::ROWS,
+    sequence::ROWS,
     shape::ROWS,
 ];
 
@@ -63,22 +79,11 @@ const HINTS: &[(&[&str], &str)] = &[
         "cut the text processing off the model and run it in your program",
     ),
     (&["Einsum"], "write the product as Transpose, Reshape and MatMul before the export"),
-    (
-        &[
-            "SequenceAt",
-            "SequenceConstruct",
-            "SequenceInsert",
-            "SplitToSequence",
-            "ConcatFromSequence",
-            "Optional",
-        ],
-        "sequences are not supported: stack the tensors before the export",
-    ),
     (&["MatMulNBits"], "use the model's unquantized form"),
 ];
 
 /// The importer of an operator.
-pub(super) fn find(domain: &str, op: &str) -> Result<Import, Refusal> {
+pub(super) fn find(domain: &str, op: &str) -> Result<Reader, Refusal> {
     let domain = if domain == "ai.onnx" { "" } else { domain };
     let row = FAMILIES.iter().copied().flatten().find(|row| row.op == op && row.domain == domain);
     row.map(|row| row.import).ok_or_else(|| {
