@@ -4,6 +4,7 @@
 //! around it becomes inputs, behind the formal ones; small constants are copied into it.
 
 use std::collections::{BTreeSet, HashSet};
+use std::rc::Rc;
 
 use sora_ir::{Dim, Graph, Subgraph, TensorType, ValueId};
 
@@ -105,9 +106,10 @@ impl NodeCx<'_> {
         if self.depth >= DEEPEST {
             return Err(Refusal::new(format!("its body is nested more than {DEEPEST} levels deep")));
         }
-        let mut inner = Importer::new(proto, self.opset);
+        let mut inner = Importer::new(proto, self.opset, Rc::clone(self.functions));
         inner.depth = self.depth + 1;
         inner.budget = *self.budget;
+        inner.calls = *self.calls;
         inner.prefix = format!("{}/{part}/", self.name);
         inner.initializers(proto, self.external);
         for (i, info) in proto.input.iter().enumerate() {
@@ -140,9 +142,10 @@ impl NodeCx<'_> {
             let slot = capture.slot.with(&mut inputs.into_iter());
             inner.define(&capture.name, slot, &capture.name, "Input");
         }
-        inner.nodes(&proto.node, proto, self.external);
+        inner.nodes(proto, self.external);
         let outputs = inner.outputs(proto);
         *self.budget = inner.budget;
+        *self.calls = inner.calls;
         if !inner.issues.is_empty() {
             self.issues.append(&mut inner.issues);
             return Err(Refusal::new(format!("its {part} cannot be imported")));

@@ -22,13 +22,14 @@ mod random;
 mod recurrent;
 mod rows;
 mod sequence;
-#[cfg(test)]
-mod sequence_tests;
 mod shape;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::rc::Rc;
 
 use sora_ir::{Dim, Graph, TensorType, ValueId};
 use sora_tensor::Tensor;
@@ -38,6 +39,7 @@ use crate::names::Names;
 use crate::proto::{Extent, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::source::{self, External};
 use crate::tensor;
+use function::Functions;
 use node::NodeCx;
 use slot::Slot;
 
@@ -127,18 +129,12 @@ fn import(
     let mut warnings = Vec::new();
     let opset = default_opset(&model, &mut warnings)?;
     let proto = model.graph.unwrap_or_default();
-    let nodes = function::inline(proto.node, &model.functions);
-    let proto = GraphProto { node: Vec::new(), ..proto };
-    let mut importer = Importer::new(&proto, opset);
+    let functions = Rc::new(Functions::of(model.functions, opset));
+    let mut importer = Importer::new(&proto, opset, functions);
     importer.initializers(&proto, external);
     importer.inputs(&proto, options);
-    match nodes {
-        Ok(nodes) => {
-            importer.nodes(&nodes, &proto, external);
-            importer.outputs(&proto);
-        }
-        Err(issue) => importer.issues.push(issue),
-    }
+    importer.nodes(&proto, external);
+    importer.outputs(&proto);
     if !importer.issues.is_empty() {
         return Err(OnnxError::Nodes(importer.issues));
     }
@@ -194,10 +190,13 @@ struct Importer {
     depth: usize,
     /// Nodes that unrolling may still add.
     budget: usize,
+    functions: Rc<Functions>,
+    /// Nodes that calls of functions may still add.
+    calls: usize,
 }
 
 impl Importer {
-    fn new(proto: &GraphProto, opset: i64) -> Self {
+    fn new(proto: &GraphProto, opset: i64, functions: Rc<Functions>) -> Self {
         Importer {
             graph: Graph::new(&proto.name),
             opset,
@@ -209,6 +208,8 @@ impl Importer {
             prefix: String::new(),
             depth: 0,
             budget: MOST_UNROLLED,
+            functions,
+            calls: function::MOST_NODES,
         }
     }
 
@@ -324,7 +325,20 @@ impl Importer {
         Ok(TensorType { dtype, shape: dims })
     }
 
-    fn nodes(&mut self, nodes: &[NodeProto], proto: &GraphProto, external: &mut External) {
+    fn nodes(&mut self, proto: &GraphProto, external: &mut External) {
+        let functions = Rc::clone(&self.functions);
+        let inlined = function::inline(proto.node.clone(), &functions, self.opset, &mut self.calls);
+        let (nodes, opsets): (Vec<NodeProto>, Vec<i64>) = match inlined {
+            Ok(nodes) => nodes.into_iter().unzip(),
+            Err(issue) => {
+                self.issues.push(issue);
+                for output in &proto.output {
+                    self.slots.entry(output.name.clone()).or_insert(Slot::Poisoned);
+                }
+                return;
+            }
+        };
+        let nodes = nodes.as_slice();
         for name in nodes.iter().flat_map(|n| &n.output) {
             self.names.reserve(name);
         }
@@ -349,10 +363,10 @@ impl Importer {
             }
         }
         for index in order.sorted {
-            let Some(node) = nodes.get(index) else { continue };
+            let (Some(node), Some(&opset)) = (nodes.get(index), opsets.get(index)) else { continue };
             let plain = format!("{}{}", self.prefix, node_name(node, index));
             let name = if seen.insert(plain.clone()) { plain } else { node_names.fresh(&plain) };
-            self.node(node, &name, &used, external);
+            self.node(node, opset, &name, &used, external);
         }
         let cyclic: HashSet<usize> = order.cyclic.into_iter().collect();
         for index in order.stuck {
@@ -365,7 +379,14 @@ impl Importer {
         }
     }
 
-    fn node(&mut self, node: &NodeProto, name: &str, used: &HashSet<&str>, external: &mut External) {
+    fn node(
+        &mut self,
+        node: &NodeProto,
+        opset: i64,
+        name: &str,
+        used: &HashSet<&str>,
+        external: &mut External,
+    ) {
         let op = label(node);
         let captured = body::captured(node);
         let mut poisoned = captured.iter().any(|name| matches!(self.slots.get(name), Some(Slot::Poisoned)));
@@ -400,7 +421,9 @@ impl Importer {
                     external,
                     node,
                     name,
-                    opset: self.opset,
+                    opset,
+                    functions: &self.functions,
+                    calls: &mut self.calls,
                     inputs: slots.iter().map(tensor).collect(),
                     slots,
                     outputs: node.output.iter().map(|o| used.contains(o.as_str())).collect(),

@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use sora_ir::ops::{Binary, BinaryKind, Cast, Range, Reshape, Transpose, Unary, UnaryKind, Unsqueeze};
 use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
+use super::function::Functions;
 use super::rows::Reader;
 use super::slot::Slot;
 use crate::error::{NodeIssue, Refusal};
@@ -45,6 +47,10 @@ pub(super) struct NodeCx<'a> {
     pub(super) depth: usize,
     /// Nodes that unrolling may still add.
     pub(super) budget: &'a mut usize,
+    /// The functions of the model.
+    pub(super) functions: &'a Rc<Functions>,
+    /// Nodes that calls of functions may still add.
+    pub(super) calls: &'a mut usize,
 }
 
 /// Reading.

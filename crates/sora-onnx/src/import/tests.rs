@@ -1,12 +1,13 @@
-//! Sequences whose length is not known while the file is read: what the official cases do not have.
+//! What the official cases do not have: sequences whose length is not known while the file is read, and calls of
+//! functions inside of bodies.
 
 use prost::Message;
 use sora_ir::{Dim, Graph, evaluate};
 use sora_tensor::{DType, Tensor};
 
 use crate::proto::{
-    AttributeProto, DimensionProto, Extent, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, DimensionProto, Extent, FunctionProto, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use crate::{OnnxError, from_bytes, tensor};
 
@@ -49,10 +50,19 @@ fn graph(nodes: Vec<NodeProto>, input: Vec<ValueInfoProto>, outputs: &[&str]) ->
 }
 
 fn import(graph: GraphProto) -> Result<Graph, OnnxError> {
+    import_with(graph, Vec::new())
+}
+
+fn opset(version: i64) -> Vec<OperatorSetIdProto> {
+    vec![OperatorSetIdProto { domain: String::new(), version }]
+}
+
+fn import_with(graph: GraphProto, functions: Vec<FunctionProto>) -> Result<Graph, OnnxError> {
     let model = ModelProto {
         ir_version: Some(8),
         graph: Some(graph),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+        opset_import: opset(17),
+        functions,
         ..ModelProto::default()
     };
     from_bytes(model.encode_to_vec(), None).map(|imported| imported.graph)
@@ -180,4 +190,75 @@ fn what_cannot_be_resolved_says_why() {
     let absent =
         vec![node("Optional", &[], &["none"], vec![]), node("OptionalGetElement", &["none"], &["z"], vec![])];
     refused(uneven(absent, &["z"]), "missing or absent");
+}
+
+fn call(name: &str, overload: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+    let (domain, overload) = ("own".to_owned(), overload.to_owned());
+    NodeProto { domain, overload, ..node(name, inputs, outputs, vec![]) }
+}
+
+fn function(name: &str, overload: &str, version: i64, nodes: Vec<NodeProto>) -> FunctionProto {
+    FunctionProto {
+        name: name.to_owned(),
+        domain: "own".to_owned(),
+        overload: overload.to_owned(),
+        input: own(&["a"]),
+        output: own(&["b"]),
+        node: nodes,
+        opset_import: opset(version),
+        ..FunctionProto::default()
+    }
+}
+
+/// A branch calls a function, whose branch calls the other overload of a second one, which is written in an old opset.
+#[test]
+fn functions_are_called_in_bodies_by_overload_and_in_their_own_opset() {
+    let ints = |name: &str, values: &[i64]| AttributeProto {
+        name: name.to_owned(),
+        ints: values.to_vec(),
+        ..AttributeProto::default()
+    };
+    // Axes are an attribute in opset 11.
+    let sum = |axis| node("ReduceSum", &["a"], &["b"], vec![ints("axes", &[axis]), int("keepdims", 1)]);
+    let branch = |nodes, outputs: &[&str]| graph(nodes, vec![], outputs);
+    let fork = |then: GraphProto, other: GraphProto| {
+        vec![graph_of("then_branch", then), graph_of("else_branch", other)]
+    };
+    let inner = fork(
+        branch(vec![call("G", "rows", &["a"], &["s"]), node("Add", &["s", "shift"], &["t"], vec![])], &["t"]),
+        branch(vec![call("G", "columns", &["a"], &["t"])], &["t"]),
+    );
+    let functions = vec![
+        function("G", "rows", 11, vec![sum(0)]),
+        function("G", "columns", 11, vec![sum(1)]),
+        function(
+            "F",
+            "",
+            17,
+            vec![
+                node("ReduceMax", &["a"], &["max"], vec![int("keepdims", 0)]),
+                node("Neg", &["a"], &["shift"], vec![]),
+                node("Cast", &["max"], &["flag"], vec![int("to", 9)]),
+                node("If", &["flag"], &["b"], inner),
+            ],
+        ),
+    ];
+    let outer = fork(
+        branch(vec![call("F", "", &["x"], &["z"])], &["z"]),
+        branch(vec![node("Identity", &["x"], &["z"], vec![])], &["z"]),
+    );
+    let model = graph(
+        vec![node("If", &["go"], &["y"], outer)],
+        vec![info("go", DType::Bool, &[]), info("x", DType::F32, &["2", "2"])],
+        &["y"],
+    );
+    let graph = import_with(model, functions).unwrap();
+    let run = |x: &[f32; 4]| {
+        let x = Tensor::vector(x).reshape(&[2, 2]).unwrap();
+        let go = Tensor::scalar(sora_tensor::Bool::from(true));
+        let y = evaluate(&graph, &[("go", &go), ("x", &x)]).unwrap().remove(0);
+        (y.shape().to_vec(), y.to_f64s())
+    };
+    assert_eq!(run(&[1.0, 2.0, 3.0, 4.0]), (vec![2, 2], vec![3.0, 4.0, 1.0, 2.0]));
+    assert_eq!(run(&[-1.0, -2.0, -3.0, 0.0]), (vec![2, 1], vec![-3.0, -3.0]));
 }
