@@ -215,12 +215,7 @@ fn check_engine(
     compare(graph, &found, expected, what).map_err(|e| format!("engine, optimize={optimize}: {e}"))
 }
 
-fn compare(
-    graph: &Graph,
-    found: &[Tensor],
-    expected: &[(String, Tensor)],
-    what: What,
-) -> Result<(), String> {
+fn compare(graph: &Graph, found: &[Tensor], expected: &[(String, Tensor)], what: What) -> Result<(), String> {
     if found.len() != expected.len() {
         return Err(format!("{} outputs instead of {}", found.len(), expected.len()));
     }
