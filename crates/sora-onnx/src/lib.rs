@@ -20,5 +20,7 @@ mod tensor;
 
 pub use error::{NodeIssue, OnnxError};
 pub use export::{ExportOptions, save, to_bytes};
-pub use import::{ImportOptions, Imported, MAX_OPSET, MIN_OPSET, check, from_bytes, load, load_with};
+pub use import::{
+    ImportOptions, Imported, MAX_OPSET, MIN_OPSET, check, from_bytes, load, load_with, operators,
+};
 pub use stored::{Interface, Stored, StoredKind, interface, read_stored};

@@ -338,3 +338,19 @@ fn a_closed_pipe_is_no_failure_and_a_full_device_is_one() {
         check_failure(&output, "/dev/full");
     }
 }
+
+#[test]
+fn inspect_says_what_runs_each_node() {
+    let model = example("model.onnx");
+    let nodes = succeed_json(&["inspect", &model, "--support", "--json"])["support"].clone();
+    let nodes = nodes.as_array().unwrap();
+    assert!(nodes.len() > 5);
+    for node in nodes {
+        has_keys(node, &["node", "op", "runs", "int8", "why"]);
+        assert!(!node["runs"].as_str().unwrap().starts_with("reference:"), "{node}");
+    }
+    let layers = nodes.iter().filter(|node| node["why"] == "weights per channel");
+    assert!(layers.filter(|node| node["int8"] == true).count() >= 3, "{nodes:?}");
+    let text = succeed(&["inspect", &model, "--support"]);
+    assert!(text.contains("have an 8-bit form") && text.contains("runs as"), "{text}");
+}

@@ -44,6 +44,7 @@ use node::NodeCx;
 use slot::Slot;
 
 pub(crate) use rows::SORA;
+pub use rows::operators;
 
 /// The oldest opset of the default domain that can be imported.
 pub const MIN_OPSET: i64 = 1;

@@ -82,6 +82,11 @@ const HINTS: &[(&[&str], &str)] = &[
     (&["MatMulNBits"], "use the model's unquantized form"),
 ];
 
+/// Domain and name of every operator that can be read; the domain of ONNX's own is empty.
+pub fn operators() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FAMILIES.iter().copied().flatten().map(|row| (row.domain, row.op))
+}
+
 /// The importer of an operator.
 pub(super) fn find(domain: &str, op: &str) -> Result<Reader, Refusal> {
     let domain = if domain == "ai.onnx" { "" } else { domain };

@@ -54,6 +54,9 @@ pub(super) struct Inspect {
     /// Also list what graph optimization does to the model
     #[arg(long)]
     pub(super) explain: bool,
+    /// Say of each node which kernel runs it, and whether and how it can be quantized
+    #[arg(long)]
+    pub(super) support: bool,
 }
 
 #[derive(Debug, Args)]

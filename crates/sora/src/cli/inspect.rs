@@ -8,6 +8,7 @@ use sora::ir::{Def, Dim, Graph, QuantRule, TensorType};
 use sora::{Failure, Model, onnx, rewrite};
 
 use super::args::Inspect;
+use super::support;
 use super::table::table;
 use super::{Printed, human_bytes, human_count, one_line, warn};
 
@@ -20,9 +21,16 @@ pub(super) fn inspect(args: &Inspect) -> Printed {
     warn(&model.warnings);
     let summary = Summary { memory: Memory::of(&model), ..Summary::of(&model.graph) };
     if args.json {
-        return Ok(one_line(&summary.json(&model)));
+        let mut object = summary.json(&model);
+        if let (true, Value::Object(object)) = (args.support, &mut object) {
+            object.insert("support".to_owned(), support::as_json(&model));
+        }
+        return Ok(one_line(&object));
     }
     let mut text = summary.text(&model);
+    if args.support {
+        text += &format!("\n{}", support::text(&model));
+    }
     if args.explain {
         let mut graph = model.graph.clone();
         let report = rewrite::optimize(&mut graph, &rewrite::Options::default()).map_err(|e| {
