@@ -1,9 +1,9 @@
-//! Runs a graph on the reference evaluator: the whole program when asked for, or when shapes depend on data.
+//! Runs a whole graph on the reference evaluator.
 
 use std::time::Instant;
 
 use sora_ir::{Graph, NodeId};
-use sora_tensor::{DType, Tensor};
+use sora_tensor::Tensor;
 
 use crate::{ExecError, StepInfo};
 
@@ -21,24 +21,8 @@ impl Interpreter {
 
     /// One step per node.
     pub(crate) fn steps(&self) -> Vec<StepInfo> {
-        self.order.iter().filter_map(|&id| self.graph.node(id)).map(|node| self.step(node)).collect()
-    }
-
-    fn step(&self, node: &sora_ir::Node) -> StepInfo {
-        let types: Vec<_> = node.inputs.iter().map(|i| i.map(|i| self.graph.ty(i))).collect();
-        let outputs: Vec<_> = node.outputs.iter().map(|&o| self.graph.ty(o)).collect();
-        let bytes = |ty: &&sora_ir::TensorType| Some((ty.known_len()? * ty.dtype.size()) as u64);
-        StepInfo {
-            name: node.name.clone(),
-            kernel: format!("reference:{}", node.op.label()),
-            nodes: vec![node.name.clone()],
-            shape: outputs.first().and_then(|ty| ty.known_shape()).unwrap_or_default(),
-            dtype: outputs.first().map_or(DType::F32, |ty| ty.dtype),
-            macs: node.op.macs(&types, &outputs).known().unwrap_or(0) as u64,
-            weight_bytes: 0,
-            bytes: types.iter().flatten().chain(&outputs).filter_map(bytes).sum(),
-            choice: None,
-        }
+        let nodes = self.order.iter().filter_map(|&id| self.graph.node(id));
+        nodes.map(|node| StepInfo::of(&self.graph, node, &format!("reference:{}", node.op.label()))).collect()
     }
 
     /// Evaluates the graph; `times`, one slot per step, receives nanoseconds.

@@ -3,7 +3,8 @@
 //! The graph says what, the program says how. [`Program::compile`] fixes the input shapes, picks layouts and
 //! kernels by pattern, packs weights once and lays every intermediate tensor out in one arena by lifetimes.
 //! [`Session`] keeps programs per input shape and is what most callers want. Anything without a fast kernel
-//! runs on the reference evaluator, visible as `reference:…` in [`Program::steps`] and [`Profile`].
+//! runs on the reference evaluator, visible as `reference:…` in [`Program::steps`] and [`Profile`]. Where shapes
+//! depend on data, the rest of the graph is compiled once they are known; bodies of control flow, when they first run.
 //!
 //! ```
 //! use sora_exec::{Options, Session};
@@ -22,7 +23,10 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod control;
 mod error;
+mod frontier;
+mod given;
 mod interpret;
 mod lower;
 mod options;
@@ -30,8 +34,10 @@ mod peak;
 mod plan;
 mod profile;
 mod program;
+mod programs;
 mod session;
 mod sharing;
+mod staged;
 mod steps;
 mod threads;
 mod tuning;

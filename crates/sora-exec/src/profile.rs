@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sora_ir::{Graph, Node, TensorType};
 use sora_kernels::peak::Arithmetic;
 use sora_tensor::DType;
 
@@ -31,6 +32,24 @@ pub struct StepInfo {
 }
 
 impl StepInfo {
+    /// A step that computes one node.
+    pub(crate) fn of(graph: &Graph, node: &Node, kernel: &str) -> Self {
+        let types: Vec<_> = node.inputs.iter().map(|i| i.map(|i| graph.ty(i))).collect();
+        let outputs: Vec<_> = node.outputs.iter().map(|&o| graph.ty(o)).collect();
+        let bytes = |ty: &&TensorType| Some((ty.known_len()? * ty.dtype.size()) as u64);
+        StepInfo {
+            name: node.name.clone(),
+            kernel: kernel.to_owned(),
+            nodes: vec![node.name.clone()],
+            shape: outputs.first().and_then(|ty| ty.known_shape()).unwrap_or_default(),
+            dtype: outputs.first().map_or(DType::F32, |ty| ty.dtype),
+            macs: node.op.macs(&types, &outputs).known().unwrap_or(0) as u64,
+            weight_bytes: 0,
+            bytes: types.iter().flatten().chain(&outputs).filter_map(bytes).sum(),
+            choice: None,
+        }
+    }
+
     /// The arithmetic of the step's products, which the kernel's name ends with.
     pub fn arithmetic(&self) -> Option<Arithmetic> {
         match self.kernel.rsplit_once('.')?.1 {

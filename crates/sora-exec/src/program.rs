@@ -6,16 +6,18 @@ use std::time::Instant;
 use smallvec::SmallVec;
 use sora_ir::{Graph, TensorType};
 use sora_kernels::{Isa, Kernels};
-use sora_tensor::{Buffer, Tensor};
+use sora_tensor::Tensor;
 
 use crate::arena::Cut;
+use crate::given::{Give, Given, failed};
 use crate::interpret::Interpreter;
 use crate::profile::StepTime;
+use crate::programs::Setting;
 use crate::sharing::{Course, Sharing};
+use crate::staged::Staged;
 use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
-use crate::weights::WeightStore;
-use crate::{Arena, ExecError, Options, Precision, Profile, StepInfo, Tuning, lower};
+use crate::{Arena, ExecError, Options, Precision, Profile, StepInfo, lower};
 
 /// An input or output of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,15 +37,20 @@ pub struct Program {
     kernels: Kernels,
     precision: Precision,
     threads: Threads,
-    sharing: Sharing,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     infos: Vec<StepInfo>,
     body: Body,
 }
 
+/// Stages of a graph, and bodies in bodies, that are compiled; deeper ones run on the reference evaluator, lest a
+/// hostile file exhausts the stack.
+pub(crate) const DEEPEST: usize = 48;
+
 enum Body {
-    Lowered(Lowered),
+    /// With the shapes of the outputs, and which steps the threads share.
+    Lowered(Lowered, Vec<Vec<usize>>, Sharing),
+    Staged(Box<Staged>),
     Interpreted(Interpreter),
 }
 
@@ -80,8 +87,9 @@ impl Program {
     /// Lowers `graph` for inputs of these shapes: specializes, optimizes, picks kernels, packs weights, plans
     /// the arena. Inputs left out keep their declared shape.
     ///
-    /// Where shapes depend on data, or with [`Options::reference_only`], the program runs on the reference
-    /// evaluator instead.
+    /// Where shapes depend on data, the program is compiled in stages: what follows is planned when a run knows the
+    /// shapes, and kept for the next run that has the same. With [`Options::reference_only`], it runs on the reference
+    /// evaluator.
     ///
     /// # Errors
     /// [`ExecError::Isa`] for an instruction set that does not run here, [`ExecError::Ir`] when the graph does
@@ -91,47 +99,50 @@ impl Program {
         shapes: &[(&str, Vec<usize>)],
         options: &Options,
     ) -> Result<Program, ExecError> {
-        let weights = WeightStore::new(graph, options.kernels()?, None);
-        Self::compile_on(graph, shapes, options, Threads::new(options.threads)?, &weights)
+        Self::compile_on(graph, shapes, &Setting::new(graph, options)?)
     }
 
     /// As [`Program::compile`], on threads that already run, with weights of `graph` that may be packed already.
     pub(crate) fn compile_on(
         graph: &Graph,
         shapes: &[(&str, Vec<usize>)],
-        options: &Options,
-        threads: Threads,
-        weights: &WeightStore,
+        setting: &Setting,
     ) -> Result<Program, ExecError> {
-        let kernels = options.kernels()?;
         let shapes: Vec<(&str, &[usize])> = shapes.iter().map(|(n, s)| (*n, s.as_slice())).collect();
-        let mut graph = graph.specialize(&shapes)?;
+        Self::plan(graph.specialize(&shapes)?, setting)
+    }
+
+    /// As [`Program::compile`], of a graph with the shapes it is compiled for.
+    pub(crate) fn plan(mut graph: Graph, setting: &Setting) -> Result<Program, ExecError> {
+        let Setting { options, kernels, threads, .. } = setting;
         if options.optimize && !options.reference_only {
             lower::optimize(&mut graph)?;
         }
         graph.compact()?;
         let port = |name: &str, id| Port { name: name.to_owned(), ty: graph.ty(id).clone() };
         let inputs = graph.inputs().iter().map(|&id| port(&graph.value(id).name, id)).collect();
-        let outputs = graph.outputs().iter().map(|o| port(&o.name, o.value)).collect();
-        let (body, infos) = if options.reference_only || !lower::has_concrete_shapes(&graph) {
+        let outputs: Vec<Port> = graph.outputs().iter().map(|o| port(&o.name, o.value)).collect();
+        let concrete = lower::has_concrete_shapes(&graph);
+        let (body, infos) = if options.reference_only || !concrete && setting.depth > DEEPEST {
             let interpreter = Interpreter::new(graph)?;
             let infos = interpreter.steps();
             (Body::Interpreted(interpreter), infos)
+        } else if !concrete {
+            let staged = Staged::new(&graph, setting)?;
+            let infos = staged.steps();
+            (Body::Staged(Box::new(staged)), infos)
         } else {
-            let here = match &options.tuning {
-                Some(tuning) if tuning.machine == Tuning::machine_for(options)? => Some(&**tuning),
-                _ => None,
-            };
-            let mut lowered =
-                lower::lower(&graph, kernels, options.precision, threads.count(), weights, here)?;
+            let mut lowered = lower::lower(&graph, setting)?;
             let infos = std::mem::take(&mut lowered.infos);
-            (Body::Lowered(lowered), infos)
+            let shapes = outputs.iter().map(|port| port.ty.known_shape().unwrap_or_default()).collect();
+            let sharing = match threads.count() {
+                1 => Sharing::decided(vec![false; infos.len()].into()),
+                _ => Sharing::undecided(infos.len()),
+            };
+            (Body::Lowered(lowered, shapes, sharing), infos)
         };
-        let sharing = match threads.count() {
-            1 => Sharing::decided(vec![false; infos.len()].into()),
-            _ => Sharing::undecided(infos.len()),
-        };
-        Ok(Program { kernels, precision: options.precision, threads, sharing, inputs, outputs, infos, body })
+        let (threads, precision) = (threads.clone(), options.precision);
+        Ok(Program { kernels: *kernels, precision, threads, inputs, outputs, infos, body })
     }
 
     /// The inputs, in the graph's order.
@@ -144,7 +155,8 @@ impl Program {
         &self.outputs
     }
 
-    /// The steps in order of execution.
+    /// The steps in order of execution. What can only be compiled when a run knows the shapes is listed node by node,
+    /// as `later:Op`; [`Program::run_profiled`] tells the steps it became.
     pub fn steps(&self) -> &[StepInfo] {
         &self.infos
     }
@@ -152,8 +164,8 @@ impl Program {
     /// Bytes that the intermediate tensors of one run share.
     pub fn arena_bytes(&self) -> usize {
         match &self.body {
-            Body::Lowered(lowered) => lowered.arena_bytes,
-            Body::Interpreted(_) => 0,
+            Body::Lowered(lowered, ..) => lowered.arena_bytes,
+            Body::Staged(_) | Body::Interpreted(_) => 0,
         }
     }
 
@@ -179,7 +191,10 @@ impl Program {
 
     /// Whether it is decided which steps the threads share.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.sharing.course(), Course::Decided(_))
+        match &self.body {
+            Body::Lowered(.., sharing) => matches!(sharing.course(), Course::Decided(_)),
+            Body::Staged(_) | Body::Interpreted(_) => true,
+        }
     }
 
     /// Memory for one run at a time.
@@ -200,7 +215,7 @@ impl Program {
         arena: &mut Arena,
         inputs: &[(&str, &Tensor)],
     ) -> Result<Vec<(String, Tensor)>, ExecError> {
-        self.execute(arena, inputs, None)
+        self.collect(arena, inputs, None)
     }
 
     /// As [`Program::run`], and measures every step.
@@ -212,52 +227,105 @@ impl Program {
         arena: &mut Arena,
         inputs: &[(&str, &Tensor)],
     ) -> Result<(Vec<(String, Tensor)>, Profile), ExecError> {
-        let mut times = vec![0; self.infos.len()];
-        let outputs = self.execute(arena, inputs, Some(&mut times))?;
-        let step = |(info, &nanoseconds): (&StepInfo, &u64)| StepTime { step: info.clone(), nanoseconds };
-        Ok((outputs, Profile { steps: self.infos.iter().zip(&times).map(step).collect() }))
+        let mut profile = Profile::default();
+        let outputs = self.collect(arena, inputs, Some(&mut profile))?;
+        Ok((outputs, profile))
     }
 
-    fn execute(
+    fn collect(
         &self,
         arena: &mut Arena,
         inputs: &[(&str, &Tensor)],
-        times: Option<&mut [u64]>,
+        profile: Option<&mut Profile>,
     ) -> Result<Vec<(String, Tensor)>, ExecError> {
         let given = self.bind(inputs)?;
-        let tensors = match &self.body {
-            Body::Lowered(lowered) => self.run_steps(lowered, arena, &given, times)?,
-            Body::Interpreted(interpreter) => {
-                let named: Vec<_> = self.inputs.iter().map(|p| p.name.as_str()).zip(given).collect();
-                interpreter.run(&named, times)?
+        let mut outputs = Vec::with_capacity(self.outputs.len());
+        self.execute(arena, &given, profile, &mut |i, value| {
+            let name = &self.outputs[i].name;
+            outputs.push((name.clone(), value.tensor().map_err(failed(name))?));
+            Ok(())
+        })?;
+        Ok(outputs)
+    }
+
+    /// Runs the program on inputs by position, of the right types, and gives the outputs in order.
+    pub(crate) fn execute(
+        &self,
+        arena: &mut Arena,
+        inputs: &[Given],
+        profile: Option<&mut Profile>,
+        give: &mut Give,
+    ) -> Result<(), ExecError> {
+        match &self.body {
+            Body::Lowered(lowered, shapes, sharing) => {
+                self.run_steps(lowered, sharing, arena, inputs, profile)?;
+                for (i, (operand, port)) in lowered.outputs.iter().zip(&self.outputs).enumerate() {
+                    let (dtype, shape) = (port.ty.dtype, shapes[i].as_slice());
+                    match operand {
+                        Operand::Arena(range) => {
+                            give(i, Given::Bytes { dtype, shape, bytes: &arena.bytes()[range.clone()] })?;
+                        }
+                        Operand::Input(n) => match inputs[*n] {
+                            Given::Tensor(tensor) => {
+                                let tensor =
+                                    tensor.reshape(shape).map_err(|e| failed(&port.name)(e.to_string()))?;
+                                give(i, Given::Tensor(&tensor))?;
+                            }
+                            Given::Bytes { bytes, .. } => give(i, Given::Bytes { dtype, shape, bytes })?,
+                        },
+                        Operand::Constant(n) => {
+                            let bytes = lowered.constants[*n].bytes();
+                            give(i, Given::Bytes { dtype, shape, bytes })?;
+                        }
+                        // Steps alone read in place.
+                        Operand::InPlace => {}
+                    }
+                }
+                Ok(())
             }
-        };
-        Ok(self.outputs.iter().map(|p| p.name.clone()).zip(tensors).collect())
+            Body::Staged(staged) => staged.run(inputs, profile, give),
+            Body::Interpreted(interpreter) => {
+                let tensors = inputs.iter().zip(&self.inputs);
+                let tensors = tensors.map(|(given, port)| given.tensor().map_err(failed(&port.name)));
+                let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+                let named: Vec<_> = self.inputs.iter().map(|p| p.name.as_str()).zip(&tensors).collect();
+                let mut times = vec![0; self.infos.len()];
+                let outputs = interpreter.run(&named, profile.is_some().then_some(&mut times))?;
+                self.record(profile, &times);
+                outputs.iter().enumerate().try_for_each(|(i, tensor)| give(i, Given::Tensor(tensor)))
+            }
+        }
+    }
+
+    /// Adds the steps with their times to a profile.
+    fn record(&self, profile: Option<&mut Profile>, times: &[u64]) {
+        let step = |(info, &nanoseconds): (&StepInfo, &u64)| StepTime { step: info.clone(), nanoseconds };
+        if let Some(profile) = profile {
+            profile.steps.extend(self.infos.iter().zip(times).map(step));
+        }
     }
 
     fn run_steps(
         &self,
         lowered: &Lowered,
+        sharing: &Sharing,
         arena: &mut Arena,
-        inputs: &[&Tensor],
-        times: Option<&mut [u64]>,
-    ) -> Result<Vec<Tensor>, ExecError> {
+        inputs: &[Given],
+        profile: Option<&mut Profile>,
+    ) -> Result<(), ExecError> {
         if arena.len() < lowered.arena_bytes {
             *arena = self.arena()?;
         }
-        let course = self.sharing.course();
-        let mut own = Vec::new();
-        let mut times = match (times, &course) {
-            (None, Course::Trial(_)) => {
-                own.resize(lowered.steps.len(), 0);
-                Some(&mut own[..])
-            }
-            (times, _) => times,
-        };
+        let course = sharing.course();
+        let mut times = Vec::new();
+        let timed = profile.is_some() || matches!(course, Course::Trial(_));
+        if timed {
+            times.resize(lowered.steps.len(), 0);
+        }
         let alone = Threads::default();
-        let _attention = self.threads.attend(matches!(course, Course::Trial(_)) || self.sharing.any());
+        let _attention = self.threads.attend(matches!(course, Course::Trial(_)) || sharing.any());
         for (i, step) in lowered.steps.iter().enumerate() {
-            let start = times.is_some().then(Instant::now);
+            let start = timed.then(Instant::now);
             let threads = if course.shares(i) { &self.threads } else { &alone };
             let cx = Cx { kernels: self.kernels, threads };
             let cut = Cut::new(arena.bytes_mut(), &step.writes);
@@ -268,32 +336,20 @@ impl Program {
                 Operand::InPlace => &[],
             };
             let ins = step.reads.iter().map(find).collect();
-            step.work
-                .run(&cx, Io { ins, outs: cut.outputs })
-                .map_err(|why| ExecError::Step { step: self.infos[i].name.clone(), why })?;
-            if let (Some(times), Some(start)) = (times.as_deref_mut(), start) {
+            step.work.run(&cx, Io { ins, outs: cut.outputs }).map_err(failed(&self.infos[i].name))?;
+            if let Some(start) = start {
                 times[i] = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             }
         }
-        if let (Course::Trial(attempt), Some(times)) = (course, times) {
-            attempt.end(times);
+        if let Course::Trial(attempt) = course {
+            attempt.end(&times);
         }
-        let copied = |dtype, shape: &[usize], bytes: &[u8]| Tensor::new(dtype, shape, Buffer::copy_of(bytes));
-        let output = |(operand, port): (&Operand, &Port)| {
-            let shape = port.ty.known_shape().unwrap_or_default();
-            let tensor = match operand {
-                Operand::Arena(range) => copied(port.ty.dtype, &shape, &arena.bytes()[range.clone()]),
-                Operand::Input(n) => inputs[*n].reshape(&shape),
-                Operand::Constant(n) => copied(port.ty.dtype, &shape, lowered.constants[*n].bytes()),
-                Operand::InPlace => Tensor::zeros(port.ty.dtype, &shape),
-            };
-            tensor.map_err(|e| ExecError::Step { step: port.name.clone(), why: e.to_string() })
-        };
-        lowered.outputs.iter().zip(&self.outputs).map(output).collect()
+        self.record(profile, &times);
+        Ok(())
     }
 
     /// The given tensors in the order of the program's inputs.
-    fn bind<'t>(&self, given: &[(&str, &'t Tensor)]) -> Result<SmallVec<[&'t Tensor; 4]>, ExecError> {
+    fn bind<'t>(&self, given: &[(&str, &'t Tensor)]) -> Result<SmallVec<[Given<'t>; 4]>, ExecError> {
         if let Some((name, _)) = given.iter().find(|(name, _)| self.inputs.iter().all(|p| p.name != *name)) {
             let inputs = self.inputs.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(ExecError::UnknownInput { name: (*name).to_owned(), inputs });
@@ -309,7 +365,7 @@ impl Program {
                 && port.ty.rank() == tensor.rank()
                 && port.ty.shape.iter().zip(tensor.shape()).all(same);
             match fits {
-                true => Ok(tensor),
+                true => Ok(Given::Tensor(tensor)),
                 false => Err(ExecError::Input {
                     name: port.name.clone(),
                     expected: expected(),

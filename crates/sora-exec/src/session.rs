@@ -1,38 +1,26 @@
 //! A graph that is run again and again, on inputs of any shape it accepts.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sora_ir::{Graph, Output, ValueId};
 use sora_kernels::Isa;
 use sora_tensor::Tensor;
 
-use crate::threads::Threads;
-use crate::weights::{PackedWeights, WeightStore};
-use crate::{Arena, ExecError, Options, Profile, Program};
+use crate::programs::{Entry, Programs, Setting, Shapes};
+use crate::{ExecError, Options, PackedWeights, Profile, Program};
 
-/// Programs kept per session; the least recently used one makes room.
-const PROGRAMS: usize = 8;
-
-/// A graph with the programs compiled for the input shapes seen last.
+/// A graph with the programs compiled for the input shapes seen last, at most eight.
 ///
-/// Any number of threads may share a session; each run takes its own arena.
+/// The graph is optimized once; a program for new shapes costs no more than planning it. Any number of threads may share
+/// a session; each run takes its own arena.
 pub struct Session {
     graph: Graph,
-    options: Options,
+    options: Arc<Options>,
     isa: Isa,
-    threads: Threads,
-    weights: WeightStore,
     /// Values that [`Session::run_observed`] reports; they follow the graph's own outputs.
     watched: Vec<ValueId>,
-    /// Most recently used first.
-    cache: Mutex<Vec<Arc<Entry>>>,
-}
-
-struct Entry {
-    shapes: Vec<Vec<usize>>,
-    program: Arc<Program>,
-    idle: Mutex<Vec<Arena>>,
+    programs: Programs,
 }
 
 /// The outputs of a run, by name.
@@ -43,7 +31,7 @@ impl Session {
     ///
     /// # Errors
     /// [`ExecError::Isa`] for an instruction set that does not run here, [`ExecError::Threads`] when threads
-    /// cannot be started.
+    /// cannot be started, [`ExecError::Rewrite`] when an optimization fails.
     pub fn new(graph: Graph, options: Options) -> Result<Self, ExecError> {
         Self::watching(graph, Vec::new(), options)
     }
@@ -72,16 +60,18 @@ impl Session {
         options: Options,
         saved: Option<PackedWeights>,
     ) -> Result<Self, ExecError> {
-        let kernels = options.kernels()?;
-        let threads = Threads::new(options.threads)?;
-        let weights = WeightStore::new(&graph, kernels, saved);
-        let cache = Mutex::new(Vec::new());
-        Ok(Session { graph, options, isa: kernels.isa(), threads, weights, watched, cache })
+        let options = Arc::new(options);
+        let setting = Setting::with(&graph, Arc::clone(&options), saved)?;
+        let isa = setting.kernels.isa();
+        // What optimizing reads of mapped constants must not stay in memory with the graph as given.
+        let own = with_outputs(&graph.specialize(&[])?, &watched);
+        let programs = Programs::new(own, setting)?;
+        Ok(Session { graph, options, isa, watched, programs })
     }
 
     /// The weights as the programs compiled so far read them, to be kept in a file.
     pub fn packed_weights(&self) -> PackedWeights {
-        self.weights.save()
+        self.programs.weights().save()
     }
 
     /// The graph as given.
@@ -104,7 +94,19 @@ impl Session {
     /// # Errors
     /// As [`Program::compile`].
     pub fn program(&self, shapes: &[(&str, Vec<usize>)]) -> Result<Arc<Program>, ExecError> {
-        Ok(Arc::clone(&self.entry(shapes)?.program))
+        let declared: Vec<_> =
+            self.graph.inputs().iter().map(|&id| self.graph.ty(id).known_shape()).collect();
+        let given = |(&id, declared): (&ValueId, &'_ Option<Vec<usize>>)| {
+            let name = &self.graph.value(id).name;
+            shapes
+                .iter()
+                .find(|(given, _)| given == name)
+                .map(|(_, shape)| shape.clone())
+                .or(declared.clone())
+        };
+        let shapes: Vec<_> = self.graph.inputs().iter().zip(&declared).map(given).collect();
+        let shapes: Shapes = shapes.iter().map(Option::as_deref).collect();
+        Ok(Arc::clone(&self.programs.entry(&shapes)?.program))
     }
 
     /// Runs the graph on `inputs`, given by name, and returns its outputs with their names in order.
@@ -112,7 +114,7 @@ impl Session {
     /// # Errors
     /// As [`Program::compile`] and [`Program::run`].
     pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Outputs, ExecError> {
-        let mut outputs = self.with_arena(inputs, |program, arena| program.run(arena, inputs))?;
+        let mut outputs = self.entry(inputs)?.with_arena(|program, arena| program.run(arena, inputs))?;
         outputs.truncate(self.graph.outputs().len());
         Ok(outputs)
     }
@@ -122,8 +124,9 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_profiled(&self, inputs: &[(&str, &Tensor)]) -> Result<(Outputs, Profile), ExecError> {
+        let entry = self.entry(inputs)?;
         let (mut outputs, profile) =
-            self.with_arena(inputs, |program, arena| program.run_profiled(arena, inputs))?;
+            entry.with_arena(|program, arena| program.run_profiled(arena, inputs))?;
         outputs.truncate(self.graph.outputs().len());
         Ok((outputs, profile))
     }
@@ -138,7 +141,7 @@ impl Session {
         inputs: &[(&str, &Tensor)],
         observe: &mut dyn FnMut(ValueId, &Tensor),
     ) -> Result<Outputs, ExecError> {
-        let mut outputs = self.with_arena(inputs, |program, arena| program.run(arena, inputs))?;
+        let mut outputs = self.entry(inputs)?.with_arena(|program, arena| program.run(arena, inputs))?;
         let watched = outputs.split_off(self.graph.outputs().len());
         for (&value, (_, tensor)) in self.watched.iter().zip(&watched) {
             observe(value, tensor);
@@ -146,78 +149,17 @@ impl Session {
         Ok(outputs)
     }
 
-    fn with_arena<T>(
-        &self,
-        inputs: &[(&str, &Tensor)],
-        run: impl FnOnce(&Program, &mut Arena) -> Result<T, ExecError>,
-    ) -> Result<T, ExecError> {
-        let entry = self.entry_for(inputs)?;
-        let idle = entry.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut arena = match idle {
-            Some(arena) => arena,
-            None => entry.program.arena()?,
-        };
-        let result = run(&entry.program, &mut arena);
-        entry.idle.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
-        result
-    }
-
-    /// The entry whose shapes are those of `inputs`, without touching the heap when it exists.
-    fn entry_for(&self, inputs: &[(&str, &Tensor)]) -> Result<Arc<Entry>, ExecError> {
-        let of = |name: &str| inputs.iter().find(|(given, _)| *given == name).map(|(_, t)| t.shape());
-        let names = || self.graph.inputs().iter().map(|&id| self.graph.value(id).name.as_str());
-        {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            let fits = |entry: &Arc<Entry>| {
-                names().zip(&entry.shapes).all(|(name, shape)| of(name) == Some(shape.as_slice()))
-            };
-            if let Some(found) = cache.iter().position(fits) {
-                cache[..=found].rotate_right(1);
-                return Ok(Arc::clone(&cache[0]));
-            }
-        }
-        for &id in self.graph.inputs() {
+    /// The program whose shapes are those of `inputs`, without touching the heap when it exists.
+    fn entry(&self, inputs: &[(&str, &Tensor)]) -> Result<Arc<Entry>, ExecError> {
+        let shape = |&id: &ValueId| {
             let value = self.graph.value(id);
-            if of(&value.name).is_none() {
-                return Err(ExecError::MissingInput {
-                    name: value.name.clone(),
-                    expected: value.ty.to_string(),
-                });
-            }
-        }
-        let shapes: Vec<_> = names().filter_map(|name| Some((name, of(name)?.to_vec()))).collect();
-        self.entry(&shapes)
-    }
-
-    fn entry(&self, shapes: &[(&str, Vec<usize>)]) -> Result<Arc<Entry>, ExecError> {
-        let given = |id: &ValueId| {
-            let value = self.graph.value(*id);
-            let shape = shapes.iter().find(|(name, _)| *name == value.name).map(|(_, s)| s.clone());
-            shape.or_else(|| value.ty.known_shape()).unwrap_or_default()
+            let found = inputs.iter().find(|(name, _)| *name == value.name);
+            let missing =
+                || ExecError::MissingInput { name: value.name.clone(), expected: value.ty.to_string() };
+            found.map(|(_, tensor)| Some(tensor.shape())).ok_or_else(missing)
         };
-        let key: Vec<Vec<usize>> = self.graph.inputs().iter().map(given).collect();
-        {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(found) = cache.iter().position(|entry| entry.shapes == key) {
-                cache[..=found].rotate_right(1);
-                return Ok(Arc::clone(&cache[0]));
-            }
-        }
-        // Compiled outside the lock: others go on running meanwhile, and at worst a program is made twice.
-        let watched;
-        let graph = match self.watched.is_empty() {
-            true => &self.graph,
-            false => {
-                watched = with_outputs(&self.graph, &self.watched);
-                &watched
-            }
-        };
-        let program = Program::compile_on(graph, shapes, &self.options, self.threads.clone(), &self.weights)?;
-        let entry = Arc::new(Entry { shapes: key, program: Arc::new(program), idle: Mutex::default() });
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.insert(0, Arc::clone(&entry));
-        cache.truncate(PROGRAMS);
-        Ok(entry)
+        let shapes = self.graph.inputs().iter().map(shape).collect::<Result<Shapes, _>>()?;
+        self.programs.entry(&shapes)
     }
 }
 

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use sora_ir::Graph;
 use sora_tensor::Tensor;
 
-use crate::threads::Threads;
-use crate::weights::WeightStore;
+use crate::programs::Setting;
 use crate::{Arena, ExecError, Options, PackedWeights, Profile, Program};
 
 /// Kernels for steps, measured on one machine. Programs for another machine, instruction set or number of threads
@@ -97,13 +96,13 @@ pub fn tune(
     stop: &dyn Fn() -> bool,
 ) -> Result<Tuned, ExecError> {
     let machine = Tuning::machine_for(options)?;
-    let threads = Threads::new(options.threads)?;
-    let weights = WeightStore::new(graph, options.kernels()?, None);
+    let setting = Setting::new(graph, options)?;
     let shapes: Vec<(&str, Vec<usize>)> = inputs.iter().map(|(n, t)| (*n, t.shape().to_vec())).collect();
     let candidate = |choices: BTreeMap<String, String>| {
         let tuning = Some(Arc::new(Tuning { machine: machine.clone(), choices }));
         let options = Options { tuning, ..options.clone() };
-        let program = Program::compile_on(graph, &shapes, &options, threads.clone(), &weights)?;
+        let setting = Setting { options: Arc::new(options), ..setting.clone() };
+        let program = Program::compile_on(graph, &shapes, &setting)?;
         Candidate::new(program, inputs)
     };
 

@@ -1,7 +1,7 @@
 //! Packed weights: made once, shared by the programs of a session, kept in files.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sora_ir::{Def, Graph};
@@ -63,32 +63,62 @@ impl AsRef<[u8]> for Part {
     }
 }
 
-/// The packed weights of a session's constants.
+/// The packed weights of a graph's constants.
 pub(crate) struct WeightStore {
     kernels: Kernels,
-    /// Names of the graph's constants by where their elements lie. The session keeps the graph, so no other
-    /// tensor lies there meanwhile.
-    names: HashMap<(usize, usize), String>,
+    /// The constants by their origin, with their names. Held here, so that no other tensor comes to have it.
+    constants: HashMap<(usize, usize), (String, Tensor)>,
     saved: BTreeMap<String, Vec<Buffer>>,
     kept: Mutex<BTreeMap<String, Arc<dyn Kept>>>,
-}
-
-/// Where a tensor's elements lie.
-fn place(tensor: &Tensor) -> (usize, usize) {
-    (tensor.raw().as_ptr().addr(), tensor.raw().len())
+    /// The store of the graph around this one, or of the graph that this one was made of.
+    around: Option<Arc<WeightStore>>,
 }
 
 impl WeightStore {
-    /// A store for the constants of `graph`, which must live as long. Weights saved for other kernels are
-    /// left out.
+    /// A store for the constants of `graph`. Weights saved for other kernels are left out.
     pub(crate) fn new(graph: &Graph, kernels: Kernels, saved: Option<PackedWeights>) -> Self {
-        let constant = |value: &sora_ir::Value| match &value.def {
-            Def::Const(tensor) if !tensor.is_empty() => Some((place(tensor), value.name.clone())),
-            _ => None,
-        };
-        let names = graph.values().filter_map(|(_, value)| constant(value)).collect();
         let saved = saved.filter(|s| s.packing == packing(kernels)).map_or_else(BTreeMap::new, |s| s.entries);
-        WeightStore { kernels, names, saved, kept: Mutex::default() }
+        let constants = HashMap::new();
+        let mut store = WeightStore { kernels, constants, saved, kept: Mutex::default(), around: None };
+        store.take(graph, "", &mut HashSet::new());
+        store
+    }
+
+    /// A store for those constants of `graph` that `around` does not know, and through it for the others.
+    pub(crate) fn inside(graph: &Graph, around: Arc<WeightStore>) -> Self {
+        let (constants, saved) = Default::default();
+        let kernels = around.kernels;
+        let mut store =
+            WeightStore { kernels, constants, saved, kept: Mutex::default(), around: Some(around) };
+        store.take(graph, "", &mut HashSet::new());
+        store
+    }
+
+    /// Takes the constants of a graph and of the bodies in it. Names are made unique, for they are what weights are
+    /// found by.
+    fn take(&mut self, graph: &Graph, prefix: &str, taken: &mut HashSet<String>) {
+        for (_, value) in graph.values() {
+            if let Def::Const(tensor) = &value.def
+                && !tensor.is_empty()
+                && !self.knows(tensor)
+            {
+                let mut name = format!("{prefix}{}", value.name);
+                while !taken.insert(name.clone()) {
+                    name.push('\'');
+                }
+                self.constants.insert(tensor.origin(), (name, tensor.detached()));
+            }
+        }
+        for (_, node) in graph.nodes() {
+            for (i, body) in node.op.bodies().into_iter().enumerate() {
+                self.take(body.graph(), &format!("{prefix}{}.{i}/", node.name), taken);
+            }
+        }
+    }
+
+    fn knows(&self, constant: &Tensor) -> bool {
+        self.constants.contains_key(&constant.origin())
+            || self.around.as_ref().is_some_and(|around| around.knows(constant))
     }
 
     /// The weights that `pack` makes of a constant, made the first time they are asked for. `order` tells apart
@@ -100,8 +130,13 @@ impl WeightStore {
         shape: P::Shape,
         pack: impl FnOnce() -> P,
     ) -> Arc<P> {
-        // A constant that an optimization made has no name that another run could find it by.
-        let Some(name) = self.names.get(&place(constant)) else { return Arc::new(pack()) };
+        let Some((name, _)) = self.constants.get(&constant.origin()) else {
+            return match &self.around {
+                Some(around) => around.get(constant, order, shape, pack),
+                // A constant made for one program has no name that another could find it by.
+                None => Arc::new(pack()),
+            };
+        };
         let key = format!("{name} {} {shape:?} {order}", P::KIND);
         let find = || self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key).map(Arc::clone);
         if let Some(Ok(kept)) = find().map(|kept| kept.as_any().downcast::<P>()) {
@@ -119,8 +154,11 @@ impl WeightStore {
         packed
     }
 
-    /// A copy of everything packed so far.
+    /// A copy of everything packed so far for the graph that a file holds.
     pub(crate) fn save(&self) -> PackedWeights {
+        if let Some(around) = &self.around {
+            return around.save();
+        }
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let copy = |kept: &Arc<dyn Kept>| kept.buffers().into_iter().map(Buffer::copy_of).collect();
         let entries = kept.iter().map(|(key, kept)| (key.clone(), copy(kept))).collect();

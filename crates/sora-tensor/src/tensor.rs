@@ -240,6 +240,15 @@ impl Tensor {
         }
     }
 
+    /// Where the elements come from, and how many bytes they are: equal for tensors that share them, [detached](
+    /// Tensor::detached) or not, and for no others as long as one of them lives. Computes nothing.
+    pub fn origin(&self) -> (usize, usize) {
+        match &self.data.source {
+            Source::Given(given) => (given.as_ptr().addr(), given.len()),
+            Source::Computed(len, compute) => (Arc::as_ptr(compute).addr(), *len),
+        }
+    }
+
     /// Lets go of the memory behind elements that are mapped from a file; see [`Buffer::release`].
     pub fn release(&self) {
         if let Source::Given(given) = &self.data.source {
@@ -427,6 +436,8 @@ mod tests {
         let tensor = tensor.unwrap();
         assert_eq!((tensor.len(), tensor.byte_len(), tensor.is_computed()), (4, 8, true));
         let detached = tensor.detached();
+        assert_eq!(detached.origin(), tensor.origin());
+        assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 0);
         assert_eq!(detached.to_i64s(), [257; 4]);
         assert_eq!(detached.raw(), [1; 8]);
         assert_eq!(tensor.clone().reshape(&[4]).unwrap(), detached.reshape(&[4]).unwrap());

@@ -10,6 +10,7 @@ mod attention;
 mod bf16;
 mod build;
 pub(crate) mod chain;
+mod control;
 mod conv;
 mod depthwise;
 mod dynamic;
@@ -32,6 +33,7 @@ use sora_kernels::Kernels;
 use sora_tensor::DType;
 
 use crate::program::Lowered;
+use crate::programs::Setting;
 use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
 use crate::weights::WeightStore;
@@ -49,6 +51,7 @@ pub(crate) struct Lowering<'g> {
     /// Threads that will share the work of a step.
     threads: usize,
     weights: &'g WeightStore,
+    setting: &'g Setting,
     tuning: Option<&'g Tuning>,
     /// By node: what was chosen for the step that begins with it.
     choices: HashMap<NodeId, Choice>,
@@ -76,23 +79,21 @@ pub(crate) fn optimize(graph: &mut Graph) -> Result<(), ExecError> {
     Ok(())
 }
 
-/// Whether every shape is known and no tensor is empty: what lowering needs.
+/// Whether every shape is known: what lowering needs.
 pub(crate) fn has_concrete_shapes(graph: &Graph) -> bool {
-    let filled = |id: ValueId| graph.ty(id).known_len().is_some_and(|n| n > 0);
     let read = graph.nodes().flat_map(|(_, n)| n.inputs.iter().flatten().chain(&n.outputs));
     let ends = graph.outputs().iter().map(|o| &o.value).chain(graph.inputs());
-    read.chain(ends).all(|&id| filled(id) || graph.const_value(id).is_some())
+    read.chain(ends).all(|&id| graph.ty(id).known_len().is_some())
 }
 
 /// Lowers a graph for which [`has_concrete_shapes`] holds.
-pub(crate) fn lower(
-    graph: &Graph,
-    kernels: Kernels,
-    precision: Precision,
-    threads: usize,
-    weights: &WeightStore,
-    tuning: Option<&Tuning>,
-) -> Result<Lowered, ExecError> {
+pub(crate) fn lower(graph: &Graph, setting: &Setting) -> Result<Lowered, ExecError> {
+    let Setting { options, kernels, threads, weights, .. } = setting;
+    let (kernels, precision, threads) = (*kernels, options.precision, threads.count());
+    let tuning = match &options.tuning {
+        Some(tuning) if tuning.machine == Tuning::machine_for(options)? => Some(&**tuning),
+        _ => None,
+    };
     let count = graph.values().count();
     let mut is_output = vec![false; count];
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
@@ -106,6 +107,7 @@ pub(crate) fn lower(
         precision,
         threads,
         weights,
+        setting,
         tuning,
         choices: HashMap::new(),
         build,
@@ -128,7 +130,10 @@ pub(crate) fn lower(
         if let Some(chain) = pending.remove(&id) {
             lowering.emit_chain(&chain)?;
         } else if !lowering.claimed.contains(&id) {
-            match lowering.start(id, node) {
+            let chain = if lowering.is_filled(node) { lowering.start(id, node) } else { None };
+            let filled =
+                |chain| if lowering.all_filled(&chain) { Some(chain) } else { Chain::alone(id, node) };
+            match chain.and_then(filled) {
                 Some(chain) if chain.nodes.len() > 1 => {
                     lowering.claimed.extend(&chain.nodes);
                     if let Some(&tail) = chain.nodes.last() {
@@ -149,6 +154,16 @@ pub(crate) fn lower(
 }
 
 impl Lowering<'_> {
+    /// Whether a node neither reads nor makes a tensor without elements, which kernels do not expect.
+    fn is_filled(&self, node: &Node) -> bool {
+        let filled = |&id: &ValueId| self.len(id) > 0 || self.graph.const_value(id).is_some();
+        node.inputs.iter().flatten().all(filled) && node.outputs.iter().all(filled)
+    }
+
+    fn all_filled(&self, chain: &Chain) -> bool {
+        chain.nodes.iter().all(|&id| self.graph.node(id).is_some_and(|node| self.is_filled(node)))
+    }
+
     /// The chain that begins at a node, where its kernel can fuse anything.
     fn start(&self, id: NodeId, node: &Node) -> Option<Chain> {
         match &node.op {
@@ -197,6 +212,8 @@ impl Lowering<'_> {
     /// Emits a node that is no head of chains.
     fn emit(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
         let done = match &node.op {
+            Op::If(_) | Op::Loop(_) | Op::Scan(_) => self.control(id, node),
+            _ if !self.is_filled(node) => None,
             Op::QuantizeLinear(_) => self.quantize(id, node),
             Op::DequantizeLinear(_) => self.dequantize(node).or_else(|| self.dynamic_dequantize(node)),
             Op::DynamicQuantizeLinear(op) => self.dynamic_quantize(op, id, node),
@@ -224,6 +241,20 @@ impl Lowering<'_> {
 
     /// Emits a node as a call of the reference evaluator.
     fn reference(&mut self, id: NodeId, node: &Node) -> Result<(), ExecError> {
+        let (arguments, reads) = self.arguments(node)?;
+        let writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, self.dtype(v))).collect();
+        let kernel = format!("reference:{}", node.op.label());
+        let result = node.outputs.first().copied();
+        let info = self.info(&kernel, &[id], result, result.map_or(DType::F32, |v| self.dtype(v)));
+        self.build.step(info, Reference { op: node.op.clone(), arguments }, &reads, &writes);
+        for (&v, buf) in node.outputs.iter().zip(writes) {
+            self.define_exact(v, buf, Layout::Plain);
+        }
+        Ok(())
+    }
+
+    /// The inputs of a node as the evaluator takes them, and where those lie that are no constants.
+    fn arguments(&mut self, node: &Node) -> Result<(Vec<Argument>, Vec<Buf>), ExecError> {
         let (mut arguments, mut reads) = (Vec::new(), Vec::new());
         for input in &node.inputs {
             arguments.push(match input {
@@ -239,15 +270,7 @@ impl Lowering<'_> {
                 },
             });
         }
-        let writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, self.dtype(v))).collect();
-        let kernel = format!("reference:{}", node.op.label());
-        let result = node.outputs.first().copied();
-        let info = self.info(&kernel, &[id], result, result.map_or(DType::F32, |v| self.dtype(v)));
-        self.build.step(info, Reference { op: node.op.clone(), arguments }, &reads, &writes);
-        for (&v, buf) in node.outputs.iter().zip(writes) {
-            self.define_exact(v, buf, Layout::Plain);
-        }
-        Ok(())
+        Ok((arguments, reads))
     }
 
     /// Which of several alternatives a chain's step takes: the one measured to be fastest, else that of the cost
