@@ -3,6 +3,7 @@
 
 mod aarch64;
 mod inlined;
+mod models;
 mod onnx;
 mod onnxruntime;
 mod peers;
@@ -41,6 +42,11 @@ const TASKS: &[Task] = &[
         Run::With(onnx::run),
     ),
     (
+        "models",
+        "compare real models with onnxruntime at several shapes: results, export, latency",
+        Run::With(models::run),
+    ),
+    (
         "peers",
         "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
         Run::With(peers::run),
@@ -49,7 +55,7 @@ const TASKS: &[Task] = &[
     ("aarch64", "test the NEON kernels and what runs on them under emulation", Run::Plain(aarch64::test)),
     (
         "extended",
-        "everything too long for CI: the comparison, many more rounds of conformance, threads, AArch64",
+        "everything too long for CI: the comparisons, many more rounds of conformance, threads, AArch64",
         Run::Plain(extended),
     ),
 ];
@@ -80,6 +86,7 @@ fn main() -> ExitCode {
 
 fn extended() -> Outcome {
     onnxruntime::compare()?;
+    models::compare()?;
     cargo(&["test", "--release", "--locked", "-p", "sora-conformance"]).env("SORA_ROUNDS", "60").run()?;
     threads()?;
     aarch64::test()

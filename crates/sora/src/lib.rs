@@ -29,7 +29,7 @@ mod write;
 pub mod zoo;
 
 pub use error::Failure;
-pub use metadata::{Measurement, Metadata, Recipe, RecipeLayer};
+pub use metadata::{Measurement, Metadata, Onnx, Recipe, RecipeLayer};
 pub use model::{Kind, Model};
 pub use sora_compress as compress;
 pub use sora_data as data;

@@ -23,6 +23,19 @@ pub struct Metadata {
     /// How it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Recipe>,
+    /// What the ONNX file that the model came from says beside its graph.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onnx: Option<Onnx>,
+}
+
+/// What an ONNX file holds beside its graph; kept when the model is written as ONNX again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Onnx {
+    /// Opset of the default domain.
+    pub opset: i64,
+    /// Keys and values of the file's metadata, in its order, without Sora's own.
+    pub properties: Vec<(String, String)>,
 }
 
 /// Accuracy on samples that no decision saw.

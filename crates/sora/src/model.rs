@@ -7,6 +7,7 @@ use sora_exec::{ExecError, Options, PackedWeights, Session};
 use sora_ir::{Graph, text};
 use sora_tensor::DType;
 
+use crate::metadata::Onnx;
 use crate::{Failure, Metadata, format, write_atomically};
 
 /// The file formats, by ending.
@@ -102,7 +103,7 @@ impl Model {
         let imported = sora_onnx::load(path).map_err(|error| onnx_failure(path, &error))?;
         let property = imported.metadata.iter().find(|(key, _)| key == PROPERTY);
         let mut warnings = imported.warnings;
-        let metadata = match property.map(|(_, json)| serde_json::from_str(json)) {
+        let mut metadata = match property.map(|(_, json)| serde_json::from_str(json)) {
             Some(Ok(metadata)) => metadata,
             Some(Err(error)) => {
                 warnings
@@ -111,6 +112,8 @@ impl Model {
             }
             None => Metadata::default(),
         };
+        let properties = imported.metadata.into_iter().filter(|(key, _)| key != PROPERTY).collect();
+        metadata.onnx = Some(Onnx { opset: imported.opset, properties });
         // External data lies in files of its own; the weights then outweigh the model's file.
         let consts = imported.graph.values().filter_map(|(id, _)| imported.graph.const_value(id));
         let weights: u64 = consts.map(|tensor| tensor.byte_len() as u64).sum();
@@ -159,13 +162,17 @@ impl Model {
             Kind::Sora => format::to_bytes(&self.graph, &self.metadata, self.packed.as_ref()),
             Kind::Text => Ok(text::print(&self.graph).into_bytes()),
             Kind::Onnx => {
-                let json = serde_json::to_string(&self.metadata).map_err(|e| {
+                let defaults = sora_onnx::ExportOptions::default();
+                let (opset_from, mut properties) = match self.metadata.onnx.clone() {
+                    Some(onnx) => (onnx.opset, onnx.properties),
+                    None => (defaults.opset_from, Vec::new()),
+                };
+                let own = Metadata { onnx: None, ..self.metadata.clone() };
+                let json = serde_json::to_string(&own).map_err(|e| {
                     Failure::new(format!("Cannot write the metadata: {e}."), PROPERTY, "Report this.")
                 })?;
-                let options = sora_onnx::ExportOptions {
-                    metadata: vec![(PROPERTY.to_owned(), json)],
-                    ..sora_onnx::ExportOptions::default()
-                };
+                properties.push((PROPERTY.to_owned(), json));
+                let options = sora_onnx::ExportOptions { opset_from, metadata: properties, ..defaults };
                 sora_onnx::to_bytes(&self.graph, &options).map_err(|e| {
                     Failure::new(
                         format!("Cannot write the model as ONNX: {e}."),

@@ -9,8 +9,8 @@ use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// The outputs of one branch or of the other. Inputs: the condition, one truth value; then what both branches take.
-    /// The branches agree in the number, the dtypes and the ranks of their outputs. Source: ONNX If, with captured
-    /// values as inputs.
+    /// The branches agree in the number, the dtypes and the ranks of their outputs. A branch that refuses inputs of the
+    /// given shapes is an error only when it is taken. Source: ONNX If, with captured values as inputs.
     pub struct If {
         /// What is computed when the condition is true.
         then_branch: Subgraph,
@@ -23,7 +23,11 @@ impl OpDef for If {
     fn infer(&self, cx: &InferCx) -> Result<Vec<TensorType>, Mismatch> {
         truth(cx.ty(0)?, "condition")?;
         let (given, known) = (arguments(cx, 1)?, symbols(cx));
-        let (a, b) = (self.then_branch.infer(&given)?, self.else_branch.infer(&given)?);
+        let (a, b) = match (self.then_branch.infer(&given), self.else_branch.infer(&given)) {
+            (Ok(a), Ok(b)) => (a, b),
+            (Ok(only), Err(_)) | (Err(_), Ok(only)) => (only.clone(), only),
+            (Err(e), Err(_)) => return Err(e),
+        };
         ensure!(a.len() == b.len(), "its branches have {} and {} outputs", a.len(), b.len());
         let outputs = a.into_iter().zip(b).enumerate().map(|(slot, (a, b))| {
             let unknown = |axis| cx.unknown_at(slot, axis);

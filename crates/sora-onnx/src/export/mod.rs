@@ -20,8 +20,11 @@ const MICROSOFT: &str = "com.microsoft";
 /// How a model is written.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
-    /// Opset of the default domain, from 17 on; `None` takes 17, or what the graph's operators need.
+    /// Opset of the default domain, from 17 on; `None` takes the oldest that is not below `opset_from` and has the
+    /// graph's operators.
     pub opset: Option<i64>,
+    /// The opset that the graph was read from: it is kept where it is one that can be written, or raised.
+    pub opset_from: i64,
     /// Name of the tool that the file says wrote it.
     pub producer: String,
     /// Version of that tool.
@@ -37,6 +40,7 @@ impl Default for ExportOptions {
     fn default() -> Self {
         ExportOptions {
             opset: None,
+            opset_from: BASE_OPSET,
             producer: "sora".to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             metadata: Vec::new(),
@@ -49,11 +53,11 @@ impl Default for ExportOptions {
 const BASE_OPSET: i64 = 17;
 
 /// The opset for a graph: the wanted one if it has all the graph's operators, else the oldest that has.
-fn choose_opset(graph: &Graph, wanted: Option<i64>) -> Result<i64, OnnxError> {
+fn choose_opset(graph: &Graph, options: &ExportOptions) -> Result<i64, OnnxError> {
     let needs = graph.nodes().map(|(_, node)| (operators::since(graph, node), node));
     let most = needs.max_by_key(|(opset, _)| *opset);
     let needed = most.as_ref().map_or(BASE_OPSET, |(opset, _)| *opset);
-    match (wanted, most) {
+    match (options.opset, most) {
         (Some(wanted), _) if !(BASE_OPSET..=MAX_OPSET).contains(&wanted) => Err(OnnxError::Version(format!(
             "opset {wanted} cannot be written, only {BASE_OPSET} to {MAX_OPSET}"
         ))),
@@ -62,7 +66,7 @@ fn choose_opset(graph: &Graph, wanted: Option<i64>) -> Result<i64, OnnxError> {
             why: format!("{} needs opset {needed}, {wanted} was asked for", node.op.label()),
         }),
         (Some(wanted), _) => Ok(wanted),
-        (None, _) => Ok(needed.max(BASE_OPSET)),
+        (None, _) => Ok(needed.max(options.opset_from.clamp(BASE_OPSET, MAX_OPSET))),
     }
 }
 

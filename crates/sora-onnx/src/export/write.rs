@@ -122,7 +122,7 @@ struct Parts {
 
 impl Parts {
     fn of(graph: &Graph, options: &ExportOptions) -> Result<Self, OnnxError> {
-        let opset = choose_opset(graph, options.opset)?;
+        let opset = choose_opset(graph, options)?;
         let mut writer = Writer::new(graph, opset);
         nodes(&mut writer)?;
         writer.outputs()?;

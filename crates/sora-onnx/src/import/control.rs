@@ -19,13 +19,16 @@ pub(super) const ROWS: &[Row] = &[onnx_slots("If", if_), onnx_slots("Loop", loop
 /// Only the branch that is taken needs to be importable when the condition is known.
 fn if_(cx: &mut NodeCx) -> BuiltSlots {
     let condition = cx.input(0)?;
-    if let Some(value) = cx.known_flag(condition) {
-        let name = if value { "then_branch" } else { "else_branch" };
+    let (a, b) = (cx.body("then_branch")?, cx.body("else_branch")?);
+    let taken = match cx.known_flag(condition) {
+        Some(value) => Some(if value { "then_branch" } else { "else_branch" }),
+        None => conditional_squeeze(&a, &b),
+    };
+    if let Some(name) = taken {
         let branch = cx.body(name)?;
         let captures = branch.free_in(cx);
         return cx.inline(name, &branch, &captures);
     }
-    let (a, b) = (cx.body("then_branch")?, cx.body("else_branch")?);
     let mut captures = a.free_in(cx);
     captures.extend(b.free_in(cx).into_iter().filter(|c| !a.free.contains(&c.name)));
     let (then_branch, outputs) = cx.graph_of("then_branch", &a.proto, &[], &captures)?;
@@ -41,6 +44,23 @@ fn if_(cx: &mut NodeCx) -> BuiltSlots {
     let inputs = std::iter::once(condition).chain(values_of(&captures));
     let mut values = cx.add(op, inputs.collect::<Vec<_>>())?.into_iter();
     Ok(outputs.iter().map(|slot| slot.with(&mut values)).collect())
+}
+
+/// The branch of `if extent == 1 { Squeeze } else { Identity }`, which exporters write for a squeeze of an open extent.
+/// Its result would have one rank or another, so that nothing could follow; the squeeze alone refuses other extents.
+fn conditional_squeeze(then_branch: &Body, else_branch: &Body) -> Option<&'static str> {
+    let operators = |body: &Body| {
+        let nodes = body.proto.node.iter().filter(|node| node.op_type != "Constant");
+        nodes.map(|node| (node.op_type.clone(), node.input.first().cloned())).collect::<Vec<_>>()
+    };
+    let (then_nodes, else_nodes) = (operators(then_branch), operators(else_branch));
+    let ([(a, from)], [(b, other)]) = (&then_nodes[..], &else_nodes[..]) else { return None };
+    match (a.as_str(), b.as_str()) {
+        _ if from != other => None,
+        ("Squeeze", "Identity") => Some("then_branch"),
+        ("Identity", "Squeeze") => Some("else_branch"),
+        _ => None,
+    }
 }
 
 fn loop_(cx: &mut NodeCx) -> BuiltSlots {

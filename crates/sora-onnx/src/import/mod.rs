@@ -310,7 +310,8 @@ impl Importer {
             let unknown = || Dim::symbol(&format!("?{}.{axis}", info.name.replace('\'', "")));
             dims.push(match &dim.value {
                 None => unknown(),
-                Some(Extent::Param(name)) if name.is_empty() => unknown(),
+                // Exporters call every unknown extent `?`: equal names do not mean equal extents.
+                Some(Extent::Param(name)) if matches!(name.as_str(), "" | "?") => unknown(),
                 Some(Extent::Param(name)) => symbol(name),
                 // Some exporters write -1 for an unknown extent.
                 Some(Extent::Value(-1)) => {
