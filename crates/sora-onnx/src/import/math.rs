@@ -38,6 +38,11 @@ pub(super) const ROWS: &[Row] = &[
 
 /// `alpha · A·B + beta · C` with A and B optionally transposed.
 fn gemm(cx: &mut NodeCx) -> Built {
+    Ok(vec![product_of(cx)?])
+}
+
+/// As [`gemm`].
+pub(super) fn product_of(cx: &mut NodeCx) -> Result<ValueId, Refusal> {
     let (a, b, c) = (cx.input(0)?, cx.input(1)?, cx.opt(2));
     for operand in [a, b] {
         if cx.rank(operand) != 2 {
@@ -49,17 +54,17 @@ fn gemm(cx: &mut NodeCx) -> Built {
     let (alpha, beta) = (cx.float("alpha", 1.0), cx.float("beta", 1.0));
     let c = c.filter(|_| beta != 0.0);
     if alpha == 1.0 && c.is_none() {
-        return cx.add(MatMul {}, [a, b]);
+        return cx.op(MatMul {}, [a, b]);
     }
     let mut product = cx.step("matmul", MatMul {}, [a, b])?;
     if alpha != 1.0 {
         product = scaled(cx, product, alpha, "alpha")?;
     }
     match c {
-        None => Ok(vec![product]),
+        None => Ok(product),
         Some(c) => {
             let c = if beta == 1.0 { c } else { scaled(cx, c, beta, "beta")? };
-            cx.add(Binary { kind: BinaryKind::Add }, [product, c])
+            cx.op(Binary { kind: BinaryKind::Add }, [product, c])
         }
     }
 }

@@ -3,16 +3,23 @@
 //! The driver orders the nodes, hands each to its row of the operator table, and collects every failure. Outputs
 //! of a failed node count as poisoned: nodes that need them are skipped without a report of their own.
 
+mod attention;
 mod body;
+mod build;
 mod cast;
+mod cells;
 mod constant;
 mod contrib;
+mod contrib_attention;
 mod control;
 mod conv;
 mod elementwise;
 mod function;
 mod index;
+mod linear_attention;
+mod loss;
 mod math;
+mod nbits;
 mod node;
 mod norm;
 mod order;
@@ -20,6 +27,7 @@ mod quant;
 mod quantize;
 mod random;
 mod recurrent;
+mod rotary;
 mod rows;
 mod sequence;
 mod shape;

@@ -129,14 +129,6 @@ impl<'a> NodeCx<'a> {
             value => Err(Refusal::new(format!("{name}={value} is not supported"))),
         }
     }
-
-    /// Refuses the node when it has this attribute.
-    pub(super) fn without(&self, name: &str) -> Result<(), Refusal> {
-        match self.attribute(name) {
-            Some(_) => Err(Refusal::new(format!("the attribute `{name}` is not supported"))),
-            None => Ok(()),
-        }
-    }
 }
 
 /// A size from a file: not negative, and small enough that sums of a few do not overflow.

@@ -9,18 +9,16 @@ use sora_ir::{Real, ValueId};
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, microsoft, onnx};
 use crate::error::Refusal;
-use crate::tensor::signed;
+use crate::tensor::{dtype_of, signed};
 
 pub(super) const ROWS: &[Row] = &[
     onnx("BatchNormalization", batch_norm),
     onnx("GroupNormalization", group_norm),
     onnx("InstanceNormalization", instance_norm),
-    onnx("LayerNormalization", |cx| {
-        let op = LayerNorm { axis: cx.int("axis", -1), epsilon: Real(cx.float("epsilon", 1e-5)) };
-        cx.add(op, cx.inputs_to(3))
-    }),
+    onnx("LayerNormalization", layer_norm),
     onnx("LRN", local_response),
     onnx("LpNormalization", lp_norm),
+    onnx("MeanVarianceNormalization", mean_variance),
     onnx("RMSNormalization", |cx| rms_node(cx, 1e-5)),
     // onnxruntime writes it in the default domain, too.
     onnx("SimplifiedLayerNormalization", |cx| rms_node(cx, 1e-5)),
@@ -29,17 +27,86 @@ pub(super) const ROWS: &[Row] = &[
     microsoft("SkipSimplifiedLayerNormalization", |cx| skip_norm(cx, true)),
 ];
 
-/// In inference mode only. `spatial = 0`, before opset 9, had statistics per element.
+/// In training mode, which before opset 14 means that other outputs than the first are used, the statistics are those
+/// of the input, and those given move towards them. `spatial = 0`, before opset 9, has statistics per element.
 fn batch_norm(cx: &mut NodeCx) -> Built {
-    if cx.flag("training_mode", false) {
-        return Err(Refusal::new("its training mode is on").hint("export the model in evaluation mode"));
+    let epsilon = Real(cx.float("epsilon", 1e-5));
+    if !cx.flag("spatial", true) {
+        return norm_of_elements(cx, epsilon);
     }
-    // Before opset 7 training was the default; it has more outputs.
-    if cx.opset < 7 && !cx.flag("is_test", false) && (1..5).any(|output| cx.reads(output)) {
-        return Err(Refusal::new("is_test=0 is not supported").hint("export the model in evaluation mode"));
+    let used = (1..5).any(|output| cx.reads(output));
+    let training =
+        if cx.opset < 14 { used && !cx.flag("is_test", false) } else { cx.flag("training_mode", false) };
+    if !training {
+        return cx.add(BatchNorm { epsilon }, cx.inputs_to(5));
     }
-    cx.only_int("spatial", 1)?;
-    cx.add(BatchNorm { epsilon: Real(cx.float("epsilon", 1e-5)) }, cx.inputs_to(5))
+    let (x, scale, bias) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let old = [cx.input(3)?, cx.input(4)?];
+    let axes: Vec<i64> = (0..signed(cx.rank(x))).filter(|&axis| axis != 1).collect();
+    let precise = cx.cast(x, cx.dtype(old[0]))?;
+    let [mean, variance] = moments(cx, precise, &axes)?;
+    let [mean, variance] = [cx.squeeze(mean, &axes)?, cx.squeeze(variance, &axes)?];
+    let y = cx.op(BatchNorm { epsilon }, [x, scale, bias, mean, variance])?;
+    let momentum = cx.float("momentum", 0.9);
+    let mut outputs = vec![y];
+    for (old, new) in old.into_iter().zip([mean, variance]) {
+        let kept = super::math::scaled(cx, old, momentum, "momentum")?;
+        let moved = super::math::scaled(cx, new, 1.0 - momentum, "rest")?;
+        outputs.push(cx.binary(BinaryKind::Add, kept, moved)?);
+    }
+    outputs.extend([mean, variance]);
+    Ok(outputs)
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) · scale + bias` with parameters of the shape of a sample.
+fn norm_of_elements(cx: &mut NodeCx, epsilon: Real) -> Built {
+    let [x, scale, bias] = [cx.input(0)?, cx.input(1)?, cx.input(2)?];
+    let [mean, variance] = [cx.input(3)?, cx.input(4)?];
+    let centred = cx.binary(BinaryKind::Sub, x, mean)?;
+    let shifted = cx.with(BinaryKind::Add, variance, f64::from(epsilon.0))?;
+    let deviation = cx.unary(UnaryKind::Sqrt, shifted)?;
+    let normal = cx.binary(BinaryKind::Div, centred, deviation)?;
+    let scaled = cx.binary(BinaryKind::Mul, normal, scale)?;
+    cx.add(Binary { kind: BinaryKind::Add }, [scaled, bias])
+}
+
+/// Mean and variance over axes, which stay with the extent one.
+fn moments(cx: &mut NodeCx, x: ValueId, axes: &[i64]) -> Result<[ValueId; 2], Refusal> {
+    let mean = cx.reduced(ReduceKind::Mean, x, axes, true)?;
+    let centred = cx.binary(BinaryKind::Sub, x, mean)?;
+    let square = cx.binary(BinaryKind::Mul, centred, centred)?;
+    Ok([mean, cx.reduced(ReduceKind::Mean, square, axes, true)?])
+}
+
+/// Its outputs 1 and 2 are the mean and the inverse of the deviation, in the precision of `stash_type`.
+fn layer_norm(cx: &mut NodeCx) -> Built {
+    let (axis, epsilon) = (cx.int("axis", -1), Real(cx.float("epsilon", 1e-5)));
+    let mut outputs = cx.add(LayerNorm { axis, epsilon }, cx.inputs_to(3))?;
+    if cx.reads(1) || cx.reads(2) {
+        let x = cx.cast(cx.input(0)?, dtype_of(cx.int("stash_type", 1))?)?;
+        outputs.extend(statistics(cx, x, axis, epsilon)?);
+    }
+    Ok(outputs)
+}
+
+/// The mean, and one over the deviation, over the axes from `axis` on.
+fn statistics(cx: &mut NodeCx, x: ValueId, axis: i64, epsilon: Real) -> Result<[ValueId; 2], Refusal> {
+    let axes: Vec<i64> = (signed(cx.axis(axis, x)?)..signed(cx.rank(x))).collect();
+    let [mean, variance] = moments(cx, x, &axes)?;
+    let shifted = cx.with(BinaryKind::Add, variance, f64::from(epsilon.0))?;
+    let deviation = cx.unary(UnaryKind::Sqrt, shifted)?;
+    Ok([mean, cx.unary(UnaryKind::Reciprocal, deviation)?])
+}
+
+/// `(x - mean) / (deviation + 1e-9)` over axes.
+fn mean_variance(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let axes = cx.ints("axes").unwrap_or(&[0, 2, 3]);
+    let [mean, variance] = moments(cx, x, axes)?;
+    let centred = cx.binary(BinaryKind::Sub, x, mean)?;
+    let deviation = cx.unary(UnaryKind::Sqrt, variance)?;
+    let divisor = cx.with(BinaryKind::Add, deviation, 1e-9)?;
+    cx.add(Binary { kind: BinaryKind::Div }, [centred, divisor])
 }
 
 /// A vector with one element per channel, shaped to broadcast over the spatial axes of `x`.
@@ -140,6 +207,10 @@ fn lp_norm(cx: &mut NodeCx) -> Built {
         p => return Err(Refusal::new(format!("p={p} is not supported"))),
     };
     let norm = cx.step("norm", Reduce { kind, axes: vec![cx.int("axis", -1)], keep_dims: true }, [x])?;
+    // Zeros stay.
+    let (zero, one) = (cx.scalar("zero", cx.dtype(x), 0.0), cx.scalar("one", cx.dtype(x), 1.0));
+    let none = cx.binary(BinaryKind::Equal, norm, zero)?;
+    let norm = cx.select(none, one, norm)?;
     cx.add(Binary { kind: BinaryKind::Div }, [x, norm])
 }
 
@@ -179,8 +250,9 @@ fn skip_norm(cx: &mut NodeCx, simplified: bool) -> Built {
         let op = LayerNorm { axis: -1, epsilon: Real(epsilon) };
         cx.op(op, [Some(vec![sum, gamma]), beta.map(|b| vec![b])].into_iter().flatten().flatten())?
     };
-    if cx.reads(1) || cx.reads(2) {
-        return Err(Refusal::new("its outputs mean and inverse deviation are not supported"));
-    }
-    Ok(vec![normal, normal, normal, sum])
+    let [mean, inverse] = match cx.reads(1) || cx.reads(2) {
+        true => statistics(cx, sum, -1, Real(epsilon))?,
+        false => [normal; 2],
+    };
+    Ok(vec![normal, mean, inverse, sum])
 }

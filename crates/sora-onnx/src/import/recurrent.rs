@@ -4,6 +4,7 @@ use sora_ir::ops::{Direction, Gru, Lstm, Rnn, RnnActivation};
 use sora_ir::{Dim, Op, ValueId};
 use sora_tensor::{Buffer, Tensor};
 
+use super::cells::{self, Cell, Function};
 use super::node::{Built, NodeCx, size};
 use super::quant::{Scale, real, rounded};
 use super::rows::{Row, microsoft, onnx, sora};
@@ -19,21 +20,16 @@ pub(super) const ROWS: &[Row] = &[
 ];
 
 fn lstm(cx: &mut NodeCx, quantize_state: bool) -> Built {
-    cx.only_int("input_forget", 0)?;
-    activations(cx, &["sigmoid", "tanh", "tanh"])?;
-    let op = Lstm { hidden: hidden(cx)?, direction: direction(cx)?, quantize_state };
-    layer(cx, op.into(), 8)
+    let (hidden, direction) = (hidden(cx)?, direction(cx)?);
+    let cell = Cell::Lstm { input_forget: cx.flag("input_forget", false) };
+    layer(cx, cell, hidden, direction, Lstm { hidden, direction, quantize_state }.into(), 8)
 }
 
 fn gru(cx: &mut NodeCx, quantize_state: bool) -> Built {
-    activations(cx, &["sigmoid", "tanh"])?;
-    let op = Gru {
-        hidden: hidden(cx)?,
-        direction: direction(cx)?,
-        linear_before_reset: cx.flag("linear_before_reset", false),
-        quantize_state,
-    };
-    layer(cx, op.into(), 6)
+    let (hidden, direction) = (hidden(cx)?, direction(cx)?);
+    let linear_before_reset = cx.flag("linear_before_reset", false);
+    let op = Gru { hidden, direction, linear_before_reset, quantize_state };
+    layer(cx, Cell::Gru { linear_before_reset }, hidden, direction, op.into(), 6)
 }
 
 /// Inputs: those of LSTM, with W `[D, I, 4H]` and R `[D, H, 4H]` as bytes, then scale and zero point of W and of R,
@@ -42,10 +38,14 @@ fn gru(cx: &mut NodeCx, quantize_state: bool) -> Built {
 /// onnxruntime quantizes X as a whole and the states of a batch together. X is kept so; each sequence's state gets
 /// a range of its own, which lies within that of the batch: the same for one sequence, never coarser for more.
 fn dynamic_lstm(cx: &mut NodeCx) -> Built {
-    cx.only_int("input_forget", 0)?;
-    activations(cx, &["sigmoid", "tanh", "tanh"])?;
-    let hidden = size(cx.int("hidden_size", 0), "hidden_size")?;
-    let op = Lstm { hidden, direction: direction(cx)?, quantize_state: true };
+    let (hidden, direction) = (size(cx.int("hidden_size", 0), "hidden_size")?, direction(cx)?);
+    let cell = Cell::Lstm { input_forget: cx.flag("input_forget", false) };
+    let op = Op::from(Lstm { hidden, direction, quantize_state: true });
+    let functions = cells::functions(cx, cell, direction.count())?;
+    if !is_core(cx, cell, &op, &functions) {
+        return Err(Refusal::new("its states cannot be quantized under these activations")
+            .hint("use the model's unquantized form"));
+    }
     for (matrix, scale) in [(1, 8), (2, 10)] {
         let real = real_rows(cx, cx.input(matrix)?, cx.input(scale)?, cx.opt(scale + 1))?;
         put(cx, matrix, real);
@@ -53,7 +53,7 @@ fn dynamic_lstm(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
     let x = rounded(cx, x)?;
     put(cx, 0, x);
-    layer(cx, op.into(), 8)
+    layer(cx, cell, hidden, direction, op, 8)
 }
 
 /// Replaces an input that is there.
@@ -111,19 +111,15 @@ fn real_rows(
     real(cx, rows, Scale { scale, zero_point }, 2)
 }
 
+/// The core operator has one of three functions in all directions.
 fn rnn(cx: &mut NodeCx) -> Built {
-    let names = cx.texts("activations");
-    let activation = match names.first().map(|name| name.to_lowercase()).as_deref() {
-        None | Some("tanh") => RnnActivation::Tanh,
+    let (hidden, direction) = (hidden(cx)?, direction(cx)?);
+    let activation = match cx.texts("activations").first().map(|name| name.to_lowercase()).as_deref() {
         Some("relu") => RnnActivation::Relu,
         Some("sigmoid") => RnnActivation::Sigmoid,
-        Some(other) => return Err(Refusal::new(format!("the activation `{other}` is not supported"))),
+        _ => RnnActivation::Tanh,
     };
-    if names.iter().any(|name| Some(name.to_lowercase()) != names.first().map(|n| n.to_lowercase())) {
-        return Err(Refusal::new(format!("the activations {names:?} differ between the directions")));
-    }
-    let op = Rnn { hidden: hidden(cx)?, direction: direction(cx)?, activation };
-    layer(cx, op.into(), 6)
+    layer(cx, Cell::Rnn, hidden, direction, Rnn { hidden, direction, activation }.into(), 6)
 }
 
 fn direction(cx: &NodeCx) -> Result<Direction, Refusal> {
@@ -145,23 +141,30 @@ fn hidden(cx: &NodeCx) -> Result<usize, Refusal> {
     last.ok_or_else(|| Refusal::new(format!("hidden_size is missing, and the weights are {weights}")))
 }
 
-/// Refuses other activations than the usual ones, which each direction repeats.
-fn activations(cx: &NodeCx, usual: &[&str]) -> Result<(), Refusal> {
-    let names = cx.texts("activations");
-    match names.iter().zip(usual.iter().cycle()).find(|(name, usual)| name.to_lowercase() != **usual) {
-        Some((name, _)) => Err(Refusal::new(format!("the activation `{name}` is not supported"))),
-        None => Ok(()),
-    }
+/// Whether the node's options are those of a core operator.
+fn is_core(cx: &NodeCx, cell: Cell, op: &Op, functions: &[Function]) -> bool {
+    let names = functions.iter().map(|f| f.name.as_str());
+    let usual = match op {
+        Op::Rnn(Rnn { activation: RnnActivation::Relu, .. }) => &["relu"],
+        Op::Rnn(Rnn { activation: RnnActivation::Sigmoid, .. }) => &["sigmoid"],
+        _ => cell.usual(),
+    };
+    let forget = matches!(cell, Cell::Lstm { input_forget: true });
+    cx.attribute("clip").is_none() && !forget && names.eq(usual.iter().copied().cycle().take(functions.len()))
 }
 
-/// Adds the layer. With layout 1, the batch comes first in everything but the weights.
-fn layer(cx: &mut NodeCx, op: Op, inputs: usize) -> Built {
-    for name in ["clip", "activation_alpha", "activation_beta"] {
-        cx.without(name)?;
-    }
+/// Adds the layer, as the core operator where that has the node's options. With layout 1, the batch comes first in
+/// everything but the weights.
+fn layer(cx: &mut NodeCx, cell: Cell, hidden: usize, direction: Direction, op: Op, inputs: usize) -> Built {
+    let functions = cells::functions(cx, cell, direction.count())?;
+    let core = is_core(cx, cell, &op, &functions);
+    let add = |cx: &mut NodeCx, inputs: Vec<Option<ValueId>>| match core {
+        true => cx.add(op, inputs),
+        false => cells::unrolled(cx, cell, direction, hidden, &functions, &inputs),
+    };
     let mut inputs = cx.inputs_to(inputs);
     if !cx.flag("layout", false) {
-        return cx.add(op, inputs);
+        return add(cx, inputs);
     }
     // X, the initial state and the initial cell.
     for slot in [0, 5, 6] {
@@ -169,7 +172,7 @@ fn layer(cx: &mut NodeCx, op: Op, inputs: usize) -> Built {
             *value = swapped(cx, *value)?;
         }
     }
-    let outputs = cx.add(op, inputs)?;
+    let outputs = add(cx, inputs)?;
     let mut moved = Vec::new();
     for (slot, &value) in outputs.iter().enumerate() {
         // Y is [time, direction, batch, hidden] and becomes [batch, time, direction, hidden].

@@ -2,8 +2,8 @@
 
 use super::node::{Built, BuiltSlots, NodeCx};
 use super::{
-    cast, constant, contrib, control, conv, elementwise, index, math, norm, quant, quantize, random,
-    recurrent, sequence, shape,
+    attention, cast, constant, contrib, contrib_attention, control, conv, elementwise, index,
+    linear_attention, loss, math, nbits, norm, quant, quantize, random, recurrent, rotary, sequence, shape,
 };
 use crate::error::Refusal;
 
@@ -54,19 +54,25 @@ pub(super) const fn sora(op: &'static str, import: Import) -> Row {
 }
 
 const FAMILIES: &[&[Row]] = &[
+    attention::ROWS,
     cast::ROWS,
     constant::ROWS,
     contrib::ROWS,
+    contrib_attention::ROWS,
     control::ROWS,
     conv::ROWS,
     elementwise::ROWS,
     index::ROWS,
+    linear_attention::ROWS,
+    loss::ROWS,
     math::ROWS,
+    nbits::ROWS,
     norm::ROWS,
     quant::ROWS,
     quantize::ROWS,
     random::ROWS,
     recurrent::ROWS,
+    rotary::ROWS,
     sequence::ROWS,
     shape::ROWS,
 ];
@@ -79,7 +85,6 @@ const HINTS: &[(&[&str], &str)] = &[
         "cut the text processing off the model and run it in your program",
     ),
     (&["Einsum"], "write the product as Transpose, Reshape and MatMul before the export"),
-    (&["MatMulNBits"], "use the model's unquantized form"),
 ];
 
 /// Domain and name of every operator that can be read; the domain of ONNX's own is empty.

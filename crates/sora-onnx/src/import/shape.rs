@@ -144,7 +144,7 @@ fn split(cx: &mut NodeCx) -> Built {
 
 /// One extent of a new shape.
 #[derive(Clone, Copy)]
-enum Part {
+pub(super) enum Part {
     Number(usize),
     /// The extent of an axis of the input, multiplied and divided.
     Axis {
@@ -155,7 +155,7 @@ enum Part {
 }
 
 /// A reshape that computes with the input's extents, while the model runs only as far as they are symbolic.
-fn reshape_by(cx: &mut NodeCx, x: ValueId, parts: &[Part]) -> Result<ValueId, Refusal> {
+pub(super) fn reshape_by(cx: &mut NodeCx, x: ValueId, parts: &[Part]) -> Result<ValueId, Refusal> {
     let dims = cx.ty(x).shape.clone();
     let known = |part: &Part| match *part {
         Part::Number(n) => Some(n),
@@ -195,7 +195,7 @@ fn block(cx: &NodeCx, x: ValueId) -> Result<(usize, usize), Refusal> {
     }
 }
 
-const fn same(axis: usize) -> Part {
+pub(super) const fn same(axis: usize) -> Part {
     Part::Axis { axis, times: 1, over: 1 }
 }
 
