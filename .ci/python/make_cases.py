@@ -16,11 +16,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+import cases_contrib
 import cases_quantized
 import cases_sequence
 import cases_vision
 
-CASES = cases_vision.CASES + cases_sequence.CASES + cases_quantized.CASES
+CASES = cases_vision.CASES + cases_sequence.CASES + cases_quantized.CASES + cases_contrib.CASES
 EXTERNAL_ABOVE = 256  # bytes
 
 

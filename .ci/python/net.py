@@ -7,6 +7,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 DTYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.uint8): TensorProto.UINT8,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.bool_): TensorProto.BOOL,
@@ -94,6 +95,7 @@ class Net:
             inputs += [helper.make_tensor_value_info(c.name, c.data_type, list(c.dims)) for c in self.constants]
         graph = helper.make_graph(self.nodes, self.name, inputs, self.outputs, self.constants)
         opsets = [helper.make_opsetid("", self.opset)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in sorted({n.domain for n in self.nodes} - {""})]
         model = helper.make_model(graph, ir_version=self.ir, opset_imports=opsets, producer_name="make_cases")
         checker.check_model(model, full_check=True)
         return model
