@@ -43,8 +43,9 @@ pub(super) fn resolve_coordinates(
 ) -> Result<(Vec<usize>, usize), Mismatch> {
     let taken = indices.shape().last().copied().unwrap_or(0);
     let (inner, steps) = (&x.shape()[batch..], strides(x.shape()));
-    let lines: usize = indices.shape()[batch..indices.rank() - 1].iter().product();
-    let per_batch: usize = inner.iter().product();
+    // Those of an empty tensor saturate, as its strides do.
+    let count = |shape: &[usize]| shape.iter().fold(1, |n: usize, &d| n.saturating_mul(d));
+    let (lines, per_batch) = (count(&indices.shape()[batch..indices.rank() - 1]), count(inner));
     let mut offsets = Vec::new();
     for (line, coordinates) in indices.to_i64s().chunks_exact(taken).enumerate() {
         let mut at = line.checked_div(lines).unwrap_or(0) * per_batch;
@@ -53,7 +54,7 @@ pub(super) fn resolve_coordinates(
         }
         offsets.push(at);
     }
-    Ok((offsets, inner[taken..].iter().product()))
+    Ok((offsets, count(&inner[taken..])))
 }
 
 /// Random indices: lines of coordinates within `extents`.
@@ -138,6 +139,10 @@ mod tests {
         assert!(gather(0, &[2, 2], &[1, 2], &[0, i64::MIN]).is_err());
         assert!(gather(1, &[2, 2], &[3, 1], &[0, 0, 0]).is_err());
         assert!(gather(2, &[2, 2], &[2, 1], &[0, 0]).is_err());
+        assert_eq!(
+            gather(0, &[2, 1 << 40, 1 << 40, 0], &[1, 1], &[1]).unwrap().shape(),
+            [1, 1 << 40, 1 << 40, 0]
+        );
         assert!(gather(0, &[], &[1], &[0]).is_err());
         assert!(gather(0, &[0, 2], &[1, 1], &[0]).is_err());
         assert!(gather(0, &[2, 2], &[2, 0], &[]).is_err());

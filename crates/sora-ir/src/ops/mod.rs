@@ -4,6 +4,7 @@ mod activation;
 mod arg_reduce;
 mod average_pool;
 mod batch_norm;
+mod bit_cast;
 mod cast;
 mod cast_float8;
 mod concat;
@@ -59,6 +60,7 @@ pub use activation::{Activation, ActivationKind};
 pub use arg_reduce::ArgReduce;
 pub use average_pool::AveragePool;
 pub use batch_norm::BatchNorm;
+pub use bit_cast::BitCast;
 pub use cast::Cast;
 pub use cast_float8::CastFloat8;
 pub use concat::Concat;
@@ -201,6 +203,7 @@ ops! {
     AveragePool,
     BatchNorm,
     Binary,
+    BitCast,
     Cast,
     CastFloat8,
     Concat,

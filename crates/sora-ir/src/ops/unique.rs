@@ -69,7 +69,10 @@ impl OpDef for Unique {
         let mut slice = Vec::new();
         let mut slice_shape = flat.shape().to_vec();
         slice_shape[axis] = 1;
-        for_each_index(&slice_shape, |index| slice.push(offset(index, &steps)));
+        // Without slices, their shape may be as large as it likes.
+        if extent > 0 {
+            for_each_index(&slice_shape, |index| slice.push(offset(index, &steps)));
+        }
         let start = |i: usize| i * steps[axis];
         let compare = |&a: &usize, &b: &usize| {
             let pairs = slice.iter().map(|at| keys.compare(start(a) + at, start(b) + at));
@@ -137,6 +140,8 @@ mod tests {
         let nans = unique(None, true, &Tensor::vector(&[f32::NAN, 1.0, f32::NAN]));
         assert_eq!((nans[0].len(), &nans[3]), (2, &vec![1.0, 2.0]));
         assert_eq!(unique(None, true, &Tensor::vector::<i64>(&[])), vec![Vec::<f64>::new(); 4]);
+        let empty = Tensor::zeros(DType::F32, &[0, 1 << 60]).unwrap();
+        assert_eq!(unique(Some(0), true, &empty), vec![Vec::<f64>::new(); 4]);
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn operator_since(graph: &Graph, node: &Node) -> i64 {
             let signed = ty(0).and_then(|ty| ty.dtype.int_range()).is_some_and(|(low, _)| low < 0);
             if signed { 28 } else { 11 }
         }
-        Op::CumProd(_) => 26,
+        Op::BitCast(_) | Op::CumProd(_) => 26,
         Op::ScatterElements(ScatterElements { reduction, .. }) | Op::ScatterNd(ScatterNd { reduction }) => {
             match reduction {
                 Reduction::Replace => 13,
@@ -123,6 +123,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         }
         Op::BatchNorm(op) => w.write("BatchNormalization", vec![float("epsilon", op.epsilon.0)]),
         Op::Binary(op) => binary(w, op.kind),
+        Op::BitCast(op) => w.write("BitCast", vec![int("to", i64::from(code_of(op.to)))]),
         Op::Cast(op) => w.write("Cast", vec![int("to", i64::from(code_of(op.to)))]),
         Op::CastFloat8(op) => w.write("Cast", cast_float8(op)),
         Op::Concat(op) => w.write("Concat", vec![int("axis", op.axis)]),

@@ -1,7 +1,7 @@
 //! Conversion between element types.
 
 use sora_ir::ValueId;
-use sora_ir::ops::{Cast, CastFloat8};
+use sora_ir::ops::{BitCast, Cast, CastFloat8};
 use sora_tensor::{DType, PowerRounding};
 
 use super::node::{Built, NodeCx};
@@ -10,6 +10,7 @@ use crate::error::Refusal;
 use crate::tensor::{dtype_named, dtype_of};
 
 pub(super) const ROWS: &[Row] = &[
+    onnx("BitCast", |cx| cx.add(BitCast { to: dtype_of(cx.int("to", 0))? }, [cx.input(0)?])),
     onnx("Cast", |cx| {
         // Opset 1 names the type.
         let to = match cx.opset < 6 {

@@ -8,18 +8,23 @@ mod body;
 mod build;
 mod cast;
 mod cells;
+#[cfg(test)]
+mod compositions;
 mod constant;
 mod contrib;
 mod contrib_attention;
 mod control;
 mod conv;
+mod einsum;
 mod elementwise;
 mod function;
 mod index;
 mod linear_attention;
 mod loss;
 mod math;
+mod ml;
 mod nbits;
+mod ngram;
 mod node;
 mod norm;
 mod order;
@@ -31,9 +36,12 @@ mod rotary;
 mod rows;
 mod sequence;
 mod shape;
+mod signal;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod training;
+mod tree;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

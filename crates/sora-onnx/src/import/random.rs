@@ -4,7 +4,7 @@ use sora_ir::ops::{
     ArgReduce, Binary, BinaryKind, Cast, Concat, Distribution, Expand, Random, UnaryKind, Where,
 };
 use sora_ir::{Real, ValueId};
-use sora_tensor::{DType, Tensor};
+use sora_tensor::DType;
 
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, microsoft, onnx};
@@ -24,16 +24,18 @@ pub(super) const ROWS: &[Row] = &[
 
 /// Numbers of the node's stream. Without a seed it follows from the name, so that nodes differ.
 fn draw(cx: &mut NodeCx, from: Distribution, dtype: DType, shape: ValueId) -> Result<ValueId, Refusal> {
-    let hash = |name: &str| {
-        // FNV-1a; its low 24 bits are exact in a float.
-        let hash = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        f64::from(hash & 0x00ff_ffff)
-    };
     let seed = match cx.attribute("seed") {
-        Some(_) => Real(cx.float("seed", 0.0)),
-        None => Real(Tensor::scalar(hash(cx.name)).to_f32s().first().copied().unwrap_or(0.0)),
+        Some(_) => cx.float("seed", 0.0),
+        None => hash(cx.name),
     };
-    cx.step("random", Random { from, dtype, seed }, [shape])
+    cx.step("random", Random { from, dtype, seed: Real(seed) }, [shape])
+}
+
+/// FNV-1a, folded to 16 bits.
+fn hash(name: &str) -> f32 {
+    let hash = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    let [a, b, c, d] = hash.to_be_bytes();
+    f32::from(u16::from_be_bytes([a ^ c, b ^ d]))
 }
 
 /// The numbers of a node times a factor plus a term, which its attributes give.

@@ -2,8 +2,9 @@
 
 use super::node::{Built, BuiltSlots, NodeCx};
 use super::{
-    attention, cast, constant, contrib, contrib_attention, control, conv, elementwise, index,
-    linear_attention, loss, math, nbits, norm, quant, quantize, random, recurrent, rotary, sequence, shape,
+    attention, cast, constant, contrib, contrib_attention, control, conv, einsum, elementwise, index,
+    linear_attention, loss, math, ml, nbits, ngram, norm, quant, quantize, random, recurrent, rotary,
+    sequence, shape, signal, training,
 };
 use crate::error::Refusal;
 
@@ -44,6 +45,16 @@ pub(super) const fn microsoft(op: &'static str, import: Import) -> Row {
     Row { domain: "com.microsoft", op, import: Reader::Tensors(import) }
 }
 
+/// A row of the domain of classical machine learning.
+pub(super) const fn learning(op: &'static str, import: Import) -> Row {
+    Row { domain: "ai.onnx.ml", op, import: Reader::Tensors(import) }
+}
+
+/// A row of the domain of optimizers.
+pub(super) const fn optimizer(op: &'static str, import: Import) -> Row {
+    Row { domain: "ai.onnx.preview.training", op, import: Reader::Tensors(import) }
+}
+
 /// The domain of what Sora writes where ONNX has no operator: calls of functions that the file defines in ONNX's
 /// operators, for other runtimes.
 pub(crate) const SORA: &str = "ai.sora";
@@ -61,12 +72,15 @@ const FAMILIES: &[&[Row]] = &[
     contrib_attention::ROWS,
     control::ROWS,
     conv::ROWS,
+    einsum::ROWS,
     elementwise::ROWS,
     index::ROWS,
     linear_attention::ROWS,
     loss::ROWS,
     math::ROWS,
     nbits::ROWS,
+    ml::ROWS,
+    ngram::ROWS,
     norm::ROWS,
     quant::ROWS,
     quantize::ROWS,
@@ -75,16 +89,17 @@ const FAMILIES: &[&[Row]] = &[
     rotary::ROWS,
     sequence::ROWS,
     shape::ROWS,
+    signal::ROWS,
+    training::ROWS,
 ];
 
 /// What helps with operators that have no row.
 const HINTS: &[(&[&str], &str)] = &[
     (&["NonMaxSuppression", "RoiAlign"], "cut the post-processing off the model and run it in your program"),
     (
-        &["StringNormalizer", "TfIdfVectorizer", "LabelEncoder", "StringConcat", "RegexFullMatch"],
+        &["StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch"],
         "cut the text processing off the model and run it in your program",
     ),
-    (&["Einsum"], "write the product as Transpose, Reshape and MatMul before the export"),
 ];
 
 /// Domain and name of every operator that can be read; the domain of ONNX's own is empty.

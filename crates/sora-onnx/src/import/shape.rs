@@ -226,7 +226,12 @@ fn space_to_depth(cx: &mut NodeCx) -> Built {
     let shrunk = |axis| Part::Axis { axis, times: 1, over: b };
     let side = Part::Number(b);
     let split = reshape_by(cx, x, &[same(0), Part::Number(channels), shrunk(2), side, shrunk(3), side])?;
-    let moved = cx.transpose(split, &[0, 3, 5, 1, 2, 4])?;
+    let perm = match cx.text("mode", "DCR").as_ref() {
+        "DCR" => [0, 3, 5, 1, 2, 4],
+        "CRD" => [0, 1, 3, 5, 2, 4],
+        other => return Err(Refusal::new(format!("mode=`{other}` is not known"))),
+    };
+    let moved = cx.transpose(split, &perm)?;
     let depth = Part::Number(channels.saturating_mul(b).saturating_mul(b));
     Ok(vec![reshape_by(cx, moved, &[same(0), depth, same(4), same(5)])?])
 }
