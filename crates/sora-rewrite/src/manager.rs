@@ -4,6 +4,7 @@ use sora_ir::{Graph, IrError, verify};
 
 use crate::passes::{
     FoldBudget, apply_rules, eliminate_common_subexpressions, eliminate_dead_code, fold_constants,
+    simplify_control_flow,
 };
 use crate::{RULES, Report, Rule};
 
@@ -69,18 +70,31 @@ pub(crate) fn optimize_with(
     options: &Options,
 ) -> Result<Report, RewriteError> {
     let mut report = Report::default();
-    let mut budget = FoldBudget::new(options.fold_budget_bytes);
+    run(graph, rules, options, &mut FoldBudget::new(options.fold_budget_bytes), &mut report)?;
+    Ok(report)
+}
+
+/// All passes on a graph and on the bodies in it, until none fires.
+fn run(
+    graph: &mut Graph,
+    rules: &[&Rule],
+    options: &Options,
+    budget: &mut FoldBudget,
+    report: &mut Report,
+) -> Result<(), RewriteError> {
     for _ in 0..MAX_ROUNDS {
         let before = report.fired.len();
-        eliminate_dead_code(graph, &mut report)?;
-        fold_constants(graph, &mut budget, options.check, &mut report)?;
-        eliminate_common_subexpressions(graph, options.check, &mut report)?;
-        apply_rules(graph, rules, options.check, &mut report)?;
+        eliminate_dead_code(graph, report)?;
+        fold_constants(graph, budget, options.check, report)?;
+        eliminate_common_subexpressions(graph, options.check, report)?;
+        apply_rules(graph, rules, options.check, report)?;
+        let mut simplify = |body: &mut Graph, report: &mut Report| run(body, rules, options, budget, report);
+        simplify_control_flow(graph, &mut simplify, options.check, report)?;
         if report.fired.len() == before {
             break;
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 /// Runs the verifier after a change, if asked to.

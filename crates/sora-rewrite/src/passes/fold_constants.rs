@@ -1,6 +1,6 @@
 //! Evaluates what is known before the network runs.
 
-use sora_ir::{Dim, EvalCx, Graph, NodeId, Op, TensorType, ValueId};
+use sora_ir::{Dim, EvalCx, Graph, NodeId, Op, Subgraph, TensorType, ValueId};
 use sora_tensor::Tensor;
 
 use crate::Report;
@@ -71,7 +71,7 @@ fn fold(graph: &Graph, id: NodeId, uses: &[Vec<NodeId>], budget: &mut FoldBudget
     {
         return Some(vec![tensor]);
     }
-    if matches!(node.op, Op::DequantizeLinear(_)) || node.inputs.is_empty() {
+    if matches!(node.op, Op::DequantizeLinear(_)) || node.inputs.is_empty() || may_not_end(&node.op) {
         return None;
     }
     let constant = |id: &Option<ValueId>| match id {
@@ -96,6 +96,12 @@ fn fold(graph: &Graph, id: NodeId, uses: &[Vec<NodeId>], budget: &mut FoldBudget
         return None;
     }
     node.op.eval(&EvalCx { inputs: &inputs }).ok().filter(|folded| folded.len() == node.outputs.len())
+}
+
+/// Whether an operator runs for as long as its body says.
+fn may_not_end(op: &Op) -> bool {
+    let inner = |body: &&Subgraph| body.graph().nodes().any(|(_, node)| may_not_end(&node.op));
+    matches!(op, Op::Loop(_)) || op.bodies().iter().any(inner)
 }
 
 /// A value that shapes determine, as a tensor.
