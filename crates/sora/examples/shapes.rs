@@ -20,7 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = model.session(Options::default())?;
     let optimized = start.elapsed();
     let shapes = |batch: usize| -> Vec<(&str, Vec<usize>)> {
-        let with = |shape: &[usize]| [&[batch], shape.get(1..).unwrap_or_default()].concat();
+        let with = |shape: &[usize]| {
+            shape.iter().enumerate().map(|(i, &n)| if i == 0 { batch } else { n }).collect()
+        };
         inputs.iter().map(|(name, shape)| (name.as_str(), with(shape))).collect()
     };
     session.program(&shapes(1))?;
