@@ -103,6 +103,22 @@ impl Window<'_> {
         Cover { first, inside: below(input_end) - outside, padded: below(input_end.saturating_add(after)) }
     }
 
+    /// Calls `visit` with the positions inside an input of `extents` that the window at `steps` covers, in row-major
+    /// order; gives the number of those inside the input or its padding.
+    pub(crate) fn visit(&self, extents: &[usize], steps: &[usize], mut visit: impl FnMut(&[usize])) -> f64 {
+        let covers: Vec<Cover> =
+            steps.iter().enumerate().map(|(axis, &step)| self.cover(axis, extents[axis], step)).collect();
+        let counts: Vec<usize> = covers.iter().map(|c| c.inside).collect();
+        let mut at = vec![0; steps.len()];
+        for_each_index(&counts, |tap| {
+            for (axis, position) in at.iter_mut().enumerate() {
+                *position = covers[axis].first + tap[axis] * self.dilations[axis];
+            }
+            visit(&at);
+        });
+        covers.iter().map(|c| c.padded as f64).product()
+    }
+
     /// Reduces each window to one element, in `f64`. `reduce` gets the elements inside the input and the number
     /// of those inside the input or its padding.
     pub(crate) fn reduce(
@@ -121,17 +137,11 @@ impl Window<'_> {
         let mut seen = Vec::new();
         for_each_index(shape, |index| {
             let (channel, steps) = (index[0] * shape[1] + index[1], &index[2..]);
-            let covers: Vec<Cover> =
-                steps.iter().enumerate().map(|(axis, &step)| self.cover(axis, extents[axis], step)).collect();
-            let counts: Vec<usize> = covers.iter().map(|c| c.inside).collect();
             seen.clear();
-            for_each_index(&counts, |tap| {
-                let offset = (0..tap.len()).fold(0, |offset, axis| {
-                    offset * extents[axis] + covers[axis].first + tap[axis] * self.dilations[axis]
-                });
+            let padded = self.visit(extents, steps, |at| {
+                let offset = at.iter().zip(extents).fold(0, |offset, (i, extent)| offset * extent + i);
                 seen.push(values[channel * plane + offset]);
             });
-            let padded = covers.iter().map(|c| c.padded as f64).product();
             if let Some(out) = out.next() {
                 *out = reduce(&seen, padded);
             }

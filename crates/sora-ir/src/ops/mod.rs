@@ -21,6 +21,7 @@ mod flatten;
 mod gather;
 mod gather_elements;
 mod gather_nd;
+mod grid_sample;
 mod gru;
 mod if_;
 mod layer_norm;
@@ -28,7 +29,10 @@ mod loop_;
 mod lstm;
 mod mat_mul;
 mod max_pool;
+mod max_pool_indices;
+mod max_roi_pool;
 mod movement;
+mod non_max_suppression;
 mod non_zero;
 mod one_hot;
 mod pad;
@@ -37,8 +41,11 @@ mod random;
 mod range;
 mod recurrent;
 mod reduce;
+mod resample;
 mod reshape;
+mod resize;
 mod rnn;
+mod roi_align;
 mod scan;
 mod scatter;
 mod scatter_elements;
@@ -77,6 +84,7 @@ pub use flatten::Flatten;
 pub use gather::Gather;
 pub use gather_elements::GatherElements;
 pub use gather_nd::GatherNd;
+pub use grid_sample::{GridSample, Outside};
 pub use gru::Gru;
 pub use if_::If;
 pub use layer_norm::LayerNorm;
@@ -84,6 +92,9 @@ pub use loop_::Loop;
 pub use lstm::Lstm;
 pub use mat_mul::MatMul;
 pub use max_pool::MaxPool;
+pub use max_pool_indices::MaxPoolIndices;
+pub use max_roi_pool::MaxRoiPool;
+pub use non_max_suppression::NonMaxSuppression;
 pub use non_zero::NonZero;
 pub use one_hot::OneHot;
 pub use pad::{Pad, PadMode};
@@ -91,8 +102,11 @@ pub use quantize_linear::QuantizeLinear;
 pub use random::{Distribution, Random};
 pub use range::Range;
 pub use reduce::{Reduce, ReduceKind};
+pub use resample::{Coordinates, Interpolation, Rounding, Taps};
 pub use reshape::Reshape;
+pub use resize::{Aspect, Resize};
 pub use rnn::{Direction, Rnn, RnnActivation};
+pub use roi_align::RoiAlign;
 pub use scan::Scan;
 pub use scatter::Reduction;
 pub use scatter_elements::ScatterElements;
@@ -219,6 +233,7 @@ ops! {
     Gather,
     GatherElements,
     GatherNd,
+    GridSample,
     Gru,
     If,
     LayerNorm,
@@ -226,6 +241,9 @@ ops! {
     Lstm,
     MatMul,
     MaxPool,
+    MaxPoolIndices,
+    MaxRoiPool,
+    NonMaxSuppression,
     NonZero,
     OneHot,
     Pad,
@@ -234,7 +252,9 @@ ops! {
     Range,
     Reduce,
     Reshape,
+    Resize,
     Rnn,
+    RoiAlign,
     Scan,
     ScatterElements,
     ScatterNd,

@@ -5,6 +5,7 @@ mod function;
 mod integer;
 mod node;
 mod operators;
+mod vision;
 mod write;
 
 use sora_ir::Graph;

@@ -9,7 +9,7 @@ use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
 use sora_tensor::{DType, PowerRounding, Tensor, element_count};
 
 use super::node::{NodeWriter, flag, float, int, integers, sizes, text, texts};
-use super::{control, function, integer};
+use super::{control, function, integer, vision};
 use crate::error::OnnxError;
 use crate::proto::AttributeProto;
 use crate::tensor::{code_of, signed};
@@ -58,6 +58,9 @@ fn operator_since(graph: &Graph, node: &Node) -> i64 {
         // Older versions count the padding of an overhanging window differently.
         Op::AveragePool(pool) if pool.ceil_mode || pool.dilations.iter().any(|&d| d != 1) => 19,
         Op::Split(split) if needs_num_outputs(split, ty(0)) => 18,
+        Op::Resize(op) => vision::resize_since(op),
+        Op::GridSample(_) => 20,
+        Op::RoiAlign(_) => 16,
         op if !op.bodies().is_empty() => {
             let bodies = op.bodies().into_iter().map(|body| body.graph());
             bodies.flat_map(|g| g.nodes().map(|(_, node)| since(g, node))).max().unwrap_or(1)
@@ -163,6 +166,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Gather(op) => w.write("Gather", vec![int("axis", op.axis)]),
         Op::GatherElements(op) => w.write("GatherElements", vec![int("axis", op.axis)]),
         Op::GatherNd(op) => w.write("GatherND", vec![int("batch_dims", signed(op.batch_dims))]),
+        Op::GridSample(op) => vision::grid_sample(w, op),
         Op::Gru(op) => {
             let attributes = vec![
                 int("hidden_size", signed(op.hidden)),
@@ -197,6 +201,14 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             ];
             w.write("MaxPool", attributes);
         }
+        Op::MaxPoolIndices(op) => vision::max_pool_indices(w, op),
+        Op::MaxRoiPool(op) => {
+            let shape = sizes("pooled_shape", &[op.height, op.width]);
+            w.write("MaxRoiPool", vec![shape, float("spatial_scale", op.scale.0)]);
+        }
+        Op::NonMaxSuppression(op) => {
+            w.write("NonMaxSuppression", vec![flag("center_point_box", op.center)]);
+        }
         Op::NonZero(_) => w.write("NonZero", Vec::new()),
         Op::OneHot(op) => w.write("OneHot", vec![int("axis", op.axis)]),
         Op::Pad(op) => {
@@ -215,7 +227,9 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Reshape(op) => {
             w.write("Reshape", if op.allow_zero { vec![flag("allowzero", true)] } else { vec![] })
         }
+        Op::Resize(op) => vision::resize(w, op),
         Op::Rnn(op) => rnn(w, op),
+        Op::RoiAlign(op) => vision::roi_align(w, op),
         Op::Scan(op) => return control::scan(w, op),
         Op::ScatterElements(op) => {
             w.write("ScatterElements", [vec![int("axis", op.axis)], reduction(op.reduction)].concat())

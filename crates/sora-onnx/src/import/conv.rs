@@ -1,7 +1,11 @@
 //! Convolution and pooling.
 
-use sora_ir::ops::{AveragePool, Conv, ConvTranspose, MaxPool, Reduce, ReduceKind};
+use sora_ir::ops::{
+    AveragePool, BinaryKind, Concat, Conv, ConvTranspose, Expand, MaxPool, MaxPoolIndices, Pad, PadMode,
+    Reduce, ReduceKind, Reduction, ScatterElements, UnaryKind,
+};
 use sora_ir::{Dim, ValueId};
+use sora_tensor::DType;
 
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, onnx};
@@ -18,11 +22,19 @@ pub(super) const ROWS: &[Row] = &[
     onnx("MaxPool", max_pool),
     onnx("GlobalAveragePool", |cx| global(cx, ReduceKind::Mean)),
     onnx("GlobalMaxPool", |cx| global(cx, ReduceKind::Max)),
-    onnx("GlobalLpPool", |cx| match cx.int("p", 2) {
-        1 => global(cx, ReduceKind::L1),
-        2 => global(cx, ReduceKind::L2),
-        p => Err(Refusal::new(format!("p={p} is not supported"))),
+    onnx("GlobalLpPool", |cx| match norm_order(cx) {
+        1.0 => global(cx, ReduceKind::L1),
+        2.0 => global(cx, ReduceKind::L2),
+        p => {
+            let x = cx.input(0)?;
+            let powers = powers(cx, x, p)?;
+            let op = global_of(cx, x, ReduceKind::Sum)?;
+            let sum = cx.step("sum", op, [powers])?;
+            Ok(vec![root(cx, sum, p)?])
+        }
     }),
+    onnx("LpPool", lp_pool),
+    onnx("MaxUnpool", max_unpool),
 ];
 
 /// The geometry that all windowed operators share.
@@ -89,7 +101,7 @@ impl Window {
 }
 
 /// The extents after batch and channels.
-fn spatial<'a>(cx: &'a NodeCx, x: ValueId) -> Result<&'a [Dim], Refusal> {
+pub(super) fn spatial<'a>(cx: &'a NodeCx, x: ValueId) -> Result<&'a [Dim], Refusal> {
     let ty = cx.ty(x);
     ty.shape.get(2..).filter(|dims| !dims.is_empty()).ok_or_else(|| {
         Refusal::new(format!("its input {ty} must have batch, channels and at least one spatial axis"))
@@ -197,18 +209,114 @@ pub(super) fn average_pool_of(cx: &NodeCx, x: ValueId) -> Result<AveragePool, Re
     })
 }
 
-/// The second output, the positions of the maxima, is not computed.
+/// The second output, the positions of the maxima, is an operator of its own.
 fn max_pool(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
+    let Window { kernel, strides, dilations, pads } =
+        Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
+    let ceil_mode = cx.flag("ceil_mode", false);
+    let indices = cx.reads(1).then(|| MaxPoolIndices {
+        kernel: kernel.clone(),
+        strides: strides.clone(),
+        pads: pads.clone(),
+        dilations: dilations.clone(),
+        ceil_mode,
+        column_major: cx.flag("storage_order", false),
+    });
+    let mut outputs = cx.add(MaxPool { kernel, strides, pads, dilations, ceil_mode }, [x])?;
+    if let Some(indices) = indices {
+        outputs.push(cx.step("indices", indices, [x])?);
+    }
+    Ok(outputs)
+}
+
+/// Elements scattered over zeros by their offsets into the image that was pooled. One that is wanted larger gets zeros
+/// after its end.
+fn max_unpool(cx: &mut NodeCx) -> Built {
+    let (x, indices) = (cx.input(0)?, cx.input(1)?);
     let window = Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
-    let op = MaxPool {
+    let known = cx.ty(x).known_shape();
+    let shape = known.ok_or_else(|| {
+        Refusal::new(format!("it needs the extents of its input {} as numbers", cx.ty(x)))
+            .hint("fix the input's batch, height and width when exporting the model")
+    })?;
+    let rank = window.kernel.len();
+    let mut image: Vec<i64> = shape.iter().copied().map(signed).collect();
+    for (axis, extent) in image.iter_mut().skip(2).enumerate() {
+        let at = |list: &[usize], i: usize| signed(list.get(i).copied().unwrap_or(0));
+        let pads = at(&window.pads, axis) + at(&window.pads, rank + axis);
+        let spread = extent.saturating_sub(1).saturating_mul(at(&window.strides, axis));
+        *extent = spread.saturating_sub(pads).saturating_add(at(&window.kernel, axis));
+    }
+    let len = image.iter().try_fold(1i64, |n, &d| n.checked_mul(size(d, "an extent").ok().map(signed)?));
+    let len = len.ok_or_else(|| Refusal::new(format!("an image {image:?} is too large")))?;
+    let (zero, extent) = (cx.scalar("zero", cx.dtype(x), 0.0), cx.make_ints("len", &[len]));
+    let zeros = cx.step("zeros", Expand {}, [zero, extent])?;
+    let (indices, values) = (cx.reshape(indices, &[-1])?, cx.reshape(x, &[-1])?);
+    let op = ScatterElements { axis: 0, reduction: Reduction::Replace };
+    let flat = cx.step("scatter", op, [zeros, indices, values])?;
+    let unpooled = cx.reshape(flat, &image)?;
+    let Some(target) = cx.opt(2) else { return Ok(vec![unpooled]) };
+    let target = cx.cast(target, DType::I64)?;
+    let extents = cx.make_ints("image", &image);
+    let after = cx.binary(BinaryKind::Sub, target, extents)?;
+    let before = cx.make_ints("before", &vec![0; image.len()]);
+    let pads = cx.step("pads", Concat { axis: 0 }, [before, after])?;
+    cx.add(Pad { mode: PadMode::Constant }, [unpooled, pads])
+}
+
+/// The order of a norm; a float in the oldest opset.
+fn norm_order(cx: &NodeCx) -> f32 {
+    match cx.attribute("p") {
+        Some(p) => p.f.unwrap_or_else(|| i16::try_from(p.i.unwrap_or(0)).map_or(f32::INFINITY, f32::from)),
+        None => 2.0,
+    }
+}
+
+/// `|x|^p`.
+fn powers(cx: &mut NodeCx, x: ValueId, p: f32) -> Result<ValueId, Refusal> {
+    let order = match p {
+        p if p > 0.0 && p.is_finite() => cx.scalar("p", cx.dtype(x), f64::from(p)),
+        p => return Err(Refusal::new(format!("p={p} is no order of a norm"))),
+    };
+    let magnitude = cx.unary(UnaryKind::Abs, x)?;
+    cx.binary(BinaryKind::Pow, magnitude, order)
+}
+
+/// `sum^(1/p)`.
+fn root(cx: &mut NodeCx, sum: ValueId, p: f32) -> Result<ValueId, Refusal> {
+    let order = cx.scalar("order", cx.dtype(sum), 1.0 / f64::from(p));
+    cx.binary(BinaryKind::Pow, sum, order)
+}
+
+/// The mean of powers over windows that count their padding, times the number of a window's elements. A window that
+/// may overhang gets as much more padding, since a mean leaves out what overhangs.
+fn lp_pool(cx: &mut NodeCx) -> Built {
+    let x = cx.input(0)?;
+    let mut window = Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
+    if cx.flag("ceil_mode", false) {
+        let rank = window.kernel.len();
+        for (axis, after) in window.pads.iter_mut().skip(rank).enumerate() {
+            let at = |list: &[usize]| list.get(axis).copied().unwrap_or(1);
+            let reach = (at(&window.kernel) - 1).saturating_mul(at(&window.dilations));
+            *after = reach.min(*after + at(&window.strides) - 1);
+        }
+    }
+    let p = norm_order(cx);
+    let powers = powers(cx, x, p)?;
+    let count = window.kernel.iter().fold(1.0, |n, &k| n * f64::from(u32::try_from(k).unwrap_or(u32::MAX)));
+    let op = AveragePool {
         kernel: window.kernel,
         strides: window.strides,
         pads: window.pads,
         dilations: window.dilations,
-        ceil_mode: cx.flag("ceil_mode", false),
+        ceil_mode: false,
+        count_include_pad: true,
     };
-    cx.add(op, [x])
+    let mean = cx.step("mean", op, [powers])?;
+    let count = cx.scalar("count", cx.dtype(x), count);
+    let sum = cx.binary(BinaryKind::Mul, mean, count)?;
+    Ok(vec![root(cx, sum, p)?])
 }
 
 fn global(cx: &mut NodeCx, kind: ReduceKind) -> Built {

@@ -42,6 +42,7 @@ mod slot;
 mod tests;
 mod training;
 mod tree;
+mod vision;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

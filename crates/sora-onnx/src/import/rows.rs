@@ -4,7 +4,7 @@ use super::node::{Built, BuiltSlots, NodeCx};
 use super::{
     attention, cast, constant, contrib, contrib_attention, control, conv, einsum, elementwise, index,
     linear_attention, loss, math, ml, nbits, ngram, norm, quant, quantize, random, recurrent, rotary,
-    sequence, shape, signal, training,
+    sequence, shape, signal, training, vision,
 };
 use crate::error::Refusal;
 
@@ -91,15 +91,16 @@ const FAMILIES: &[&[Row]] = &[
     shape::ROWS,
     signal::ROWS,
     training::ROWS,
+    vision::ROWS,
 ];
 
 /// What helps with operators that have no row.
 const HINTS: &[(&[&str], &str)] = &[
-    (&["NonMaxSuppression", "RoiAlign"], "cut the post-processing off the model and run it in your program"),
     (
         &["StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch"],
         "cut the text processing off the model and run it in your program",
     ),
+    (&["ImageDecoder"], "decoding pictures belongs to the data pipeline"),
 ];
 
 /// Domain and name of every operator that can be read; the domain of ONNX's own is empty.
