@@ -51,6 +51,7 @@ pub mod quantize;
 pub mod recurrent;
 #[cfg(target_arch = "x86_64")]
 mod requantize;
+pub mod resize;
 pub mod rows;
 mod saved;
 mod table;

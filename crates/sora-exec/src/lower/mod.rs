@@ -23,6 +23,7 @@ mod pool;
 mod quant;
 mod recurrent;
 mod regions;
+mod resize;
 mod weights;
 mod winograd;
 
@@ -233,6 +234,7 @@ impl Lowering<'_> {
             Op::ArgReduce(op) => self.arg_reduce(op, id, node),
             Op::Gather(op) => self.gather(op, id, node),
             Op::Pad(op) => self.pad(op, id, node),
+            Op::Resize(op) => self.resize(op, id, node),
             Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),
             _ => None,
         };

@@ -14,6 +14,7 @@ pub(crate) mod quantize;
 pub(crate) mod recurrent;
 pub(crate) mod reference;
 pub(crate) mod region;
+pub(crate) mod resize;
 pub(crate) mod rows;
 pub(crate) mod window;
 pub(crate) mod winograd;
