@@ -23,7 +23,7 @@ pub(crate) struct Control {
 }
 
 enum Kind {
-    If([Body; 2]),
+    If(Box<[Body; 2]>),
     Loop(Loop, Body),
     Scan(Scan, Body),
 }
@@ -68,7 +68,7 @@ impl Control {
         let kind = match op {
             Op::If(op) => {
                 let branch = |body| Body::new(body, rest(1)?, setting);
-                Kind::If([branch(&op.else_branch)?, branch(&op.then_branch)?])
+                Kind::If(Box::new([branch(&op.else_branch)?, branch(&op.then_branch)?]))
             }
             Op::Loop(op) => {
                 let ones = |i: usize| Some(vec![1; op.body.input_type(i).ok()?.rank()]);
@@ -117,7 +117,8 @@ impl Control {
     pub(crate) fn run(&self, inputs: Inputs, give: &mut Give) -> Result<(), ExecError> {
         let failed = failed(&self.name);
         match &self.kind {
-            Kind::If([otherwise, then]) => {
+            Kind::If(branches) => {
+                let [otherwise, then] = &**branches;
                 let condition = is_true(required(inputs, 0).map_err(&failed)?).map_err(&failed)?;
                 let body = if condition { then } else { otherwise };
                 let given = body.inputs(|i| required(inputs, i + 1)).map_err(&failed)?;

@@ -28,8 +28,8 @@ pub(crate) struct Pending {
 }
 
 enum Call {
-    Control(Control),
-    Node { op: Op, shaping: Option<Shaping> },
+    Control(Box<Control>),
+    Node { op: Op, shaping: Option<Box<Shaping>> },
 }
 
 /// The programs of a node for values of the inputs that decide its shape.
@@ -58,10 +58,10 @@ impl Pending {
         let (call, kernel) = match control {
             Some(control) => {
                 let kernel = control.kernel().to_owned();
-                (Call::Control(control), kernel)
+                (Call::Control(Box::new(control)), kernel)
             }
             None => {
-                let shaping = Shaping::new(arguments, setting);
+                let shaping = Shaping::new(arguments, setting).map(Box::new);
                 (Call::Node { op: node.op.clone(), shaping }, format!("reference:{}", node.op.label()))
             }
         };

@@ -6,6 +6,7 @@
 //! `"profile": true` it also prints the time of each kernel in one more run. What fails is printed as `{"error": …}`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufRead, Cursor, Write};
@@ -44,9 +45,9 @@ fn answer(
 ) -> Result<Value, Box<dyn Error>> {
     let text = |key: &str| request[key].as_str().ok_or(format!("`{key}` is missing"));
     let threads = usize::try_from(request["threads"].as_u64().unwrap_or(1))?;
-    if !sessions.contains_key(&threads) {
+    if let Entry::Vacant(entry) = sessions.entry(threads) {
         let options = Options { threads, ..Options::default() };
-        sessions.insert(threads, model.clone().session(options)?);
+        entry.insert(model.clone().session(options)?);
     }
     let session = &sessions[&threads];
     let inputs = data::npz::read(Path::new(text("inputs")?), MOST_BYTES)?;

@@ -84,7 +84,8 @@ impl OpDef for RoiAlign {
                 let extent = if self.half_pixel { end - begin } else { (end - begin).max(1.0) };
                 let cell = extent / cells as f64;
                 let samples = if self.samples > 0 { self.samples as f64 } else { cell.ceil().max(0.0) };
-                ensure!(samples <= MOST_SAMPLES, "a region takes {samples} samples a cell along one axis");
+                let few = samples <= MOST_SAMPLES;
+                ensure!(few, "a region takes {samples} samples a cell along one axis");
                 let samples = samples as usize;
                 let positions = (0..cells * samples).map(|i| {
                     let (at, sample) = ((i / samples) as f64, (i % samples) as f64);

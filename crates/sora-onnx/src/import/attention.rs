@@ -5,7 +5,7 @@ use sora_ir::{Dim, ValueId};
 use sora_tensor::DType;
 
 use super::math::transposed;
-use super::node::{Built, NodeCx, size};
+use super::node::{Built, NodeCx, real, size};
 use super::rows::{Row, onnx};
 use super::shape::{Part, reshape_by, same};
 use crate::error::Refusal;
@@ -139,7 +139,7 @@ pub(super) fn products(
 ) -> Result<ValueId, Refusal> {
     let scale = match (scale, cx.ty(queries).shape.last().and_then(Dim::known)) {
         (Some(scale), _) => f64::from(scale),
-        (None, Some(depth)) => (depth.max(1) as f64).sqrt().recip(),
+        (None, Some(depth)) => real(depth.max(1)).sqrt().recip(),
         (None, None) => return Err(Refusal::new("the size of its heads is not known")),
     };
     // Products of short floats overflow sooner when they are scaled later.

@@ -160,7 +160,9 @@ fn naive_einsum(terms: &[&str], result: &str, operands: &[Tensor]) -> (Vec<usize
 
 #[test]
 fn einsum_is_a_sum_of_products() {
-    let cases: &[(&str, &[&str], &str, &[&[usize]])] = &[
+    /// The equation, the terms of its inputs and of its output, the inputs' shapes.
+    type Equation = (&'static str, &'static [&'static str], &'static str, &'static [&'static [usize]]);
+    let cases: &[Equation] = &[
         ("ij,jk->ik", &["ij", "jk"], "ik", &[&[2, 3], &[3, 4]]),
         ("bij, bjk", &["bij", "bjk"], "ik", &[&[5, 2, 3], &[5, 3, 4]]),
         ("bhqd,bhkd->bhqk", &["bhqd", "bhkd"], "bhqk", &[&[2, 3, 4, 5], &[2, 3, 6, 5]]),

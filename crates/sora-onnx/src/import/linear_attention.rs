@@ -4,7 +4,7 @@ use sora_ir::ops::{Binary, BinaryKind, Conv, MatMul, Scan, Squeeze, Unary, Unary
 use sora_ir::{Dim, Graph, Op, Subgraph, TensorType, ValueId};
 use sora_tensor::DType;
 
-use super::node::{Built, NodeCx, first, size};
+use super::node::{Built, NodeCx, first, real, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
 use crate::tensor::signed;
@@ -125,7 +125,7 @@ fn linear_attention(cx: &mut NodeCx) -> Built {
     let results = cx.steps("steps", op, inputs)?;
     let &[state, read] = &results[..] else { return Err(Refusal::new("it has no output")) };
     let scale = match cx.float("scale", 0.0) {
-        0.0 => (dk.max(1) as f64).sqrt().recip(),
+        0.0 => real(dk.max(1)).sqrt().recip(),
         scale => f64::from(scale),
     };
     let scaled = cx.with(BinaryKind::Mul, read, scale)?;

@@ -138,6 +138,11 @@ pub(super) fn size(value: i64, what: &str) -> Result<usize, Refusal> {
         .ok_or_else(|| Refusal::new(format!("{what} has the value {value}, which is out of range")))
 }
 
+/// A count, an extent or a position as a real number; infinite where it is far out of range.
+pub(super) fn real(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
+}
+
 /// Inputs.
 impl NodeCx<'_> {
     pub(super) fn input(&self, index: usize) -> Result<ValueId, Refusal> {

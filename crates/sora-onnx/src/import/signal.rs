@@ -6,7 +6,7 @@ use sora_ir::ValueId;
 use sora_ir::ops::{Binary, BinaryKind, Cast, Conv, MatMul, Slice, UnaryKind, Where};
 use sora_tensor::{DType, Tensor};
 
-use super::node::{Built, NodeCx, size};
+use super::node::{Built, NodeCx, real, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
 use crate::tensor::{dtype_of, signed};
@@ -74,11 +74,6 @@ impl Transform {
         let matrix = matrix.map_err(|e| Refusal::new(e.to_string()))?;
         Ok(cx.make("transform", matrix))
     }
-}
-
-/// A count as a float; those of a transform's points are small.
-fn real(count: usize) -> f64 {
-    u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }
 
 /// The number that a scalar input has, if it is there; it must not depend on the model's inputs.

@@ -9,7 +9,7 @@ use sora_ir::{Real, ValueId};
 use sora_tensor::{DType, Tensor};
 
 use super::conv::{conv_of, spatial};
-use super::node::{Built, NodeCx, size};
+use super::node::{Built, NodeCx, real, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
 use crate::tensor::signed;
@@ -304,11 +304,6 @@ fn col2im(cx: &mut NodeCx) -> Built {
     let image_values = cx.step("overlap", op, [single, weights])?;
     let image: Vec<i64> = image.into_iter().map(signed).collect();
     Ok(vec![cx.reshape(image_values, &[vec![-1, signed(columns / count)], image].concat())?])
-}
-
-/// An extent or position as a real number.
-fn real(value: usize) -> f64 {
-    f64::from(u32::try_from(value).unwrap_or(u32::MAX))
 }
 
 /// Samples the image where each element of each window lies, then multiplies as a convolution of one element does.
