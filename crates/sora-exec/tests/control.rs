@@ -247,7 +247,7 @@ fn scans_read_and_write_along_any_axis_and_either_way() {
         })
     };
     for (axis, reverse) in [(0i64, false), (0, true), (1, false), (-1, true)] {
-        for steps in [5usize, 1, 0] {
+        for steps in [300usize, 5, 1, 0] {
             let shape = if axis == 0 { [steps, 3] } else { [3, steps] };
             let mut graph = Graph::new("scan");
             let state = graph.input("state", f32s(&[3]));
@@ -267,7 +267,10 @@ fn scans_read_and_write_along_any_axis_and_either_way() {
             graph.output("state", outputs[0]);
             graph.output("y", outputs[1]);
             let profile = check(&graph, &[("state", &waves(&[3])), ("x", &waves(&shape))]);
-            assert_eq!(kernels(&profile)[0], "scan");
+            // Few steps are unrolled.
+            if steps == 300 {
+                assert_eq!(kernels(&profile)[0], "scan");
+            }
         }
     }
 }

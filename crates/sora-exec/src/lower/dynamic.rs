@@ -57,7 +57,10 @@ impl Lowering<'_> {
         let shape = self.shape(x);
         let cols = match (self.len(scale), shape.last()) {
             (1, _) => self.len(x),
-            (_, Some(&last)) if self.shape(scale).len() > 1 => {
+            // Blocks of whole rows: of a scale's last axis one is left.
+            (_, Some(&last))
+                if shape.len() > 1 && self.shape(scale) == [&shape[..shape.len() - 1], &[1]].concat() =>
+            {
                 (resolve_axis(op.axis, shape.len()).ok()? + 1 == shape.len()).then_some(last)?
             }
             _ => return None,

@@ -95,11 +95,11 @@ unary! {
     /// Magnitude.
     Abs(Number, Lut, -3.0, 3.0, f64::abs, i128::abs);
     /// Angle of a cosine, in radians.
-    Acos(Float, Lut, -1.0, 1.0, f64::acos, no_int);
+    Acos(Float, Float, -1.0, 1.0, f64::acos, no_int);
     /// Inverse hyperbolic cosine.
     Acosh(Float, Float, 1.0, 9.0, f64::acosh, no_int);
     /// Angle of a sine, in radians.
-    Asin(Float, Lut, -1.0, 1.0, f64::asin, no_int);
+    Asin(Float, Float, -1.0, 1.0, f64::asin, no_int);
     /// Inverse hyperbolic sine.
     Asinh(Float, Lut, -9.0, 9.0, f64::asinh, no_int);
     /// Angle of a tangent, in radians.

@@ -153,7 +153,9 @@ pub(crate) fn run(op: impl Into<crate::Op>, inputs: &[&Tensor]) -> Result<Tensor
 /// The `i64` tensor 0, 1, 2, … of a shape.
 #[cfg(test)]
 pub(crate) fn iota(shape: &[usize]) -> Tensor {
-    let values: Vec<i64> = (0..signed(shape.iter().product())).collect();
+    // The extents of an empty tensor may be as large as they like.
+    let count = if shape.contains(&0) { 0 } else { shape.iter().product() };
+    let values: Vec<i64> = (0..signed(count)).collect();
     Tensor::from_slice(shape, &values).unwrap()
 }
 
