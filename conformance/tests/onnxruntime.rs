@@ -48,9 +48,14 @@ fn compare(graph: &Graph, found: &[Tensor], stored: &[(String, Tensor)]) -> Resu
 }
 
 /// Quantized models may round differently in a few places, which later layers amplify to about two steps of the
-/// coarsest of them; everything else agrees up to the order of additions.
+/// coarsest of them; everything else agrees up to the order of additions. The outputs of `quantized_elements` are bytes:
+/// onnxruntime rounds some of them in fixed point, one step apart where a result lies between two.
 fn tolerance(name: &str) -> f64 {
-    if name.starts_with("quantized") { 2e-2 } else { 1e-4 }
+    match name {
+        "quantized_elements" => 1.0,
+        _ if name.starts_with("quantized") => 2e-2,
+        _ => 1e-4,
+    }
 }
 
 #[test]
