@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod aarch64;
+mod fuzz;
 mod inlined;
 mod models;
 mod onnx;
@@ -50,6 +51,11 @@ const TASKS: &[Task] = &[
         "peers",
         "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
         Run::With(peers::run),
+    ),
+    (
+        "fuzz",
+        "fuzz one target, or all, for some minutes each: `cargo xtask fuzz onnx 20`",
+        Run::With(fuzz::run),
     ),
     ("threads", "run the thread pool's protocol in every order of events", Run::Plain(threads)),
     ("aarch64", "test the NEON kernels and what runs on them under emulation", Run::Plain(aarch64::test)),
