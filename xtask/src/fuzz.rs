@@ -1,6 +1,6 @@
 //! Coverage-guided fuzzing of whatever reads files.
 
-use crate::shell::{Outcome, cargo, program, read, root, text};
+use crate::shell::{Outcome, cargo, program, root, text};
 
 /// Coverage for libFuzzer, which a stable compiler can make.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -18,12 +18,8 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
         other => return Err(format!("takes a target and minutes, found {other:?}")),
     };
     let manifest = root().join("fuzz/driver/Cargo.toml");
-    let host = read(&root().join("target/.rustc_info.json")).unwrap_or_default();
-    let host = if host.contains("aarch64-unknown") {
-        "aarch64-unknown-linux-gnu"
-    } else {
-        "x86_64-unknown-linux-gnu"
-    };
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let host = host.as_str();
     // Naming the target keeps coverage out of build scripts.
     cargo(&["build", "--release", "--locked", "--target", host, "--manifest-path", &text(&manifest)])
         .env("RUSTFLAGS", COVERAGE)
