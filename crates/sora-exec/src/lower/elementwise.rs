@@ -9,6 +9,7 @@ use super::Lowering;
 use super::build::Buf;
 use super::chain::{Chain, activation};
 use super::layout::{Encoding, Form, Layout};
+use crate::steps::compare::Compare;
 use crate::steps::convert::{Cast, Choose};
 use crate::steps::elementwise::{Binary, BinaryBytes, Broadcast, Pattern, Unary};
 use crate::steps::movement::{CopyView, View};
@@ -44,10 +45,10 @@ impl Lowering<'_> {
 
     pub(crate) fn binary(&mut self, kind: BinaryKind, node: &Node, chain: &Chain) -> Option<()> {
         let (a, b, y) = ((*node.inputs.first()?)?, (*node.inputs.get(1)?)?, *node.outputs.first()?);
-        let (op, reversed) = binary_kernel(kind)?;
-        if self.dtype(a) != DType::F32 {
-            return None;
+        if self.dtype(a) != DType::F32 || binary_kernel(kind).is_none() {
+            return self.compare(kind, [a, b], y, chain);
         }
+        let (op, reversed) = binary_kernel(kind)?;
         if self.gate_bf16(node, chain).is_some() {
             return Some(());
         }
@@ -91,6 +92,34 @@ impl Lowering<'_> {
                 self.emit_binary(op, broadcast, [x, z], layout, chain)
             }
         }
+    }
+
+    /// A comparison, logic, or arithmetic of integers.
+    fn compare(&mut self, kind: BinaryKind, [a, b]: [ValueId; 2], y: ValueId, chain: &Chain) -> Option<()> {
+        if chain.nodes.len() > 1 {
+            return None;
+        }
+        let (shape, dtype) = (self.shape(y), self.dtype(a));
+        Compare::new(kind, dtype, Broadcast::same(0))?;
+        let (full, other, kind) = match (self.shape(a) == shape, Compare::mirrored(kind)) {
+            (false, Some(mirrored)) if self.shape(b) == shape => (b, a, mirrored),
+            _ => (a, b, kind),
+        };
+        let left = match self.shape(full) == shape {
+            true => self.plain(full)?,
+            false => self.stretched(full, Encoding::Exact, y, Layout::Plain)?,
+        };
+        let (right, broadcast) = match pattern(&View::of(&self.shape(other)).broadcast(&shape)) {
+            Some(broadcast) => (self.plain(other)?, broadcast),
+            None => (self.stretched(other, Encoding::Exact, y, Layout::Plain)?, Broadcast::same(self.len(y))),
+        };
+        let work = Compare::new(kind, dtype, broadcast)?;
+        let to = self.dtype(y);
+        let buf = self.fresh(y, to);
+        let info = self.info(&format!("binary.{dtype}"), &chain.nodes, Some(y), to);
+        self.build.step(info, work, &[left, right], &[buf]);
+        self.define_exact(y, buf, Layout::Plain);
+        Some(())
     }
 
     fn emit_binary(

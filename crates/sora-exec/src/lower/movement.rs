@@ -8,7 +8,7 @@ use super::Lowering;
 use super::build::Buf;
 use super::elementwise::axes;
 use super::layout::{Encoding, Form, Layout};
-use crate::steps::movement::{CopyView, Frame, Join, Pick, View};
+use crate::steps::movement::{CopyView, Frame, Join, Pick, Remap, View};
 
 /// A value in memory, with its axes in the graph's order.
 struct Seen {
@@ -208,7 +208,7 @@ impl Lowering<'_> {
             Some(v) => self.constant(v)?.to_i64s(),
             None => (0..rank as i64).collect(),
         };
-        if op.mode != PadMode::Constant || pads.iter().any(|&p| p < 0) || pads.len() != 2 * listed.len() {
+        if pads.iter().any(|&p| p < 0) || pads.len() != 2 * listed.len() {
             return None;
         }
         let mut before = vec![0; rank];
@@ -217,6 +217,9 @@ impl Lowering<'_> {
             let axis = resolve_axis(axis, rank).ok()?;
             before[axis] = usize::try_from(pads[i]).ok()?;
             behind[axis] = usize::try_from(pads[listed.len() + i]).ok()?;
+        }
+        if op.mode != PadMode::Constant {
+            return self.pad_with_own(op, id, [x, y], &before);
         }
         let given = match node.inputs.get(2).copied().flatten() {
             Some(v) => Some(self.constant(v)?),
@@ -244,6 +247,24 @@ impl Lowering<'_> {
         let info = self.info("pad", &[id], Some(y), dtype);
         self.build.step(info, work, &[seen.buf], &[buf]);
         self.define(y, Form { buf, layout, encoding: seen.encoding });
+        Some(())
+    }
+
+    /// Padding with elements of the value itself; `before` counts those in front of each axis.
+    fn pad_with_own(&mut self, op: &Pad, id: NodeId, [x, y]: [ValueId; 2], before: &[usize]) -> Option<()> {
+        let (shape, result) = (self.shape(x), self.shape(y));
+        let mut positions = Vec::new();
+        for ((&extent, &result), &before) in shape.iter().zip(&result).zip(before) {
+            let source = |at: usize| op.source(at as i128 - before as i128, extent);
+            positions.push((0..result).map(source).collect::<Option<Vec<_>>>()?);
+        }
+        let encoding = self.any_encoding(x);
+        let from = self.encoded(x, Layout::Plain, encoding)?;
+        let dtype = self.stored(y, encoding);
+        let buf = self.fresh(y, dtype);
+        let info = self.info("pad", &[id], Some(y), dtype);
+        self.build.step(info, Remap::new(&shape, positions, dtype.size()), &[from], &[buf]);
+        self.define(y, Form { buf, layout: Layout::Plain, encoding });
         Some(())
     }
 

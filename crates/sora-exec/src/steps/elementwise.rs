@@ -63,7 +63,7 @@ impl Broadcast {
     }
 
     /// Calls `run` on the pieces of `out` with the first element of each and its right operand.
-    fn each<T: Copy + Sync, O: Send>(
+    pub(super) fn each<T: Copy + Sync, O: Send>(
         &self,
         cx: &Cx,
         b: &[T],

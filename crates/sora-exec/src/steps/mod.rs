@@ -1,6 +1,7 @@
 //! The kinds of work that steps do: each file holds one kind, with its parameters fixed at compile time.
 
 pub(crate) mod attention;
+pub(crate) mod compare;
 pub(crate) mod control;
 pub(crate) mod convert;
 pub(crate) mod depthwise;

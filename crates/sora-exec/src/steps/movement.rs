@@ -287,6 +287,49 @@ impl Frame {
     }
 }
 
+/// Fills every axis with positions of the input's own axis: padding that repeats or mirrors elements.
+pub(crate) struct Remap {
+    /// By axis of the result: where its elements lie, counted in elements of the input.
+    offsets: Vec<Vec<usize>>,
+    size: usize,
+}
+
+impl Remap {
+    /// `positions` names, by axis of the result, positions in an input of `shape`, of elements of `size` bytes.
+    pub(crate) fn new(shape: &[usize], mut positions: Vec<Vec<usize>>, size: usize) -> Self {
+        for (axis, stride) in positions.iter_mut().zip(View::of(shape).strides) {
+            axis.iter_mut().for_each(|position| *position *= stride as usize);
+        }
+        Remap { offsets: positions, size }
+    }
+}
+
+impl Work for Remap {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        with_size!(self.size, T => self.copy(cx, io.input::<T>(0), io.output::<T>()));
+        Ok(())
+    }
+}
+
+impl Remap {
+    fn copy<T: Pod + Send + Sync>(&self, cx: &Cx, x: &[T], out: &mut [T]) {
+        let Some((inner, outer)) = self.offsets.split_last() else { return out.copy_from_slice(x) };
+        cx.threads.chunks(out.len() * MOVE_COST, inner.len(), out, |start, out| {
+            for (n, run) in out.chunks_exact_mut(inner.len()).enumerate() {
+                let mut flat = start / inner.len() + n;
+                let mut at = 0;
+                for axis in outer.iter().rev() {
+                    at += axis[flat % axis.len()];
+                    flat /= axis.len();
+                }
+                for (slot, &offset) in run.iter_mut().zip(inner) {
+                    *slot = x[at + offset];
+                }
+            }
+        });
+    }
+}
+
 /// Picks slices along an axis by run-time indices: the inputs are data and indices.
 pub(crate) struct Pick {
     /// Product of the extents before the axis.

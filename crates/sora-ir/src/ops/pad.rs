@@ -68,7 +68,7 @@ impl Pad {
 
     /// The position in an axis of `extent` that the padded position `at`, relative to the first element,
     /// shows; `None` for the constant.
-    fn source(&self, at: i128, extent: usize) -> Option<usize> {
+    pub fn source(&self, at: i128, extent: usize) -> Option<usize> {
         let n = extent as i128;
         let position = match self.mode {
             PadMode::Constant => at,
