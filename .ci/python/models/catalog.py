@@ -16,8 +16,6 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 # Models that do not pass, and why; one that is listed here and passes is an error.
 KNOWN = {
-    "ppocr-detection": "it needs Resize",
-    "keras_unet": "it needs Resize",
     "keras_resnet": "auto_pad over an open extent with a stride",
     "keras_mobilenet": "auto_pad over an open extent with a stride",
 }
