@@ -58,16 +58,19 @@ impl Dim {
         self.compatible(other).then(|| if self.constant().is_some() { self.clone() } else { other.clone() })
     }
 
-    /// Division by a positive number, rounded towards negative infinity.
+    /// Division by a positive number, rounded towards negative infinity. Multiples of it are taken out, so that
+    /// `(N-1)/2+1` is `(N+1)/2`.
     pub fn floor_div(&self, by: i64) -> Dim {
         let by = by.max(1);
-        match &self.0 {
-            Repr::Const(v) => Dim(Repr::Const(v.div_euclid(by))),
-            _ if by == 1 => self.clone(),
-            Repr::Poly(terms) if terms.values().all(|c| c % by == 0) => {
-                Self::from_terms(terms.iter().map(|(m, c)| (m.clone(), c / by)))
-            }
-            Repr::Poly(_) => Self::from_terms([(vec![Atom::FloorDiv(self.clone(), by)], 1)]),
+        let Repr::Poly(terms) = &self.0 else {
+            return Dim::from(self.constant().unwrap_or(0).div_euclid(by));
+        };
+        let part = |f: &dyn Fn(i64) -> i64| Self::from_terms(terms.iter().map(|(m, &c)| (m.clone(), f(c))));
+        let (whole, rest) = (part(&|c| c.div_euclid(by)), part(&|c| c.rem_euclid(by)));
+        match rest.constant() {
+            // Less than the divisor.
+            Some(_) => whole,
+            None => whole + Self::from_terms([(vec![Atom::FloorDiv(rest, by)], 1)]),
         }
     }
 
