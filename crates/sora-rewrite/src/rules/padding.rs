@@ -1,7 +1,7 @@
 //! Padding that windows do themselves.
 
 use sora_ir::case::Gen;
-use sora_ir::ops::{AveragePool, Conv, Pad, PadMode};
+use sora_ir::ops::{AveragePool, Conv, MaxPool, Pad, PadMode};
 use sora_ir::{Graph, IrError, Node, Op, ValueId, resolve_axis};
 
 use super::Rule;
@@ -11,17 +11,31 @@ use crate::{Patch, View};
 
 pub(crate) const FOLD_PAD_INTO_WINDOW: Rule = Rule {
     name: "fold_pad_into_window",
-    doc: "A Pad of zeros around the spatial axes becomes the padding of the convolution or average after it.",
+    doc: "A Pad around the spatial axes becomes the padding of the convolution or pool after it.",
     exact: true,
     apply: fold_pad_into_window,
     sample: sample_pad,
-    near_misses: &[miss_pad_of_ones, miss_pad_of_channels, miss_cropping_pad, miss_average_that_skips_pads],
+    near_misses: &[
+        miss_pad_of_ones,
+        miss_pad_of_channels,
+        miss_cropping_pad,
+        miss_average_that_skips_pads,
+        miss_maximum_with_zeros,
+    ],
 };
 
 fn fold_pad_into_window(view: &View, node: &Node) -> Option<Patch> {
-    let (_, pad) = view.made_only_by::<Pad>(input(node, 0)?)?;
+    let (op, pad) = view.made_by::<Pad>(input(node, 0)?)?;
     let x = input(pad, 0)?;
-    let around = spatial_zeros(view, pad, view.ty(x).rank())?;
+    // What a window takes for its own padding: it adds nothing to a sum and is no maximum.
+    let neutral = match (&node.op, view.ty(x).dtype.int_range()) {
+        (Op::MaxPool(_), None) => f64::NEG_INFINITY,
+        (Op::MaxPool(_), Some((least, _))) => least as f64,
+        _ => 0.0,
+    };
+    let fill = input(pad, 2).map_or(Some(0.0), |value| view.scalar(value));
+    (op.mode == PadMode::Constant && fill == Some(neutral)).then_some(())?;
+    let around = spatial(view, pad, view.ty(x).rank())?;
     let sum = |pads: &[usize]| -> Option<Vec<usize>> {
         (pads.len() == around.len()).then(|| pads.iter().zip(&around).map(|(a, b)| a + b).collect())
     };
@@ -33,6 +47,7 @@ fn fold_pad_into_window(view: &View, node: &Node) -> Option<Patch> {
             (counted && !pool.ceil_mode).then_some(())?;
             AveragePool { pads: sum(&pool.pads)?, count_include_pad: true, ..pool.clone() }.into()
         }
+        Op::MaxPool(pool) if !pool.ceil_mode => MaxPool { pads: sum(&pool.pads)?, ..pool.clone() }.into(),
         _ => return None,
     };
     let mut patch = Patch::new();
@@ -41,11 +56,9 @@ fn fold_pad_into_window(view: &View, node: &Node) -> Option<Patch> {
     Some(patch.replace(output(node)?, y))
 }
 
-/// Zeros before and after each spatial axis, if that is all that `pad` adds.
-fn spatial_zeros(view: &View, pad: &Node, rank: usize) -> Option<Vec<usize>> {
-    let zero = input(pad, 2).is_none_or(|value| view.scalar(value) == Some(0.0));
-    let constant = matches!(pad.op, Op::Pad(Pad { mode: PadMode::Constant }));
-    (zero && constant && rank > 2).then_some(())?;
+/// How much comes before and after each spatial axis, if that is all that `pad` adds.
+fn spatial(view: &View, pad: &Node, rank: usize) -> Option<Vec<usize>> {
+    (rank > 2).then_some(())?;
     let pads = view.integers(input(pad, 1)?)?;
     let axes: Vec<usize> = match input(pad, 3) {
         Some(axes) => {
@@ -88,6 +101,11 @@ fn pool(s: &mut Sketch) -> AveragePool {
     }
 }
 
+fn maximum(s: &mut Sketch) -> MaxPool {
+    let AveragePool { kernel, strides, pads, dilations, ceil_mode, .. } = pool(s);
+    MaxPool { kernel, strides, pads, dilations, ceil_mode }
+}
+
 fn conv(s: &mut Sketch, x: ValueId, channels: usize) -> Result<ValueId, IrError> {
     let w = s.weights(&[3, channels, 2, 3]);
     let pads = (0..4).map(|_| s.rng.size(0, 1)).collect();
@@ -98,13 +116,23 @@ fn sample_pad(rng: &mut Gen) -> Result<Graph, IrError> {
     let mut s = Sketch::new(rng);
     let around: Vec<i64> = (0..4).map(|_| s.rng.pick(&[0i64, 1, 2])).collect();
     let around = if around == [0; 4] { vec![1; 4] } else { around };
+    let around = [0, 0, around[0], around[1], 0, 0, around[2], around[3]];
     let value = s.rng.flag().then_some(0.0);
-    let x = padded(&mut s, &[0, 0, around[0], around[1], 0, 0, around[2], around[3]], value)?;
-    let y = if s.rng.flag() {
-        conv(&mut s, x, 2)?
-    } else {
-        let pool = pool(&mut s);
-        s.op(pool, [x])?
+    let y = match s.rng.size(0, 2) {
+        0 => {
+            let x = padded(&mut s, &around, value)?;
+            conv(&mut s, x, 2)?
+        }
+        1 => {
+            let x = padded(&mut s, &around, value)?;
+            let pool = pool(&mut s);
+            s.op(pool, [x])?
+        }
+        _ => {
+            let x = padded(&mut s, &around, Some(f64::NEG_INFINITY))?;
+            let pool = maximum(&mut s);
+            s.op(pool, [x])?
+        }
     };
     s.done(y)
 }
@@ -134,6 +162,14 @@ fn miss_average_that_skips_pads(rng: &mut Gen) -> Result<Graph, IrError> {
     let mut s = Sketch::new(rng);
     let x = padded(&mut s, &[0, 0, 1, 1, 0, 0, 1, 1], None)?;
     let pool = AveragePool { pads: vec![1, 0, 1, 1], count_include_pad: false, ..pool(&mut s) };
+    let y = s.op(pool, [x])?;
+    s.done(y)
+}
+
+fn miss_maximum_with_zeros(rng: &mut Gen) -> Result<Graph, IrError> {
+    let mut s = Sketch::new(rng);
+    let x = padded(&mut s, &[0, 0, 1, 1, 0, 0, 1, 1], None)?;
+    let pool = maximum(&mut s);
     let y = s.op(pool, [x])?;
     s.done(y)
 }
