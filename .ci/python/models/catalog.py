@@ -15,10 +15,7 @@ PACKAGES = pathlib.Path(sysconfig.get_paths()["purelib"])
 ROOT = pathlib.Path(__file__).parents[3]
 
 # Models that do not pass, and why; one that is listed here and passes is an error.
-KNOWN = {
-    "keras_resnet": "auto_pad over an open extent with a stride",
-    "keras_mobilenet": "auto_pad over an open extent with a stride",
-}
+KNOWN = {}
 
 
 @dataclasses.dataclass

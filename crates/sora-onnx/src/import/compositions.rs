@@ -396,3 +396,56 @@ fn random_numbers_follow_from_the_seed_and_have_their_distribution() {
         (0..3).map(|c| classes.iter().filter(|&&v| v == f64::from(c)).count() as f64 / 4000.0).collect();
     assert!((shares[0] - 0.5).abs() < 0.03 && (shares[1] - 0.25).abs() < 0.03, "{shares:?}");
 }
+
+#[test]
+fn auto_pad_of_open_extents_pads_as_for_known_ones() {
+    let ops = [
+        ("Conv", None),
+        ("MaxPool", None),
+        ("LpPool", None),
+        ("AveragePool", Some(0)),
+        ("AveragePool", Some(1)),
+    ];
+    // Window, strides, dilations: with what is left over, without, and with steps beyond the window.
+    let windows: [[&[i64]; 3]; 4] = [
+        [&[3, 4], &[2, 2], &[1, 1]],
+        [&[2, 3], &[2, 3], &[1, 2]],
+        [&[1, 5], &[2, 1], &[1, 1]],
+        [&[2, 2], &[3, 4], &[1, 1]],
+    ];
+    for (op, counted) in ops {
+        for [kernel, strides, dilations] in windows {
+            for side in ["SAME_UPPER", "SAME_LOWER"] {
+                for extents in [[7, 6], [8, 9], [5, 11]] {
+                    let mut attributes = vec![
+                        ("auto_pad", Attr::Text(side)),
+                        ("kernel_shape", Attr::Ints(kernel)),
+                        ("strides", Attr::Ints(strides)),
+                        ("dilations", Attr::Ints(dilations)),
+                    ];
+                    attributes.extend(counted.map(|v| ("count_include_pad", Attr::Int(v))));
+                    let weights = [3, 2, kernel[0] as usize, kernel[1] as usize];
+                    let constant = if op == "Conv" { vec![numbers(2, &weights)] } else { Vec::new() };
+                    let variable = [numbers(1, &[2, 2, extents[0], extents[1]])];
+                    let model = |symbolic| Model {
+                        op,
+                        domain: "",
+                        attributes: &attributes,
+                        variable: &variable,
+                        constant: &constant,
+                        symbolic,
+                    };
+                    let what = format!("{op} {kernel:?} {strides:?} {side} {extents:?}");
+                    let expected = model(false).run();
+                    assert_near(&model(true).run(), expected.shape(), &expected.to_f64s(), &what);
+                    if strides[0] > kernel[0] && kernel[0] > 1 {
+                        continue;
+                    }
+                    let graph = model(true).import().unwrap();
+                    let rows = sora_ir::Dim::symbol(&format!("d{}", extents[0])).ceil_div(strides[0]);
+                    assert_eq!(graph.ty(graph.outputs()[0].value).shape[2], rows, "{what}");
+                }
+            }
+        }
+    }
+}

@@ -64,8 +64,8 @@ fn activated(cx: &mut NodeCx, x: ValueId, [alpha, beta]: [Option<f32>; 2]) -> Re
 
 /// A convolution, to which input 3 is added, and a function of the sum.
 fn fused_conv(cx: &mut NodeCx) -> Built {
-    let op = conv_of(cx, cx.input(0)?, cx.input(1)?)?;
-    let mut y = cx.op(op, cx.inputs_to(3))?;
+    let (op, x) = conv_of(cx, cx.input(0)?, cx.input(1)?)?;
+    let mut y = cx.op(op, [Some(x), cx.opt(1), cx.opt(2)])?;
     if let Some(other) = cx.opt(3) {
         y = cx.binary(BinaryKind::Add, y, other)?;
     }

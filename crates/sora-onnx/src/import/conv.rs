@@ -1,24 +1,22 @@
 //! Convolution and pooling.
 
+use sora_ir::ValueId;
 use sora_ir::ops::{
     AveragePool, BinaryKind, Concat, Conv, ConvTranspose, Expand, MaxPool, MaxPoolIndices, Pad, PadMode,
-    Reduce, ReduceKind, Reduction, ScatterElements, UnaryKind,
+    Reduce, ReduceKind, Reduction, ScatterElements, Shape, UnaryKind,
 };
-use sora_ir::{Dim, ValueId};
 use sora_tensor::DType;
 
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, onnx};
+use super::window::{Window, kernel_of, spatial};
 use crate::error::Refusal;
 use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Conv", conv),
     onnx("ConvTranspose", conv_transpose),
-    onnx("AveragePool", |cx| {
-        let op = average_pool_of(cx, cx.input(0)?)?;
-        cx.add(op, [cx.input(0)?])
-    }),
+    onnx("AveragePool", |cx| Ok(vec![average_pool(cx, cx.input(0)?)?])),
     onnx("MaxPool", max_pool),
     onnx("GlobalAveragePool", |cx| global(cx, ReduceKind::Mean)),
     onnx("GlobalMaxPool", |cx| global(cx, ReduceKind::Max)),
@@ -37,107 +35,17 @@ pub(super) const ROWS: &[Row] = &[
     onnx("MaxUnpool", max_unpool),
 ];
 
-/// The geometry that all windowed operators share.
-pub(super) struct Window {
-    pub(super) kernel: Vec<usize>,
-    pub(super) strides: Vec<usize>,
-    pub(super) dilations: Vec<usize>,
-    pub(super) pads: Vec<usize>,
-}
-
-impl Window {
-    /// Reads strides, dilations and padding for a window of `kernel` over the spatial axes of `x`.
-    fn read(cx: &NodeCx, x: ValueId, kernel: Vec<usize>) -> Result<Self, Refusal> {
-        let rank = spatial(cx, x)?.len();
-        let strides = cx.sizes("strides", vec![1; rank])?;
-        let dilations = cx.sizes("dilations", vec![1; rank])?;
-        if [&kernel, &strides, &dilations].iter().any(|list| list.len() != rank || list.contains(&0)) {
-            return Err(Refusal::new(format!(
-                "kernel {kernel:?}, strides {strides:?} and dilations {dilations:?} must be {rank} positive numbers each"
-            )));
-        }
-        let window = Window { kernel, strides, dilations, pads: vec![0; 2 * rank] };
-        let pads = match cx.text("auto_pad", "NOTSET").as_ref() {
-            "NOTSET" | "" => cx.sizes("pads", vec![0; 2 * rank])?,
-            "VALID" => vec![0; 2 * rank],
-            "SAME_UPPER" => window.same(spatial(cx, x)?, false)?,
-            "SAME_LOWER" => window.same(spatial(cx, x)?, true)?,
-            other => return Err(Refusal::new(format!("auto_pad=`{other}` is not known"))),
-        };
-        if pads.len() != 2 * rank {
-            return Err(Refusal::new(format!("{} pads do not fit {rank} spatial axes", pads.len())));
-        }
-        Ok(Window { pads, ..window })
-    }
-
-    /// The padding that gives `ceil(extent / stride)` positions: an odd one goes after the end, or before the
-    /// beginning with `lower`. The extent matters only where the stride is not 1.
-    fn same(&self, extents: &[Dim], lower: bool) -> Result<Vec<usize>, Refusal> {
-        let mut before = Vec::new();
-        let mut after = Vec::new();
-        for (((extent, &kernel), &stride), &dilation) in
-            extents.iter().zip(&self.kernel).zip(&self.strides).zip(&self.dilations)
-        {
-            let reach = (kernel - 1).saturating_mul(dilation);
-            let total = match (stride, extent.known()) {
-                (1, _) => reach,
-                (_, Some(extent)) => {
-                    let covered = (extent.div_ceil(stride).saturating_sub(1)) * stride + 1;
-                    (covered.saturating_add(reach)).saturating_sub(extent)
-                }
-                (_, None) => {
-                    let why = format!("auto_pad with stride {stride} needs the extent {extent} as a number");
-                    let hint = "fix the input's height and width when exporting the model";
-                    return Err(Refusal::new(why).hint(hint));
-                }
-            };
-            let half = if lower { total.div_ceil(2) } else { total / 2 };
-            before.push(half);
-            after.push(total - half);
-        }
-        before.extend(after);
-        Ok(before)
-    }
-}
-
-/// The extents after batch and channels.
-pub(super) fn spatial<'a>(cx: &'a NodeCx, x: ValueId) -> Result<&'a [Dim], Refusal> {
-    let ty = cx.ty(x);
-    ty.shape.get(2..).filter(|dims| !dims.is_empty()).ok_or_else(|| {
-        Refusal::new(format!("its input {ty} must have batch, channels and at least one spatial axis"))
-    })
-}
-
-/// The window's extents: the attribute, or those of the weights.
-fn kernel_of(cx: &NodeCx, weights: ValueId) -> Result<Vec<usize>, Refusal> {
-    let ty = cx.ty(weights);
-    let extents: Option<Vec<usize>> =
-        ty.shape.get(2..).and_then(|dims| dims.iter().map(Dim::known).collect());
-    match (cx.attribute("kernel_shape"), extents) {
-        (None, Some(extents)) => Ok(extents),
-        (None, None) => Err(Refusal::new(format!("its kernel's extents are unknown: weights {ty}"))),
-        (Some(_), found) => {
-            let kernel = cx.sizes("kernel_shape", Vec::new())?;
-            match found {
-                Some(found) if found != kernel => {
-                    Err(Refusal::new(format!("kernel_shape={kernel:?} differs from the weights {ty}")))
-                }
-                _ => Ok(kernel),
-            }
-        }
-    }
-}
-
-/// The convolution that the attributes describe, for an input and weights of any dtype.
-pub(super) fn conv_of(cx: &NodeCx, x: ValueId, weights: ValueId) -> Result<Conv, Refusal> {
-    let window = Window::read(cx, x, kernel_of(cx, weights)?)?;
+/// The convolution that the attributes describe, for weights of any dtype, and what it slides over: `x`, perhaps padded.
+pub(super) fn conv_of(cx: &mut NodeCx, x: ValueId, weights: ValueId) -> Result<(Conv, ValueId), Refusal> {
+    let kernel = kernel_of(cx, weights)?;
+    let (Window { strides, dilations, pads, .. }, x) = Window::over(cx, x, kernel, 0.0)?;
     let group = size(cx.int("group", 1), "group")?;
-    Ok(Conv { strides: window.strides, pads: window.pads, dilations: window.dilations, group })
+    Ok((Conv { strides, pads, dilations, group }, x))
 }
 
 fn conv(cx: &mut NodeCx) -> Built {
-    let op = conv_of(cx, cx.input(0)?, cx.input(1)?)?;
-    cx.add(op, cx.inputs_to(3))
+    let (op, x) = conv_of(cx, cx.input(0)?, cx.input(1)?)?;
+    cx.add(op, [Some(x), cx.opt(1), cx.opt(2)])
 }
 
 /// Padding may also be given by the output's shape, or by the rule that output = input · stride.
@@ -196,25 +104,43 @@ fn conv_transpose(cx: &mut NodeCx) -> Built {
     cx.add(op, cx.inputs_to(3))
 }
 
-/// The pooling that the attributes describe, over the spatial axes of `x`.
-pub(super) fn average_pool_of(cx: &NodeCx, x: ValueId) -> Result<AveragePool, Refusal> {
-    let window = Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
-    Ok(AveragePool {
-        kernel: window.kernel,
-        strides: window.strides,
-        pads: window.pads,
-        dilations: window.dilations,
-        ceil_mode: cx.flag("ceil_mode", false),
-        count_include_pad: cx.flag("count_include_pad", false),
-    })
+/// The mean of each window over the spatial axes of `x`.
+pub(super) fn average_pool(cx: &mut NodeCx, x: ValueId) -> Result<ValueId, Refusal> {
+    let counted = cx.flag("count_include_pad", false);
+    let (op, around) = average(cx, x, counted)?;
+    let mean = cx.op(op, [around])?;
+    if counted || around == x {
+        return Ok(mean);
+    }
+    // The padding is part of what is averaged: the mean of ones padded alike is the part of each window that counts.
+    let (one, single) = (cx.scalar("one", cx.dtype(x), 1.0), cx.make_ints("single", &[1, 1]));
+    let extents = cx.step("extents", Shape { start: 2, end: None }, [x])?;
+    let shape = cx.step("shape", Concat { axis: 0 }, [single, extents])?;
+    let ones = cx.step("ones", Expand {}, [one, shape])?;
+    let (op, around) = average(cx, ones, counted)?;
+    let share = cx.step("share", op, [around])?;
+    cx.binary(BinaryKind::Div, mean, share)
+}
+
+/// The pooling that the attributes describe, and what it slides over: `x`, perhaps padded.
+fn average(cx: &mut NodeCx, x: ValueId, counted: bool) -> Result<(AveragePool, ValueId), Refusal> {
+    let kernel = cx.sizes("kernel_shape", Vec::new())?;
+    let (Window { kernel, strides, dilations, pads }, around) = Window::over(cx, x, kernel, 0.0)?;
+    let (ceil_mode, count_include_pad) = (cx.flag("ceil_mode", false), counted || around != x);
+    Ok((AveragePool { kernel, strides, pads, dilations, ceil_mode, count_include_pad }, around))
 }
 
 /// The second output, the positions of the maxima, is an operator of its own.
 fn max_pool(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
-    let Window { kernel, strides, dilations, pads } =
-        Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
+    let kernel = cx.sizes("kernel_shape", Vec::new())?;
+    let (Window { kernel, strides, dilations, pads }, around) =
+        Window::over(cx, x, kernel, f64::NEG_INFINITY)?;
     let ceil_mode = cx.flag("ceil_mode", false);
+    if cx.reads(1) && around != x {
+        let why = "positions of maxima under auto_pad need the input's extents as numbers";
+        return Err(Refusal::new(why).hint("fix the input's height and width when exporting the model"));
+    }
     let indices = cx.reads(1).then(|| MaxPoolIndices {
         kernel: kernel.clone(),
         strides: strides.clone(),
@@ -223,7 +149,7 @@ fn max_pool(cx: &mut NodeCx) -> Built {
         ceil_mode,
         column_major: cx.flag("storage_order", false),
     });
-    let mut outputs = cx.add(MaxPool { kernel, strides, pads, dilations, ceil_mode }, [x])?;
+    let mut outputs = cx.add(MaxPool { kernel, strides, pads, dilations, ceil_mode }, [around])?;
     if let Some(indices) = indices {
         outputs.push(cx.step("indices", indices, [x])?);
     }
@@ -234,7 +160,8 @@ fn max_pool(cx: &mut NodeCx) -> Built {
 /// after its end.
 fn max_unpool(cx: &mut NodeCx) -> Built {
     let (x, indices) = (cx.input(0)?, cx.input(1)?);
-    let window = Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
+    let kernel = cx.sizes("kernel_shape", Vec::new())?;
+    let (window, _) = Window::over(cx, x, kernel, 0.0)?;
     let known = cx.ty(x).known_shape();
     let shape = known.ok_or_else(|| {
         Refusal::new(format!("it needs the extents of its input {} as numbers", cx.ty(x)))
@@ -293,7 +220,10 @@ fn root(cx: &mut NodeCx, sum: ValueId, p: f32) -> Result<ValueId, Refusal> {
 /// may overhang gets as much more padding, since a mean leaves out what overhangs.
 fn lp_pool(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
-    let mut window = Window::read(cx, x, cx.sizes("kernel_shape", Vec::new())?)?;
+    let kernel = cx.sizes("kernel_shape", Vec::new())?;
+    let p = norm_order(cx);
+    let powers = powers(cx, x, p)?;
+    let (mut window, powers) = Window::over(cx, powers, kernel, 0.0)?;
     if cx.flag("ceil_mode", false) {
         let rank = window.kernel.len();
         for (axis, after) in window.pads.iter_mut().skip(rank).enumerate() {
@@ -302,8 +232,6 @@ fn lp_pool(cx: &mut NodeCx) -> Built {
             *after = reach.min(*after + at(&window.strides) - 1);
         }
     }
-    let p = norm_order(cx);
-    let powers = powers(cx, x, p)?;
     let count = window.kernel.iter().fold(1.0, |n, &k| n * f64::from(u32::try_from(k).unwrap_or(u32::MAX)));
     let op = AveragePool {
         kernel: window.kernel,

@@ -43,6 +43,7 @@ mod tests;
 mod training;
 mod tree;
 mod vision;
+mod window;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

@@ -7,7 +7,7 @@ use sora_ir::ops::{
 use sora_ir::{Op, Real, ValueId};
 use sora_tensor::{DType, Tensor};
 
-use super::conv::{average_pool_of, conv_of, global_of};
+use super::conv::{average_pool, conv_of, global_of};
 use super::math::{scaled, transposed};
 use super::node::{Built, NodeCx};
 use super::rows::{Row, microsoft, onnx, sora};
@@ -32,21 +32,26 @@ pub(super) const ROWS: &[Row] = &[
     microsoft("QLinearAdd", |cx| qlinear_binary(cx, BinaryKind::Add)),
     microsoft("QLinearMul", |cx| qlinear_binary(cx, BinaryKind::Mul)),
     microsoft("QLinearConcat", qlinear_concat),
-    microsoft("QLinearAveragePool", |cx| qlinear_unary(cx, |cx, x| Ok(average_pool_of(cx, x)?.into()))),
+    microsoft("QLinearAveragePool", |cx| qlinear_unary(cx, average_pool)),
     microsoft("QLinearGlobalAveragePool", |cx| {
-        qlinear_unary(cx, |cx, x| Ok(global_of(cx, x, ReduceKind::Mean)?.into()))
-    }),
-    microsoft("QLinearLeakyRelu", |cx| {
-        qlinear_unary(cx, |cx, _| {
-            let alpha = Real(cx.float("alpha", 0.01));
-            Ok(Activation { kind: ActivationKind::LeakyRelu, alpha, beta: Real(0.0) }.into())
+        qlinear_unary(cx, |cx, x| {
+            let op = global_of(cx, x, ReduceKind::Mean)?;
+            cx.op(op, [x])
         })
     }),
-    microsoft("QLinearSigmoid", |cx| qlinear_unary(cx, |_, _| Ok(Unary { kind: UnaryKind::Sigmoid }.into()))),
+    microsoft("QLinearLeakyRelu", |cx| {
+        qlinear_unary(cx, |cx, x| {
+            let alpha = Real(cx.float("alpha", 0.01));
+            cx.op(Activation { kind: ActivationKind::LeakyRelu, alpha, beta: Real(0.0) }, [x])
+        })
+    }),
+    microsoft("QLinearSigmoid", |cx| {
+        qlinear_unary(cx, |cx, x| cx.op(Unary { kind: UnaryKind::Sigmoid }, [x]))
+    }),
     microsoft("QLinearSoftmax", |cx| {
         qlinear_unary(cx, |cx, x| match (cx.int("opset", 13), cx.int("axis", -1)) {
-            (13.., axis) => Ok(Softmax { axis, log: false }.into()),
-            (_, axis) if cx.axis(axis, x)? + 1 == cx.rank(x) => Ok(Softmax { axis: -1, log: false }.into()),
+            (13.., axis) => cx.op(Softmax { axis, log: false }, [x]),
+            (_, axis) if cx.axis(axis, x)? + 1 == cx.rank(x) => cx.op(Softmax { axis: -1, log: false }, [x]),
             (opset, axis) => Err(Refusal::new(format!("axis={axis} of opset {opset} is not supported"))),
         })
     }),
@@ -119,8 +124,9 @@ fn real_bias(cx: &mut NodeCx, bias: ValueId, a: ValueId, b: ValueId) -> Result<V
 fn qlinear_conv(cx: &mut NodeCx) -> Built {
     let (x, w) = (cx.input(0)?, cx.input(3)?);
     let (x_by, w_by, y_by) = (Scale::at(cx, 1)?, Scale::at(cx, 4)?, Scale::at(cx, 6)?);
-    let op = conv_of(cx, x, w)?;
-    let mut inputs = vec![real(cx, x, x_by, 1)?, real(cx, w, w_by, 0)?];
+    let x = real(cx, x, x_by, 1)?;
+    let (op, x) = conv_of(cx, x, w)?;
+    let mut inputs = vec![x, real(cx, w, w_by, 0)?];
     if let Some(bias) = cx.opt(8) {
         inputs.push(real_bias(cx, bias, x_by.scale, w_by.scale)?);
     }
@@ -154,8 +160,8 @@ fn whole(cx: &mut NodeCx, x: ValueId, zero_point: Option<ValueId>, axis: i64) ->
 /// The sums are computed in `f32`: exact up to 2^24, with a relative error of 2^-24 above.
 fn conv_integer(cx: &mut NodeCx) -> Built {
     let (x, w) = (cx.input(0)?, cx.input(1)?);
-    let op = conv_of(cx, x, w)?;
     let x = whole(cx, x, cx.opt(2), 1)?;
+    let (op, x) = conv_of(cx, x, w)?;
     let w = whole(cx, w, cx.opt(3), 0)?;
     let y = cx.step("conv", op, [x, w])?;
     cx.add(Cast { to: DType::I32 }, [y])
@@ -233,13 +239,14 @@ fn qlinear_binary(cx: &mut NodeCx, kind: BinaryKind) -> Built {
 }
 
 /// An operator of one operand. Inputs: x, its scale and zero-point, the result's scale and zero-point.
-fn qlinear_unary(cx: &mut NodeCx, op: impl Fn(&NodeCx, ValueId) -> Result<Op, Refusal>) -> Built {
+fn qlinear_unary(
+    cx: &mut NodeCx,
+    function: impl Fn(&mut NodeCx, ValueId) -> Result<ValueId, Refusal>,
+) -> Built {
     cx.only_int("channels_last", 0)?;
     let (x_by, y_by) = (Scale::at(cx, 1)?, Scale::at(cx, 3)?);
     let x = real(cx, cx.input(0)?, x_by, 1)?;
-    let op = op(cx, x)?;
-    let label = op.label().to_lowercase();
-    let y = cx.step(&label, op, [x])?;
+    let y = function(cx, x)?;
     Ok(vec![quantized(cx, y, y_by)?])
 }
 

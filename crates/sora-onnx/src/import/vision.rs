@@ -8,9 +8,10 @@ use sora_ir::ops::{
 use sora_ir::{Real, ValueId};
 use sora_tensor::{DType, Tensor};
 
-use super::conv::{conv_of, spatial};
+use super::conv::conv_of;
 use super::node::{Built, NodeCx, real, size};
 use super::rows::{Row, onnx};
+use super::window::spatial;
 use crate::error::Refusal;
 use crate::tensor::signed;
 
@@ -309,7 +310,7 @@ fn col2im(cx: &mut NodeCx) -> Built {
 /// Samples the image where each element of each window lies, then multiplies as a convolution of one element does.
 fn deform_conv(cx: &mut NodeCx) -> Built {
     let (x, weights, offset) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
-    let conv = conv_of(cx, x, weights)?;
+    let (conv, _) = conv_of(cx, x, weights)?;
     let groups = size(cx.int("offset_group", 1), "offset_group")?;
     let axes = spatial(cx, x)?.len();
     let numbers = |cx: &NodeCx, value: ValueId, what: &str| {
