@@ -123,7 +123,8 @@ def drawn(path, sizes):
                     shape.append(extent.dim_value or open_extents[extent.dim_param])
                 kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
                 integer = np.issubdtype(kind, np.integer)
-                values = rng.integers(0, 100, shape) if integer else rng.normal(0.0, 1.0, shape)
+                above = 2 if "mask" in value.name else 100
+                values = rng.integers(0, above, shape) if integer else rng.normal(0.0, 1.0, shape)
                 step[value.name] = values.astype(kind)
             yield Case("x".join(map(str, size)), [step])
 
