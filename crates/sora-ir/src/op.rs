@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sora_tensor::{DType, Tensor, TensorError};
 
 use crate::case::{Case, Gen};
-use crate::{Dim, Subgraph, TensorType};
+use crate::{Dim, GradCx, Gradients, Subgraph, TensorType};
 
 /// Everything Sora knows about one operator. One file in `ops/` implements it, one line in `ops!` lists it.
 pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
@@ -31,6 +31,15 @@ pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
     /// Multiply-adds of one evaluation, given input and output types; 0 for data movement and elementwise work.
     fn macs(&self, _inputs: &[Option<&TensorType>], _outputs: &[&TensorType]) -> Dim {
         Dim::from(0usize)
+    }
+
+    /// Writes the gradients of the inputs, given those of the outputs. Only inputs of floats have gradients; of those
+    /// that are not wanted the rule may give any.
+    ///
+    /// # Errors
+    /// [`Mismatch`] where the operator is not differentiable, which is the default.
+    fn grad(&self, _cx: &mut GradCx) -> Gradients {
+        Err(Mismatch::new("has no gradient"))
     }
 
     /// How the quantizer may treat the operator.

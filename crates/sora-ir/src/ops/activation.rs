@@ -8,7 +8,7 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use super::elementwise::map;
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, ensure};
 
 macro_rules! activation {
     ($($(#[$doc:meta])* $name:ident($alpha:expr, $beta:expr, $function:expr);)*) => {
@@ -88,6 +88,10 @@ impl OpDef for Activation {
         // Only Clip reaches the integers. The bounds saturate, so that infinities do not bind.
         let (low, high) = (alpha.ceil() as i128, beta.floor() as i128);
         Ok(vec![map(x, |x| function(x, alpha, beta), |x| x.max(low).min(high))?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        self.gradient(cx)
     }
 
     fn quant(&self) -> QuantRule {

@@ -2,10 +2,11 @@
 
 use sora_tensor::{DType, Tensor};
 
-use super::attrs;
 use super::max_pool::Window;
+use super::sliding_grad::Sliding;
+use super::{attrs, for_each_index};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The mean of each window: `[N, C, D1…Dn] → [N, C, E1…En]`. It divides by the number of elements inside the
@@ -54,6 +55,28 @@ impl OpDef for AveragePool {
             seen.iter().sum::<f64>() / count.max(1.0)
         };
         Ok(vec![self.window().reduce(cx.get(0)?, &shape, mean)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, dy) = (cx.input(0)?, cx.grad()?);
+        let (shape, steps) = (cx.shape(x)?, cx.shape(dy)?);
+        let (window, extents, channels) = (self.window(), &shape[2..], shape[1]);
+        let mut shares = Vec::new();
+        for_each_index(&steps[2..], |at| {
+            let mut inside = 0usize;
+            let padded = window.visit(extents, at, |_| inside += 1);
+            let count = if self.count_include_pad { padded } else { inside as f64 };
+            shares.push(1.0 / count.max(1.0));
+        });
+        let dtype = cx.dtype(dy);
+        let shares = cx.constant(Tensor::from_f64s(dtype, &[&[1, 1], &steps[2..]].concat(), &shares)?);
+        let shared = cx.mul(dy, shares)?;
+        let taps = [&[channels, 1], &self.kernel[..]].concat();
+        let ones = vec![1.0; taps.iter().product()];
+        let ones = cx.constant(Tensor::from_f64s(dtype, &taps, &ones)?);
+        let (strides, pads, dilations) = (&self.strides, &self.pads, &self.dilations);
+        let sliding = Sliding { strides, pads, dilations, group: channels };
+        Ok(vec![Some(sliding.spread(cx, shared, ones, extents)?)])
     }
 
     fn quant(&self) -> QuantRule {

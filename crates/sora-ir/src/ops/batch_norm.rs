@@ -2,9 +2,9 @@
 
 use sora_tensor::{DType, Tensor};
 
-use super::attrs;
+use super::{UnaryKind, attrs};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
 
 attrs! {
     /// `(x - mean) / sqrt(var + epsilon) · scale + bias` for each channel of an input `[N, C, …]`. Inputs: x, then
@@ -47,6 +47,51 @@ impl OpDef for BatchNorm {
             channel.iter_mut().for_each(|v| *v = (*v - mean[c]) * factor + bias[c]);
         }
         Ok(vec![Tensor::from_f64s(x.dtype(), x.shape(), &values)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, dy) = (cx.input(0)?, cx.grad()?);
+        let (dtype, shape) = (cx.dtype(x), cx.shape(x)?);
+        let mut line = vec![1; shape.len()];
+        line[1] = shape[1];
+        let mut channels = |index: usize| {
+            let value = cx.input(index)?;
+            let value = cx.cast(value, dtype)?;
+            cx.reshape(value, &line)
+        };
+        let (scale, mean, variance) = (channels(1)?, channels(3)?, channels(4)?);
+        let variance = cx.plus(variance, f64::from(self.epsilon.0))?;
+        let deviation = cx.unary(UnaryKind::Sqrt, variance)?;
+        let slope = cx.div(scale, deviation)?;
+        let dx = cx.mul(dy, slope)?;
+        let mut grads = vec![Some(dx), None, None, None, None];
+        let mut to_input = |cx: &mut GradCx, index: usize, value| {
+            let sum = cx.sum_to(value, &line)?;
+            let sum = cx.reshape(sum, &line[1..2])?;
+            let to = cx.dtype(cx.input(index)?);
+            grads[index] = Some(cx.cast(sum, to)?);
+            Ok::<_, Mismatch>(())
+        };
+        let centred = cx.sub(x, mean)?;
+        if cx.wants(1) {
+            let normal = cx.div(centred, deviation)?;
+            let product = cx.mul(dy, normal)?;
+            to_input(cx, 1, product)?;
+        }
+        if cx.wants(2) {
+            to_input(cx, 2, dy)?;
+        }
+        if cx.wants(3) {
+            let down = cx.unary(UnaryKind::Neg, dx)?;
+            to_input(cx, 3, down)?;
+        }
+        if cx.wants(4) {
+            let product = cx.mul(dx, centred)?;
+            let product = cx.div(product, variance)?;
+            let half = cx.times(product, -0.5)?;
+            to_input(cx, 4, half)?;
+        }
+        Ok(grads)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -4,7 +4,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType};
 
 attrs! {
     /// The same values in another dtype, narrowed as [`Tensor::cast`] says: floats truncate towards zero and
@@ -23,6 +23,11 @@ impl OpDef for Cast {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         Ok(vec![cx.get(0)?.cast(self.to)])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (dtype, dy) = (cx.dtype(cx.input(0)?), cx.grad()?);
+        Ok(vec![Some(cx.cast(dy, dtype)?)])
     }
 
     fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {

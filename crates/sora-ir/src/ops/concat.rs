@@ -3,10 +3,10 @@
 use sora_tensor::Tensor;
 
 use super::movement::{MAX_CONTENT, any_dtype, assemble, either_end, offset};
-use super::{attrs, strides};
+use super::{Split, attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// One or more inputs after each other along one axis; dtype, rank and the other extents are the same.
@@ -46,6 +46,15 @@ impl OpDef for Concat {
             let (i, at) = sources[index[axis]];
             Some((inputs[i], offset(&index[..axis], &steps[i]) + at * steps[i][axis]))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let dy = cx.grad()?;
+        let axis = resolve_axis(self.axis, cx.shape(dy)?.len())?;
+        let extent = |i: usize| Ok::<_, Mismatch>(cx.shape(cx.input(i)?)?[axis]);
+        let sizes = (0..cx.arity()).map(extent).collect::<Result<Vec<_>, _>>()?;
+        let parts = cx.ops(Split { axis: self.axis, outputs: sizes.len(), sizes }, [dy])?;
+        Ok(parts.into_iter().map(Some).collect())
     }
 
     fn quant(&self) -> QuantRule {

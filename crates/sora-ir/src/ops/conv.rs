@@ -2,9 +2,10 @@
 
 use sora_tensor::{DType, Tensor};
 
+use super::sliding_grad::{Sliding, channel_sums};
 use super::{attrs, for_each_index, product, room};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// N-d convolution (cross-correlation) of an input `[N, C, D1…Dn]` with weights `[M, C/group, K1…Kn]` and an
@@ -34,6 +35,10 @@ impl Conv {
     /// A convolution of `rank` spatial axes with stride 1, no padding, no dilation and one group.
     pub fn new(rank: usize) -> Self {
         Conv { strides: vec![1; rank], pads: vec![0; 2 * rank], dilations: vec![1; rank], group: 1 }
+    }
+
+    fn sliding(&self) -> Sliding<'_> {
+        Sliding { strides: &self.strides, pads: &self.pads, dilations: &self.dilations, group: self.group }
     }
 }
 
@@ -116,6 +121,22 @@ impl OpDef for Conv {
             out.push(sum);
         });
         Ok(vec![Tensor::from_f64s(dtype, &shape, &out)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, w, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let (extents, kernel) = (cx.shape(x)?, cx.shape(w)?);
+        let mut grads = vec![None; 3];
+        if cx.wants(0) {
+            grads[0] = Some(self.sliding().spread(cx, dy, w, &extents[2..])?);
+        }
+        if cx.wants(1) {
+            grads[1] = Some(self.sliding().correlate(cx, x, dy, &kernel[2..])?);
+        }
+        if cx.wants(2) {
+            grads[2] = Some(channel_sums(cx, dy)?);
+        }
+        Ok(grads)
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], outputs: &[&TensorType]) -> Dim {

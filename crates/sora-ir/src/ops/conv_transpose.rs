@@ -3,9 +3,11 @@
 use sora_tensor::{DType, Tensor};
 
 use super::max_pool::{LARGEST, span};
-use super::{attrs, for_each_index, product};
+use super::movement::signed;
+use super::sliding_grad::{Sliding, channel_sums};
+use super::{Conv, attrs, for_each_index, product};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// N-d transposed convolution: the gradient of `Conv` with respect to its input. An input `[N, C, D1…Dn]`,
@@ -121,6 +123,38 @@ impl OpDef for ConvTranspose {
             });
         });
         Ok(vec![result.cast(dtype)])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, w, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let kernel = cx.shape(w)?;
+        let mut grads = vec![None; 3];
+        // The result is what the windows of a convolution of dy would read; x takes the place of its result.
+        if cx.wants(0) {
+            let (input, output) = (cx.shape(x)?, cx.shape(dy)?);
+            let mut cut = vec![0; output.len()];
+            let mut pads = self.pads.clone();
+            let rank = self.strides.len();
+            for axis in 0..rank {
+                let span = (kernel[2 + axis] - 1) * self.dilations[axis] + 1;
+                let read = (input[2 + axis] - 1) * self.strides[axis] + span;
+                let given = output[2 + axis] + self.pads[axis];
+                pads[rank + axis] = read.saturating_sub(given);
+                cut[2 + axis] = -signed(given.saturating_sub(read));
+            }
+            let read = cx.pad(dy, &vec![0; output.len()], &cut)?;
+            let (strides, dilations) = (self.strides.clone(), self.dilations.clone());
+            grads[0] = Some(cx.op(Conv { strides, pads, dilations, group: self.group }, [read, w])?);
+        }
+        if cx.wants(1) {
+            let (strides, pads, dilations) = (&self.strides, &self.pads, &self.dilations);
+            let sliding = Sliding { strides, pads, dilations, group: self.group };
+            grads[1] = Some(sliding.correlate(cx, dy, x, &kernel[2..])?);
+        }
+        if cx.wants(2) {
+            grads[2] = Some(channel_sums(cx, dy)?);
+        }
+        Ok(grads)
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {

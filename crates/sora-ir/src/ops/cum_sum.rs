@@ -5,7 +5,7 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, Op, OpDef, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, Op, OpDef, TensorType, ensure};
 
 attrs! {
     /// Running sums along one axis. Inputs: x and the axis, one `i32` or `i64` element that may be negative. Integers
@@ -26,6 +26,12 @@ impl OpDef for CumSum {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let order = Order { exclusive: self.exclusive, reverse: self.reverse };
         order.accumulate(cx, (0.0, |a, b| a + b), (0, i128::wrapping_add))
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (axis, dy) = (cx.input(1)?, cx.grad()?);
+        let back = CumSum { exclusive: self.exclusive, reverse: !self.reverse };
+        Ok(vec![Some(cx.op(back, [dy, axis])?), None])
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -8,7 +8,7 @@ use sora_tensor::{DType, Tensor};
 use super::{attrs, broadcast_offset, for_each_index};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 /// Which element types a function takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +181,10 @@ impl OpDef for Unary {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (x, row) = (cx.get(0)?, self.kind.row());
         Ok(vec![map(x, row.float, row.int)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        self.gradient(cx)
     }
 
     fn quant(&self) -> QuantRule {
@@ -384,6 +388,10 @@ impl OpDef for Binary {
             offsets(&mut |i, j| out.push((row.int)(x[i], y[j])));
             Tensor::from_i128s(dtype, &shape, &out)?
         }])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        self.gradient(cx)
     }
 
     fn quant(&self) -> QuantRule {

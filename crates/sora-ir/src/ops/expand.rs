@@ -6,7 +6,7 @@ use super::attrs;
 use super::movement::{MAX_CONTENT, any_dtype, assemble, described_rank, leading, list, signed};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The first input repeated along axes of extent one until it has the shape that it and the list in the
@@ -53,6 +53,11 @@ impl OpDef for Expand {
         Ok(vec![assemble(dtype, &shape, visited, |index| {
             Some((x, super::broadcast_offset(index, outer).saturating_mul(run)))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let dy = cx.grad()?;
+        Ok(vec![Some(cx.sum_to_input(dy, 0)?)])
     }
 
     fn quant(&self) -> QuantRule {

@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::movement::{any_var, either_end, signed};
 use super::{attrs, product};
 use crate::case::{Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// A matrix of the same elements: the axes before `axis` make the rows, the others the columns.
@@ -30,6 +30,11 @@ impl OpDef for Flatten {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (_, shape) = cx.output(self)?;
         Ok(vec![cx.get(0)?.reshape(&shape)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (shape, dy) = (cx.shape(cx.input(0)?)?, cx.grad()?);
+        Ok(vec![Some(cx.reshape(dy, &shape)?)])
     }
 
     fn quant(&self) -> QuantRule {

@@ -3,10 +3,10 @@
 use sora_tensor::{DType, Tensor};
 
 use super::movement::{MAX_RANK, any_var, assemble, either_end, offset, signed};
-use super::{attrs, strides};
+use super::{Reduction, ScatterNd, attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// Slices of the data (input 0) at the positions that integer indices (input 1) name on one axis: that
@@ -56,6 +56,24 @@ impl OpDef for Gather {
             let (before, at) = index.split_at(axis);
             Some((x, offset(before, &steps) + positions[offset(at, &index_steps)] * steps[axis]))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (data, indices, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let (shape, mut lines) = (cx.shape(data)?, cx.shape(indices)?);
+        let axis = resolve_axis(self.axis, shape.len())?;
+        // With the gathered axis in front, every index names one slice to add to.
+        let (rank, taken) = (shape.len() + lines.len() - 1, lines.len());
+        let forward: Vec<usize> = (axis..axis + taken).chain(0..axis).chain(axis + taken..rank).collect();
+        let slices = cx.transpose(dy, &forward)?;
+        lines.push(1);
+        let indices = cx.reshape(indices, &lines)?;
+        let mut turned = shape.clone();
+        turned[..=axis].rotate_right(1);
+        let zeros = cx.zeros(cx.dtype(data), &turned)?;
+        let sum = cx.op(ScatterNd { reduction: Reduction::Add }, [zeros, indices, slices])?;
+        let back: Vec<usize> = (1..=axis).chain([0]).chain(axis + 1..shape.len()).collect();
+        Ok(vec![Some(cx.transpose(sum, &back)?), None])
     }
 
     fn quant(&self) -> QuantRule {

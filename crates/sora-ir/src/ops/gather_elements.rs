@@ -4,10 +4,10 @@ use sora_tensor::{DType, Tensor};
 
 use super::gather::resolve_index;
 use super::movement::{any_var, assemble, either_end};
-use super::{attrs, strides};
+use super::{Reduction, ScatterElements, attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// For each integer index (input 1), the element of the data (input 0) at the index's own place, except
@@ -44,6 +44,13 @@ impl OpDef for GatherElements {
             let at = |(i, &own): (usize, &usize)| if i == axis { position } else { own };
             Some((x, index.iter().enumerate().map(at).zip(&steps).map(|(i, step)| i * step).sum()))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (data, indices, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let zeros = cx.zeros_like(data)?;
+        let add = ScatterElements { axis: self.axis, reduction: Reduction::Add };
+        Ok(vec![Some(cx.op(add, [zeros, indices, dy])?), None])
     }
 
     fn quant(&self) -> QuantRule {

@@ -4,9 +4,9 @@ use sora_tensor::{DType, Tensor};
 
 use super::gather::resolve_index;
 use super::movement::{MAX_RANK, any_var, assemble, offset};
-use super::{attrs, strides};
+use super::{Reduction, ScatterNd, attrs, strides};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// Slices of the data (input 0): each line of the integer indices (input 1) holds the leading coordinates of one,
@@ -92,6 +92,13 @@ impl OpDef for GatherNd {
         let visited = indices.rank() - 1;
         let steps = strides(&indices.shape()[..visited]);
         Ok(vec![assemble(dtype, &shape, visited, |index| Some((x, offsets[offset(index, &steps)])))?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        ensure!(self.batch_dims == 0, "has a gradient without batch axes only, found {}", self.batch_dims);
+        let (data, indices, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let zeros = cx.zeros_like(data)?;
+        Ok(vec![Some(cx.op(ScatterNd { reduction: Reduction::Add }, [zeros, indices, dy])?), None])
     }
 
     fn quant(&self) -> QuantRule {

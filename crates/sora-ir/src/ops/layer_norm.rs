@@ -2,10 +2,10 @@
 
 use sora_tensor::Tensor;
 
-use super::{attrs, broadcast_offset, for_each_index};
+use super::{ReduceKind, UnaryKind, attrs, broadcast_offset, for_each_index};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
 
 attrs! {
     /// `(x - mean) / sqrt(var + epsilon) · scale + bias`, with mean and variance over `axis` and all later axes.
@@ -65,6 +65,39 @@ impl OpDef for LayerNorm {
         transform(cx.opt(1), |v, scale| v * scale);
         transform(cx.opt(2), |v, bias| v + bias);
         Ok(vec![Tensor::from_f64s(x.dtype(), x.shape(), &values)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, dy) = (cx.input(0)?, cx.grad()?);
+        let rank = cx.shape(x)?.len();
+        let axes: Vec<usize> = (resolve_axis(self.axis, rank)?..rank).collect();
+        let mean = cx.reduce(ReduceKind::Mean, x, &axes)?;
+        let centred = cx.sub(x, mean)?;
+        let squares = cx.mul(centred, centred)?;
+        let variance = cx.reduce(ReduceKind::Mean, squares, &axes)?;
+        let deviation = cx.plus(variance, f64::from(self.epsilon.0))?;
+        let deviation = cx.unary(UnaryKind::Sqrt, deviation)?;
+        let normal = cx.div(centred, deviation)?;
+        // With n the normalized x and g = dy · scale: dx = (g - mean(g) - n · mean(g · n)) / deviation.
+        let g = match cx.opt(1) {
+            Some(scale) => cx.mul(dy, scale)?,
+            None => dy,
+        };
+        let level = cx.reduce(ReduceKind::Mean, g, &axes)?;
+        let product = cx.mul(g, normal)?;
+        let slope = cx.reduce(ReduceKind::Mean, product, &axes)?;
+        let along = cx.mul(normal, slope)?;
+        let rest = cx.sub(g, level)?;
+        let rest = cx.sub(rest, along)?;
+        let mut grads = vec![Some(cx.div(rest, deviation)?), None, None];
+        if cx.wants(1) {
+            let product = cx.mul(dy, normal)?;
+            grads[1] = Some(cx.sum_to_input(product, 1)?);
+        }
+        if cx.wants(2) {
+            grads[2] = Some(cx.sum_to_input(dy, 2)?);
+        }
+        Ok(grads)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -5,7 +5,7 @@ use sora_tensor::{DType, Tensor};
 use super::{attrs, broadcast_offset, for_each_index, product, room};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// Matrix product `[…, M, K] × […, K, N] → […, M, N]` of two operands of one number type. Leading axes
@@ -63,6 +63,54 @@ impl OpDef for MatMul {
             let out = multiply(a, &a.to_i128s(), b, &b.to_i128s(), &shape, wrapping)?;
             Tensor::from_i128s(dtype, &shape, &out)?
         }])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (a, b, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let (a_shape, b_shape) = (cx.shape(a)?, cx.shape(b)?);
+        // Vectors as matrices of one row or column.
+        let matrix = |shape: &[usize], row: bool| match (shape, row) {
+            (&[k], true) => vec![1, k],
+            (&[k], false) => vec![k, 1],
+            _ => shape.to_vec(),
+        };
+        let (a_matrix, b_matrix) = (matrix(&a_shape, true), matrix(&b_shape, false));
+        let (a, b) = (cx.reshape(a, &a_matrix)?, cx.reshape(b, &b_matrix)?);
+        let mut dy_shape = cx.shape(dy)?;
+        if a_shape.len() == 1 {
+            dy_shape.insert(dy_shape.len() - usize::from(b_shape.len() > 1), 1);
+        }
+        if b_shape.len() == 1 {
+            dy_shape.push(1);
+        }
+        let dy = cx.reshape(dy, &dy_shape)?;
+        let mut grads = vec![None, None];
+        if cx.wants(0) {
+            let turned = cx.transpose_matrices(b)?;
+            let da = cx.mat_mul(dy, turned)?;
+            let da = cx.sum_to(da, &a_matrix)?;
+            grads[0] = Some(cx.reshape(da, &a_shape)?);
+        }
+        if cx.wants(1) {
+            let db = match b_matrix.len() {
+                // One matrix for all: the stacks on the left are one tall matrix.
+                2 => {
+                    let (rows, k, n) =
+                        (a_matrix[..a_matrix.len() - 1].iter().product(), b_matrix[0], b_matrix[1]);
+                    let left = cx.reshape(a, &[rows, k])?;
+                    let right = cx.reshape(dy, &[rows, n])?;
+                    let turned = cx.transpose_matrices(left)?;
+                    cx.mat_mul(turned, right)?
+                }
+                _ => {
+                    let turned = cx.transpose_matrices(a)?;
+                    let db = cx.mat_mul(turned, dy)?;
+                    cx.sum_to(db, &b_matrix)?
+                }
+            };
+            grads[1] = Some(cx.reshape(db, &b_shape)?);
+        }
+        Ok(grads)
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], outputs: &[&TensorType]) -> Dim {

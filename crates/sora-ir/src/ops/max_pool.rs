@@ -2,9 +2,9 @@
 
 use sora_tensor::{DType, Tensor};
 
-use super::{attrs, for_each_index};
+use super::{BinaryKind, MaxPoolIndices, Reduction, ScatterElements, attrs, for_each_index};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The greatest element of each window: `[N, C, D1…Dn] → [N, C, E1…En]`. Padding never wins; a window of
@@ -103,6 +103,14 @@ impl Window<'_> {
         Cover { first, inside: below(input_end) - outside, padded: below(input_end.saturating_add(after)) }
     }
 
+    /// Whether some window, of as many steps along each axis, covers no element of an input of `extents`.
+    fn misses(&self, extents: &[usize], steps: &[usize]) -> bool {
+        let mut axes = steps.iter().zip(extents).enumerate();
+        axes.any(|(axis, (&steps, &extent))| {
+            (0..steps).any(|step| self.cover(axis, extent, step).inside == 0)
+        })
+    }
+
     /// Calls `visit` with the positions inside an input of `extents` that the window at `steps` covers, in row-major
     /// order; gives the number of those inside the input or its padding.
     pub(crate) fn visit(&self, extents: &[usize], steps: &[usize], mut visit: impl FnMut(&[usize])) -> f64 {
@@ -188,6 +196,31 @@ impl OpDef for MaxPool {
         let greater = |a: f64, &b: &f64| if a.is_nan() || a > b { a } else { b };
         let pooled = self.window().reduce(cx.get(0)?, &shape, |seen, _| seen.iter().fold(least, greater))?;
         Ok(vec![pooled])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, dy) = (cx.input(0)?, cx.grad()?);
+        let (shape, steps) = (cx.shape(x)?, cx.shape(dy)?);
+        let positions = MaxPoolIndices {
+            kernel: self.kernel.clone(),
+            strides: self.strides.clone(),
+            pads: self.pads.clone(),
+            dilations: self.dilations.clone(),
+            ceil_mode: self.ceil_mode,
+            column_major: false,
+        };
+        let mut positions = cx.op(positions, [x])?;
+        let mut sent = dy;
+        if self.window().misses(&shape[2..], &steps[2..]) {
+            let inside = cx.compare(positions, BinaryKind::GreaterOrEqual, 0.0)?;
+            sent = cx.keep(inside, dy)?;
+            positions = cx.keep(inside, positions)?;
+        }
+        let (count, total) = (steps.iter().product(), shape.iter().product());
+        let (positions, sent) = (cx.reshape(positions, &[count])?, cx.reshape(sent, &[count])?);
+        let zeros = cx.zeros(cx.dtype(x), &[total])?;
+        let sum = cx.op(ScatterElements { axis: 0, reduction: Reduction::Add }, [zeros, positions, sent])?;
+        Ok(vec![Some(cx.reshape(sum, &shape)?)])
     }
 
     fn quant(&self) -> QuantRule {

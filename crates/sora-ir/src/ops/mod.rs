@@ -16,6 +16,7 @@ mod dequantize_linear;
 mod det;
 mod dynamic_quantize_linear;
 mod elementwise;
+mod elementwise_grad;
 mod expand;
 mod flatten;
 mod gather;
@@ -31,7 +32,7 @@ mod mat_mul;
 mod max_pool;
 mod max_pool_indices;
 mod max_roi_pool;
-mod movement;
+pub(crate) mod movement;
 mod non_max_suppression;
 mod non_zero;
 mod one_hot;
@@ -52,6 +53,7 @@ mod scatter_elements;
 mod scatter_nd;
 mod shape;
 mod slice;
+mod sliding_grad;
 mod softmax;
 mod split;
 mod squeeze;
@@ -130,7 +132,9 @@ use serde::{Deserialize, Serialize};
 use sora_tensor::Tensor;
 
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, Subgraph, TensorType, ensure};
+use crate::{
+    Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Subgraph, TensorType, ensure,
+};
 
 /// Declares an operator's attributes: a plain struct with the derives that every operator needs.
 macro_rules! attrs {
@@ -186,6 +190,14 @@ macro_rules! ops {
             /// See [`OpDef::macs`].
             pub fn macs(&self, inputs: &[Option<&TensorType>], outputs: &[&TensorType]) -> Dim {
                 match self { $(Op::$name(op) => op.macs(inputs, outputs)),* }
+            }
+
+            /// See [`OpDef::grad`].
+            ///
+            /// # Errors
+            /// [`Mismatch`] where the operator is not differentiable.
+            pub fn grad(&self, cx: &mut GradCx) -> Gradients {
+                match self { $(Op::$name(op) => op.grad(cx)),* }
             }
 
             /// See [`OpDef::quant`].

@@ -9,7 +9,7 @@ use super::movement::{
 use super::{attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::infer_concrete;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 /// What stands in the padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -135,6 +135,19 @@ impl OpDef for Pad {
             });
             inside.map(|offset| (x, offset)).or(value.map(|value| (value, 0)))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        ensure!(
+            self.mode == PadMode::Constant,
+            "has a gradient in constant mode only, found {:?}",
+            self.mode
+        );
+        cx.refuse(2, "the value of the padding")?;
+        let dy = cx.grad()?;
+        let back: Vec<i64> = cx.numbers(cx.input(1)?)?.iter().map(|n| -n).collect();
+        let (back, axes) = (cx.list(&back), cx.opt(3));
+        Ok(vec![Some(cx.op(self.clone(), [Some(dy), Some(back), None, axes])?), None, None, None])
     }
 
     fn quant(&self) -> QuantRule {

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use sora_tensor::{DType, Tensor};
 
-use super::{attrs, for_each_index, room, strides};
+use super::{BinaryKind, UnaryKind, attrs, for_each_index, room, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 /// Which element types a reduction takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +179,54 @@ impl OpDef for Reduce {
             let reduce = |v: &[i128]| if clamp { (row.int)(v).clamp(low, high) } else { (row.int)(v) };
             Tensor::from_i128s(dtype, &shape, &gather(x.shape(), &reduced, &x.to_i128s(), reduce)?)?
         }])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, y, dy) = (cx.input(0)?, cx.output(0)?, cx.grad()?);
+        let shape = cx.shape(x)?;
+        let reduced = self.reduced(shape.len())?;
+        let kept: Vec<usize> =
+            shape.iter().zip(&reduced).map(|(&d, &reduced)| if reduced { 1 } else { d }).collect();
+        let (y, dy) = (cx.reshape(y, &kept)?, cx.reshape(dy, &kept)?);
+        let dx = match self.kind {
+            ReduceKind::Sum => dy,
+            ReduceKind::Mean => {
+                let count: usize = shape.iter().zip(&reduced).filter(|(_, r)| **r).map(|(&d, _)| d).product();
+                cx.times(dy, 1.0 / count.max(1) as f64)?
+            }
+            ReduceKind::L1 => {
+                let sign = cx.unary(UnaryKind::Sign, x)?;
+                cx.mul(dy, sign)?
+            }
+            ReduceKind::L2 => {
+                let slope = cx.div(dy, y)?;
+                cx.mul(x, slope)?
+            }
+            ReduceKind::LogSum => {
+                let sum = cx.unary(UnaryKind::Exp, y)?;
+                cx.div(dy, sum)?
+            }
+            ReduceKind::LogSumExp => {
+                let below = cx.sub(x, y)?;
+                let share = cx.unary(UnaryKind::Exp, below)?;
+                cx.mul(dy, share)?
+            }
+            // Equal extremes share the gradient.
+            ReduceKind::Max | ReduceKind::Min => {
+                let dtype = cx.dtype(x);
+                let chosen = cx.binary(BinaryKind::Equal, x, y)?;
+                let chosen = cx.cast(chosen, dtype)?;
+                let count = cx.sum_to(chosen, &kept)?;
+                let share = cx.div(dy, count)?;
+                cx.mul(chosen, share)?
+            }
+            ReduceKind::Prod => return Err(Mismatch::new("has no gradient")),
+            ReduceKind::SumSquare => {
+                let twice = cx.times(dy, 2.0)?;
+                cx.mul(x, twice)?
+            }
+        };
+        Ok(vec![Some(cx.expand(dx, &shape)?)])
     }
 
     fn quant(&self) -> QuantRule {

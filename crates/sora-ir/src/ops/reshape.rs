@@ -5,7 +5,7 @@ use sora_tensor::{Tensor, element_count};
 use super::movement::{any_var, described_rank, list, signed};
 use super::{attrs, product};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The same elements, row-major, under the shape that the second input lists. One extent may be -1: what
@@ -80,6 +80,11 @@ impl OpDef for Reshape {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (_, shape) = cx.output(self)?;
         Ok(vec![cx.get(0)?.reshape(&shape)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (shape, dy) = (cx.shape(cx.input(0)?)?, cx.grad()?);
+        Ok(vec![Some(cx.reshape(dy, &shape)?)])
     }
 
     fn quant(&self) -> QuantRule {

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 use sora_tensor::{DType, Tensor};
 
+use super::BinaryKind;
+use super::movement::signed;
 use crate::case::Gen;
-use crate::{Mismatch, TensorType, ensure};
+use crate::{GradCx, Gradients, Mismatch, Op, TensorType, ensure};
 
 /// How an update meets the element that is at its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,6 +36,31 @@ impl Reduction {
         ensure!(data.dtype == updates.dtype, "data {data} and updates {updates} differ in dtype");
         ensure!(self == Reduction::Replace || data.dtype != DType::Bool, "{self:?} does not take {data}");
         Ok(())
+    }
+
+    /// The gradients of the data and the updates of a scatter: `scatter` writes updates into data at `indices`, `gather`
+    /// reads from there.
+    pub(super) fn gradients(self, cx: &mut GradCx, scatter: Op, gather: Op) -> Gradients {
+        let (indices, updates, dy) = (cx.input(1)?, cx.input(2)?, cx.grad()?);
+        let read = cx.op(gather.clone(), [dy, indices])?;
+        match self {
+            Reduction::Add => Ok(vec![Some(dy), None, Some(read)]),
+            Reduction::Replace => {
+                let zeros = cx.zeros_like(updates)?;
+                let data = cx.op(scatter.clone(), [dy, indices, zeros])?;
+                // Every update leaves its number: those that find another one have been overwritten.
+                let (extents, places) = (cx.shape(updates)?, cx.shape(dy)?);
+                let numbers: Vec<i64> = (0..extents.iter().product::<usize>()).map(signed).collect();
+                let numbers = cx.list(&numbers);
+                let numbers = cx.reshape(numbers, &extents)?;
+                let nowhere = cx.zeros(DType::I64, &places)?;
+                let last = cx.op(scatter, [nowhere, indices, numbers])?;
+                let last = cx.op(gather, [last, indices])?;
+                let stayed = cx.binary(BinaryKind::Equal, last, numbers)?;
+                Ok(vec![Some(data), None, Some(cx.keep(stayed, read)?)])
+            }
+            other => Err(Mismatch::new(format!("has no gradient where updates meet by {other:?}"))),
+        }
     }
 
     fn float(self, old: f64, new: f64) -> f64 {

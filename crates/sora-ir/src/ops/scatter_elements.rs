@@ -4,10 +4,10 @@ use sora_tensor::{DType, Tensor};
 
 use super::gather::resolve_index;
 use super::movement::{either_end, offset};
-use super::{Reduction, attrs, for_each_index, strides};
+use super::{GatherElements, Reduction, attrs, for_each_index, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// The data (input 0) with each update (input 2) at its own place, except that on one axis it is where its integer
@@ -51,6 +51,10 @@ impl OpDef for ScatterElements {
             pairs.push((elsewhere + positions[from] * steps[axis], from));
         });
         Ok(vec![self.reduction.apply(x, updates, 1, &pairs)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        self.reduction.gradients(cx, self.clone().into(), GatherElements { axis: self.axis }.into())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

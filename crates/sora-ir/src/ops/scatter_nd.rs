@@ -3,9 +3,9 @@
 use sora_tensor::Tensor;
 
 use super::gather_nd::{any_coordinates, coordinate_len, resolve_coordinates};
-use super::{Reduction, attrs};
+use super::{GatherNd, Reduction, attrs};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// The data (input 0) with slices replaced by the updates (input 2): each line of the integer indices (input 1)
@@ -37,6 +37,10 @@ impl OpDef for ScatterNd {
         let (offsets, run) = resolve_coordinates(x, indices, 0)?;
         let pairs: Vec<_> = offsets.into_iter().enumerate().map(|(line, to)| (to, line * run)).collect();
         Ok(vec![self.reduction.apply(x, updates, run, &pairs)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        self.reduction.gradients(cx, self.clone().into(), GatherNd { batch_dims: 0 }.into())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -2,13 +2,13 @@
 
 use sora_tensor::Tensor;
 
-use super::attrs;
 use super::movement::{
     any_var, distinct_axes, either_end, leading, list, list_extent, numbers, remap, signed,
 };
+use super::{Reduction, ScatterElements, attrs};
 use crate::case::{Arg, Case, Gen};
 use crate::op::infer_concrete;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// From each of `axes` (default: the first ones) the elements `start`, `start + step`, … before `end`.
@@ -141,6 +141,41 @@ impl OpDef for Slice {
         let steps = steps.ok_or_else(|| Mismatch::new("the bounds are not known"))?;
         let visited = leading(shape.len(), |axis| steps[axis] != (0, 1) || shape[axis] != x.shape()[axis]);
         Ok(vec![remap(x, &shape, visited, |axis, i| position(steps[axis], i))?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (shape, dy) = (cx.shape(cx.input(0)?)?, cx.grad()?);
+        let taken = cx.shape(dy)?;
+        let list = |index| cx.opt(index).map(|list| cx.numbers(list)).transpose();
+        let (starts, ends) = (list(1)?.unwrap_or_default(), list(2)?.unwrap_or_default());
+        let axes = list(3)?.unwrap_or_else(|| (0..signed(starts.len())).collect());
+        let steps = list(4)?.unwrap_or_else(|| vec![1; starts.len()]);
+        let (mut before, mut after) = (vec![0; shape.len()], vec![0; shape.len()]);
+        let mut grad = dy;
+        for (i, axis) in distinct_axes(&axes, shape.len())?.into_iter().enumerate() {
+            let (first, count) = window(signed(shape[axis]), starts[i], ends[i], steps[i]);
+            if steps[i] == 1 || count <= 1 {
+                before[axis] = first;
+                after[axis] = signed(shape[axis]) - first - count;
+                continue;
+            }
+            // Elements apart from each other, or backwards, return one by one.
+            let places: Vec<i64> = (0..taken[axis]).map(|k| signed(position((first, steps[i]), k))).collect();
+            let mut partial = cx.shape(grad)?;
+            partial[axis] = shape[axis];
+            let mut line = vec![1; partial.len()];
+            line[axis] = taken[axis];
+            let places = cx.list(&places);
+            let places = cx.reshape(places, &line)?;
+            let grad_shape = cx.shape(grad)?;
+            let places = cx.expand(places, &grad_shape)?;
+            let zeros = cx.zeros(cx.dtype(grad), &partial)?;
+            let add = ScatterElements { axis: signed(axis), reduction: Reduction::Add };
+            grad = cx.op(add, [zeros, places, grad])?;
+        }
+        let mut grads = vec![None; 5];
+        grads[0] = Some(cx.pad(grad, &before, &after)?);
+        Ok(grads)
     }
 
     fn quant(&self) -> QuantRule {

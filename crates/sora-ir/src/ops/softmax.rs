@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use sora_tensor::{DType, Tensor};
 
-use super::attrs;
+use super::{ReduceKind, UnaryKind, attrs};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// `exp(x) / sum(exp(x))` along one axis, or its logarithm. Source: ONNX Softmax and LogSoftmax, opset 13 on.
@@ -49,6 +49,25 @@ impl OpDef for Softmax {
             }
         }
         Ok(vec![Tensor::from_f64s(x.dtype(), x.shape(), &values)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (y, dy) = (cx.output(0)?, cx.grad()?);
+        let axis = resolve_axis(self.axis, cx.shape(y)?.len())?;
+        let dx = if self.log {
+            // dy - exp(y) · sum(dy)
+            let sum = cx.reduce(ReduceKind::Sum, dy, &[axis])?;
+            let probability = cx.unary(UnaryKind::Exp, y)?;
+            let share = cx.mul(probability, sum)?;
+            cx.sub(dy, share)?
+        } else {
+            // y · (dy - sum(y · dy))
+            let weighted = cx.mul(y, dy)?;
+            let sum = cx.reduce(ReduceKind::Sum, weighted, &[axis])?;
+            let centred = cx.sub(dy, sum)?;
+            cx.mul(y, centred)?
+        };
+        Ok(vec![Some(dx)])
     }
 
     fn label(&self) -> Option<Cow<'static, str>> {

@@ -2,11 +2,11 @@
 
 use sora_tensor::Tensor;
 
-use super::attrs;
 use super::movement::{any_var, either_end, remap, signed};
+use super::{Concat, attrs};
 use crate::case::{Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The input cut along one axis into parts that follow each other. Source: ONNX Split.
@@ -76,6 +76,11 @@ impl OpDef for Split {
             remap(x, &shape, axis + 1, |a, i| if a == axis { first + i } else { i })
         };
         cx.infer(self)?.into_iter().map(part).collect()
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let parts = (0..self.outputs).map(|i| cx.grad_of(i)).collect::<Result<Vec<_>, _>>()?;
+        Ok(vec![Some(cx.op(Concat { axis: self.axis }, parts)?)])
     }
 
     fn quant(&self) -> QuantRule {

@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::attrs;
 use super::movement::{any_var, distinct_axes, either_end};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The input without some axes of extent one. Source: ONNX Squeeze.
@@ -34,6 +34,11 @@ impl OpDef for Squeeze {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (_, shape) = cx.output(self)?;
         Ok(vec![cx.get(0)?.reshape(&shape)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (shape, dy) = (cx.shape(cx.input(0)?)?, cx.grad()?);
+        Ok(vec![Some(cx.reshape(dy, &shape)?)])
     }
 
     fn quant(&self) -> QuantRule {

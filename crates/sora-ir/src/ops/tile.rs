@@ -2,10 +2,10 @@
 
 use sora_tensor::Tensor;
 
-use super::attrs;
 use super::movement::{any_var, list, list_extent, remap, signed};
+use super::{ReduceKind, attrs};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The first input repeated as a whole along each axis, as often as the list in the second input says.
@@ -34,6 +34,18 @@ impl OpDef for Tile {
         let (_, shape) = cx.output(self)?;
         let x = cx.get(0)?;
         Ok(vec![remap(x, &shape, shape.len(), |axis, i| i % x.shape()[axis])?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (shape, dy) = (cx.shape(cx.input(0)?)?, cx.grad()?);
+        let tiled = cx.shape(dy)?;
+        // Each axis as repeats × extent, summed over the repeats.
+        let repeats = shape.iter().zip(&tiled).map(|(&d, &t)| [t.checked_div(d).unwrap_or(0), d]);
+        let pairs: Vec<usize> = repeats.flatten().collect();
+        let axes: Vec<usize> = (0..shape.len()).map(|axis| 2 * axis).collect();
+        let pairs = cx.reshape(dy, &pairs)?;
+        let sum = cx.reduce(ReduceKind::Sum, pairs, &axes)?;
+        Ok(vec![Some(cx.reshape(sum, &shape)?)])
     }
 
     fn quant(&self) -> QuantRule {

@@ -2,10 +2,10 @@
 
 use sora_tensor::{DType, Tensor};
 
-use super::attrs;
+use super::{Reduction, ScatterElements, attrs};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// The k largest or smallest elements along one axis, best first, and their `i64` positions. Of equal elements
@@ -83,6 +83,13 @@ impl OpDef for TopK {
             }
         };
         Ok(vec![values, Tensor::from_slice(&shape, &positions)?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (x, positions, dy) = (cx.input(0)?, cx.output(1)?, cx.grad()?);
+        let zeros = cx.zeros_like(x)?;
+        let add = ScatterElements { axis: self.axis, reduction: Reduction::Add };
+        Ok(vec![Some(cx.op(add, [zeros, positions, dy])?), None])
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

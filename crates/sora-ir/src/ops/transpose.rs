@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::movement::{any_var, assemble, leading, offset};
 use super::{attrs, strides};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The axes in another order: axis `i` of the result is axis `perm[i]` of the input.
@@ -36,6 +36,13 @@ impl OpDef for Transpose {
         let from = strides(x.shape());
         let steps: Vec<usize> = self.perm.iter().map(|&axis| from[axis]).collect();
         Ok(vec![assemble(dtype, &shape, visited, |index| Some((x, offset(index, &steps))))?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let dy = cx.grad()?;
+        let mut back = vec![0; self.perm.len()];
+        self.perm.iter().enumerate().for_each(|(i, &axis)| back[axis] = i);
+        Ok(vec![Some(cx.transpose(dy, &back)?)])
     }
 
     fn quant(&self) -> QuantRule {

@@ -5,7 +5,7 @@ use sora_tensor::{DType, Tensor};
 use super::movement::{any_var, assemble, is_single, offset, signed};
 use super::{attrs, strides};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// The upper or lower triangle of the last two axes, zero elsewhere. Inputs: data of rank 2 or more, k?
@@ -39,6 +39,12 @@ impl OpDef for Trilu {
             let kept = if self.upper { right >= diagonal } else { right <= diagonal };
             kept.then(|| (x, offset(index, &steps)))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let dy = cx.grad()?;
+        let diagonal = cx.opt(1);
+        Ok(vec![Some(cx.op(self.clone(), [Some(dy), diagonal])?), None])
     }
 
     fn quant(&self) -> QuantRule {

@@ -6,7 +6,7 @@ use super::movement::{MAX_CONTENT, any_dtype, assemble};
 use super::{attrs, broadcast_offset};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// The elements of the second input where the first, truth values, holds; of the third elsewhere. All
@@ -33,6 +33,21 @@ impl OpDef for Where {
             let chosen = if holds { x } else { y };
             Some((chosen, broadcast_offset(index, chosen.shape())))
         })?])
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (condition, dy) = (cx.input(0)?, cx.grad()?);
+        let zero = cx.number(0.0, dy)?;
+        let mut grads = vec![None; 3];
+        if cx.wants(1) {
+            let da = cx.select(condition, dy, zero)?;
+            grads[1] = Some(cx.sum_to_input(da, 1)?);
+        }
+        if cx.wants(2) {
+            let db = cx.select(condition, zero, dy)?;
+            grads[2] = Some(cx.sum_to_input(db, 2)?);
+        }
+        Ok(grads)
     }
 
     fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
