@@ -25,6 +25,7 @@ mod gather_nd;
 mod grid_sample;
 mod gru;
 mod if_;
+mod late;
 mod layer_norm;
 mod loop_;
 mod lstm;
@@ -89,6 +90,7 @@ pub use gather_nd::GatherNd;
 pub use grid_sample::{GridSample, Outside};
 pub use gru::Gru;
 pub use if_::If;
+pub use late::{Late, LateOp};
 pub use layer_norm::LayerNorm;
 pub use loop_::Loop;
 pub use lstm::Lstm;
@@ -248,6 +250,7 @@ ops! {
     GridSample,
     Gru,
     If,
+    Late,
     LayerNorm,
     Loop,
     Lstm,

@@ -2,8 +2,8 @@
 
 use sora_ir::ops::{
     Activation, ActivationKind, Binary, BinaryKind, CastFloat8, DequantizeLinear, Direction, Distribution,
-    LayerNorm, Pad, PadMode, QuantizeLinear, Random, Reduce, ReduceKind, Reduction, Rnn, RnnActivation,
-    ScatterElements, ScatterNd, Split, Unary, UnaryKind,
+    Late, LateOp, LayerNorm, Pad, PadMode, QuantizeLinear, Random, Reduce, ReduceKind, Reduction, Rnn,
+    RnnActivation, ScatterElements, ScatterNd, Split, Unary, UnaryKind,
 };
 use sora_ir::{Dim, Graph, Node, Op, TensorType, resolve_axis};
 use sora_tensor::{DType, PowerRounding, Tensor, element_count};
@@ -57,6 +57,7 @@ fn operator_since(graph: &Graph, node: &Node) -> i64 {
         Op::Pad(_) if ty(3).is_some() => 18,
         // Older versions count the padding of an overhanging window differently.
         Op::AveragePool(pool) if pool.ceil_mode || pool.dilations.iter().any(|&d| d != 1) => 19,
+        Op::Late(Late { op: LateOp::Reduce { kind, .. } }) if *kind != ReduceKind::Sum => 18,
         Op::Split(split) if needs_num_outputs(split, ty(0)) => 18,
         Op::Resize(op) => vision::resize_since(op),
         Op::GridSample(_) => 20,
@@ -179,6 +180,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             }
         }
         Op::If(op) => return control::if_(w, op),
+        Op::Late(op) => late(w, &op.op),
         Op::LayerNorm(op) => layer_norm(w, op)?,
         Op::Lstm(op) => {
             let attributes = vec![int("hidden_size", signed(op.hidden)), direction(op.direction)];
@@ -259,6 +261,18 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::Where(_) => w.write("Where", Vec::new()),
     }
     Ok(())
+}
+
+fn late(w: &mut NodeWriter, op: &LateOp) {
+    match op {
+        LateOp::Reduce { kind, keep_dims, none_if_empty } => {
+            let attributes = vec![flag("keepdims", *keep_dims), flag("noop_with_empty_axes", *none_if_empty)];
+            w.write(kind.name(), attributes);
+        }
+        LateOp::Split { axis, .. } => w.write("Split", vec![int("axis", *axis)]),
+        LateOp::Squeeze => w.write("Squeeze", Vec::new()),
+        LateOp::Unsqueeze => w.write("Unsqueeze", Vec::new()),
+    }
 }
 
 fn cast_float8(op: &CastFloat8) -> Vec<AttributeProto> {

@@ -2,8 +2,8 @@
 
 use sora_ir::ValueId;
 use sora_ir::ops::{
-    ArgReduce, Binary, BinaryKind, CumProd, CumSum, Det, Flatten, MatMul, OneHot, Reduce, ReduceKind,
-    Softmax, TopK, Transpose,
+    ArgReduce, Binary, BinaryKind, CumProd, CumSum, Det, Flatten, Late, LateOp, MatMul, OneHot, Reduce,
+    ReduceKind, Softmax, TopK, Transpose,
 };
 use sora_tensor::Tensor;
 
@@ -90,11 +90,15 @@ pub(super) fn transposed(cx: &mut NodeCx, x: ValueId) -> Result<ValueId, Refusal
 fn reduce(cx: &mut NodeCx, kind: ReduceKind) -> Built {
     let x = cx.input(0)?;
     let since = if kind == ReduceKind::Sum { 13 } else { 18 };
+    let (keep_dims, none_if_empty) = (cx.flag("keepdims", true), cx.flag("noop_with_empty_axes", false));
+    if let Some(axes) = cx.late(1, since) {
+        return cx.add(Late { op: LateOp::Reduce { kind, keep_dims, none_if_empty } }, [x, axes]);
+    }
     let axes = cx.ints_at("axes", 1, since)?.unwrap_or_default();
-    if axes.is_empty() && cx.flag("noop_with_empty_axes", false) {
+    if axes.is_empty() && none_if_empty {
         return Ok(vec![x]);
     }
-    cx.add(Reduce { kind, axes, keep_dims: cx.flag("keepdims", true) }, [x])
+    cx.add(Reduce { kind, axes, keep_dims }, [x])
 }
 
 fn arg_reduce(cx: &mut NodeCx, largest: bool) -> Built {

@@ -218,6 +218,11 @@ impl NodeCx<'_> {
         }
     }
 
+    /// What became an input in opset `since`, when it is computed while the model runs.
+    pub(super) fn late(&self, input: usize, since: i64) -> Option<ValueId> {
+        self.opt(input).filter(|&value| self.opset >= since && self.known_ints(value).is_none())
+    }
+
     /// What moved from an attribute to an input in opset `since`: the integers of either; `None` when absent.
     pub(super) fn ints_at(&self, name: &str, input: usize, since: i64) -> Result<Option<Vec<i64>>, Refusal> {
         if self.opset < since {

@@ -1,8 +1,8 @@
 //! Operators that move or select elements, and those that compute with shapes.
 
 use sora_ir::ops::{
-    Concat, Expand, Flatten, Gather, GatherElements, OneHot, Pad, PadMode, Reduce, ReduceKind, Reshape,
-    Shape, Slice, Split, Squeeze, Tile, Transpose, Trilu, Unsqueeze,
+    Concat, Expand, Flatten, Gather, GatherElements, Late, LateOp, OneHot, Pad, PadMode, Reduce, ReduceKind,
+    Reshape, Shape, Slice, Split, Squeeze, Tile, Transpose, Trilu, Unsqueeze,
 };
 use sora_ir::{Dim, ValueId};
 use sora_tensor::Tensor;
@@ -33,6 +33,9 @@ pub(super) const ROWS: &[Row] = &[
     onnx("SpaceToDepth", space_to_depth),
     onnx("Split", split),
     onnx("Squeeze", |cx| {
+        if let Some(axes) = cx.late(1, 13) {
+            return cx.add(Late { op: LateOp::Squeeze }, [cx.input(0)?, axes]);
+        }
         let axes = cx.ints_at("axes", 1, 13)?.unwrap_or_default();
         cx.add(Squeeze { axes }, [cx.input(0)?])
     }),
@@ -44,6 +47,9 @@ pub(super) const ROWS: &[Row] = &[
     }),
     onnx("Trilu", |cx| cx.add(Trilu { upper: cx.flag("upper", true) }, cx.inputs_to(2))),
     onnx("Unsqueeze", |cx| {
+        if let Some(axes) = cx.late(1, 13) {
+            return cx.add(Late { op: LateOp::Unsqueeze }, [cx.input(0)?, axes]);
+        }
         let axes = cx.ints_at("axes", 1, 13)?.ok_or_else(|| Refusal::new("its axes are missing"))?;
         cx.add(Unsqueeze { axes }, [cx.input(0)?])
     }),
@@ -126,6 +132,10 @@ fn slice(cx: &mut NodeCx) -> Built {
 fn split(cx: &mut NodeCx) -> Built {
     // Opset 1 has both the attribute and the input.
     let since = if cx.opset < 2 && cx.opt(1).is_some() { 1 } else { 13 };
+    if let Some(sizes) = cx.late(1, since) {
+        let op = LateOp::Split { axis: cx.int("axis", 0), outputs: cx.node.output.len() };
+        return cx.add(Late { op }, [cx.input(0)?, sizes]);
+    }
     let sizes = cx.ints_at("split", 1, since)?.unwrap_or_default();
     let sizes = sizes.iter().map(|&v| size(v, "split")).collect::<Result<Vec<_>, _>>()?;
     let outputs = match cx.attribute("num_outputs") {

@@ -4,6 +4,7 @@ mod activation;
 mod affine;
 mod arithmetic;
 mod gelu;
+mod late;
 mod layer_norm;
 mod no_op;
 mod padding;
@@ -51,6 +52,7 @@ pub static RULES: &[Rule] = &[
     arithmetic::MERGE_CONSTANT_OPERANDS,
     arithmetic::SQUARE_TO_PRODUCT,
     arithmetic::SQUARE_ROOT_OF_POWER,
+    late::SETTLE_LATE_AXES,
     reshape::CANONICALIZE_RESHAPE,
     reshape::FIX_RESHAPE_TARGET,
     reshape::MERGE_RESHAPES,
