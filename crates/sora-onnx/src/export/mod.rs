@@ -5,6 +5,7 @@ mod function;
 mod integer;
 mod node;
 mod operators;
+mod quantize;
 mod vision;
 mod write;
 
