@@ -197,8 +197,12 @@ mod tests {
         }
     }
 
-    /// The type of `tensor` with every extent but one replaced by a symbol that names it.
+    /// The type of `tensor` with every extent but one replaced by a symbol that names it. The length of a list of
+    /// integers decides ranks, which must be known.
     fn symbolic(tensor: &Tensor) -> TensorType {
+        if tensor.dtype().is_int() && tensor.rank() == 1 {
+            return TensorType::of(tensor);
+        }
         let dim = |&d: &usize| if d == 1 { Dim::from(1usize) } else { Dim::symbol(&format!("d{d}")) };
         TensorType { dtype: tensor.dtype(), shape: tensor.shape().iter().map(dim).collect() }
     }
