@@ -6,7 +6,7 @@ use sora_ir::ops::{
 use sora_ir::{Real, ValueId};
 use sora_tensor::{DType, Tensor};
 
-use super::node::{Built, NodeCx};
+use super::node::{Built, NodeCx, first};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
 use crate::tensor::signed;
@@ -43,6 +43,7 @@ pub(super) const ROWS: &[Row] = &[
     onnx("Tanh", |cx| unary(cx, UnaryKind::Tanh)),
     onnx("Tan", |cx| unary(cx, UnaryKind::Tan)),
     onnx("Mish", mish),
+    onnx("SwiGLU", swi_glu),
     onnx("Swish", swish),
     onnx("IsInf", is_inf),
     onnx("IsNaN", is_nan),
@@ -152,6 +153,16 @@ pub(super) fn gated(cx: &mut NodeCx, default: f32) -> Built {
     let scaled = cx.binary(BinaryKind::Mul, x, alpha)?;
     let gate = cx.unary(UnaryKind::Sigmoid, scaled)?;
     cx.add(Binary { kind: BinaryKind::Mul }, [x, gate])
+}
+
+/// `a · sigmoid(alpha · a) · b` of operands of one shape.
+fn swi_glu(cx: &mut NodeCx) -> Built {
+    let (a, b) = (cx.input(0)?, cx.input(1)?);
+    if !cx.ty(a).accepts(cx.ty(b)) {
+        return Err(Refusal::new(format!("its inputs {} and {} differ", cx.ty(a), cx.ty(b))));
+    }
+    let gate = first(swish(cx)?)?;
+    Ok(vec![cx.binary(BinaryKind::Mul, gate, b)?])
 }
 
 /// NaN is the only value that differs from itself.

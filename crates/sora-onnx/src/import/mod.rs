@@ -17,6 +17,7 @@ mod control;
 mod conv;
 mod einsum;
 mod elementwise;
+mod flex_attention;
 mod function;
 mod index;
 mod linear_attention;

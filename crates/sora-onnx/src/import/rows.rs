@@ -2,9 +2,9 @@
 
 use super::node::{Built, BuiltSlots, NodeCx};
 use super::{
-    attention, cast, constant, contrib, contrib_attention, control, conv, einsum, elementwise, index,
-    linear_attention, loss, math, ml, nbits, ngram, norm, quant, quantize, random, recurrent, rotary,
-    sequence, shape, signal, training, vision,
+    attention, cast, constant, contrib, contrib_attention, control, conv, einsum, elementwise,
+    flex_attention, index, linear_attention, loss, math, ml, nbits, ngram, norm, quant, quantize, random,
+    recurrent, rotary, sequence, shape, signal, training, vision,
 };
 use crate::error::Refusal;
 
@@ -50,6 +50,11 @@ pub(super) const fn learning(op: &'static str, import: Import) -> Row {
     Row { domain: "ai.onnx.ml", op, import: Reader::Tensors(import) }
 }
 
+/// A row of the domain of operators that ONNX tries out.
+pub(super) const fn preview(op: &'static str, import: Import) -> Row {
+    Row { domain: "ai.onnx.preview", op, import: Reader::Tensors(import) }
+}
+
 /// A row of the domain of optimizers.
 pub(super) const fn optimizer(op: &'static str, import: Import) -> Row {
     Row { domain: "ai.onnx.preview.training", op, import: Reader::Tensors(import) }
@@ -74,6 +79,7 @@ const FAMILIES: &[&[Row]] = &[
     conv::ROWS,
     einsum::ROWS,
     elementwise::ROWS,
+    flex_attention::ROWS,
     index::ROWS,
     linear_attention::ROWS,
     loss::ROWS,
