@@ -26,6 +26,7 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
         let only = ["--test", "onnx_backend", "--", "--nocapture"];
         cargo(&[&test[..], &only[..]].concat())
             .env("SORA_ONNX_CASES", folders)
+            .env("SORA_ONNX_CORRECTED", text(&made))
             .env("SORA_ONNX_LIST", text(&crate::shell::root().join(format!("conformance/onnx/{list}.txt"))))
             .env("SORA_BLESS", bless)
             .run()?;
