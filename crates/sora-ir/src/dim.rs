@@ -58,6 +58,20 @@ impl Dim {
         self.compatible(other).then(|| if self.constant().is_some() { self.clone() } else { other.clone() })
     }
 
+    /// The extent that two broadcast to; `None` when they are different numbers, none of them 1. Of two that differ and are
+    /// no numbers, either may be 1: the result is a symbol of its own, the same for the same two.
+    pub fn broadcast(&self, other: &Dim) -> Option<Dim> {
+        match (self.constant(), other.constant()) {
+            (Some(1), _) => Some(other.clone()),
+            (_, Some(1)) => Some(self.clone()),
+            (None, None) if self != other => {
+                let pair = if self < other { (self, other) } else { (other, self) };
+                Some(Dim::symbol(&format!("?{:016x}", fingerprint(&("broadcast", pair)))))
+            }
+            _ => self.unify(other),
+        }
+    }
+
     /// Division by a positive number, rounded towards negative infinity. Multiples of it are taken out, so that
     /// `(N-1)/2+1` is `(N+1)/2`.
     pub fn floor_div(&self, by: i64) -> Dim {
@@ -359,6 +373,18 @@ mod tests {
             4 => random_dim(rng, depth - 1) * random_dim(rng, depth - 1),
             _ => random_dim(rng, depth - 1).floor_div(rng.i64(1..4)),
         }
+    }
+
+    #[test]
+    fn what_is_open_broadcasts_to_neither() {
+        let (n, m, one, four) = (Dim::symbol("N"), Dim::symbol("M"), Dim::from(1usize), Dim::from(4usize));
+        assert_eq!(n.broadcast(&n), Some(n.clone()));
+        assert_eq!(n.broadcast(&one), Some(n.clone()));
+        assert_eq!(n.broadcast(&four), Some(four.clone()));
+        assert_eq!(four.broadcast(&Dim::from(3usize)), None);
+        let both = n.broadcast(&m).unwrap();
+        assert!(both != n && both != m && both.constant().is_none());
+        assert_eq!(m.broadcast(&n), Some(both));
     }
 
     #[test]

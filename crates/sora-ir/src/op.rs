@@ -269,12 +269,8 @@ pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, Mismatch> {
     };
     (0..rank)
         .map(|i| {
-            let (x, y) = (at(a, i), at(b, i));
-            match (x.constant(), y.constant()) {
-                (Some(1), _) => Ok(y),
-                (_, Some(1)) => Ok(x),
-                _ => x.unify(&y).ok_or_else(|| Mismatch::new(format!("cannot broadcast {a:?} with {b:?}"))),
-            }
+            let both = at(a, i).broadcast(&at(b, i));
+            both.ok_or_else(|| Mismatch::new(format!("cannot broadcast {a:?} with {b:?}")))
         })
         .collect()
 }
