@@ -169,10 +169,12 @@ pub(super) fn reshape_by(cx: &mut NodeCx, x: ValueId, parts: &[Part]) -> Result<
     let dims = cx.ty(x).shape.clone();
     let known = |part: &Part| match *part {
         Part::Number(n) => Some(n),
-        Part::Axis { axis, times, over } => Some(dims.get(axis)?.known()? * times / over),
+        Part::Axis { axis, times, over } => Some(dims.get(axis)?.known()?.saturating_mul(times) / over),
     };
     let unknown = parts.iter().filter(|part| known(part).is_none()).count();
-    if unknown <= 1 {
+    // Of nothing, no extent follows from the others, and 0 is no sign for an extent that stays.
+    let empty = parts.iter().any(|part| known(part) == Some(0));
+    if unknown <= 1 && !empty {
         let shape: Vec<i64> = parts.iter().map(|part| known(part).map_or(-1, signed)).collect();
         return cx.reshape(x, &shape);
     }
@@ -192,16 +194,15 @@ pub(super) fn reshape_by(cx: &mut NodeCx, x: ValueId, parts: &[Part]) -> Result<
         });
     }
     let target = cx.step("target", Concat { axis: 0 }, extents)?;
-    cx.step("reshape", Reshape { allow_zero: false }, [x, target])
+    cx.step("reshape", Reshape { allow_zero: true }, [x, target])
 }
 
-/// Batch and channels of an image, its spatial axes, and the block of DepthToSpace and SpaceToDepth.
+/// The block of DepthToSpace and SpaceToDepth: its side and its area.
 fn block(cx: &NodeCx, x: ValueId) -> Result<(usize, usize), Refusal> {
     let block = size(cx.int("blocksize", 0), "blocksize")?;
-    let ty = cx.ty(x);
-    match (ty.rank(), ty.shape.get(1).and_then(Dim::known), block) {
-        (4, Some(channels), 1..) => Ok((channels, block)),
-        _ => Err(Refusal::new(format!("blocksize={block} does not fit its input {ty}"))),
+    match (cx.ty(x).rank(), block, block.checked_mul(block)) {
+        (4, 1.., Some(area)) => Ok((block, area)),
+        _ => Err(Refusal::new(format!("blocksize={block} does not fit its input {}", cx.ty(x)))),
     }
 }
 
@@ -211,12 +212,12 @@ pub(super) const fn same(axis: usize) -> Part {
 
 fn depth_to_space(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
-    let (channels, b) = block(cx, x)?;
-    let area = b.saturating_mul(b);
-    if channels % area != 0 {
+    let (b, area) = block(cx, x)?;
+    if let Some(channels) = cx.ty(x).shape.get(1).and_then(Dim::known).filter(|channels| channels % area != 0)
+    {
         return Err(Refusal::new(format!("{channels} channels do not split into blocks of {b}x{b}")));
     }
-    let depth = Part::Number(channels / area);
+    let depth = Part::Axis { axis: 1, times: 1, over: area };
     let side = Part::Number(b);
     let (parts, perm) = match cx.text("mode", "DCR").as_ref() {
         "DCR" => ([same(0), side, side, depth, same(2), same(3)], [0, 3, 4, 1, 5, 2]),
@@ -227,21 +228,22 @@ fn depth_to_space(cx: &mut NodeCx) -> Built {
     let moved = cx.transpose(split, &perm)?;
     let grown = |axis, by| Part::Axis { axis, times: by, over: 1 };
     // After the transposition the axes are N, C, H, b, W, b.
-    Ok(vec![reshape_by(cx, moved, &[same(0), depth, grown(2, b), grown(4, b)])?])
+    Ok(vec![reshape_by(cx, moved, &[same(0), same(1), grown(2, b), grown(4, b)])?])
 }
 
 fn space_to_depth(cx: &mut NodeCx) -> Built {
     let x = cx.input(0)?;
-    let (channels, b) = block(cx, x)?;
+    let (b, area) = block(cx, x)?;
     let shrunk = |axis| Part::Axis { axis, times: 1, over: b };
     let side = Part::Number(b);
-    let split = reshape_by(cx, x, &[same(0), Part::Number(channels), shrunk(2), side, shrunk(3), side])?;
-    let perm = match cx.text("mode", "DCR").as_ref() {
-        "DCR" => [0, 3, 5, 1, 2, 4],
-        "CRD" => [0, 1, 3, 5, 2, 4],
+    let split = reshape_by(cx, x, &[same(0), same(1), shrunk(2), side, shrunk(3), side])?;
+    // And where the channels are then.
+    let (perm, channels) = match cx.text("mode", "DCR").as_ref() {
+        "DCR" => ([0, 3, 5, 1, 2, 4], 3),
+        "CRD" => ([0, 1, 3, 5, 2, 4], 1),
         other => return Err(Refusal::new(format!("mode=`{other}` is not known"))),
     };
     let moved = cx.transpose(split, &perm)?;
-    let depth = Part::Number(channels.saturating_mul(b).saturating_mul(b));
+    let depth = Part::Axis { axis: channels, times: area, over: 1 };
     Ok(vec![reshape_by(cx, moved, &[same(0), depth, same(4), same(5)])?])
 }
