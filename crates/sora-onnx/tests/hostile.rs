@@ -77,6 +77,8 @@ mod onnx {
         pub(super) float_data: Vec<f32>,
         #[prost(int32, repeated, tag = "5")]
         pub(super) int32_data: Vec<i32>,
+        #[prost(int64, repeated, tag = "7")]
+        pub(super) int64_data: Vec<i64>,
         #[prost(string, tag = "8")]
         pub(super) name: String,
         #[prost(message, repeated, tag = "13")]
@@ -286,6 +288,119 @@ fn deep_nesting_and_endless_functions_are_refused() {
         node: vec![call("a"), call("y")],
     });
     refused(&endless, &["nested too deeply"]);
+}
+
+#[test]
+fn long_names_and_nested_bodies_do_not_multiply() {
+    let long = "n".repeat(1 << 20);
+    let info = |name: &str| onnx::Info { name: name.into(), ty: None };
+    let branch = |nodes: Vec<onnx::Node>, output: &str| onnx::GraphProto {
+        node: nodes,
+        output: vec![info(output)],
+        ..Default::default()
+    };
+    let both = |body: &onnx::GraphProto, name: &str| {
+        let attribute = |side: &str, body: onnx::GraphProto| onnx::Attribute {
+            name: side.into(),
+            g: Some(Box::new(body)),
+            ..Default::default()
+        };
+        let short = branch(vec![node("Abs", &["x"], &["short"])], "short");
+        let attribute = vec![attribute("then_branch", body.clone()), attribute("else_branch", short)];
+        onnx::Node { name: name.into(), attribute, ..node("If", &["go"], &["y"]) }
+    };
+    let choice = |nodes: Vec<onnx::Node>| {
+        let mut model = model(nodes, &["y"]);
+        let mut go = info("go");
+        go.ty = Some(onnx::Type {
+            tensor: Some(onnx::TensorType { elem: 9, shape: Some(onnx::Shape::default()) }),
+        });
+        model.graph.as_mut().unwrap().input.push(go);
+        model
+    };
+    // Nodes of a body are called after the node that it belongs to.
+    let chain = |count: usize| {
+        let name = |i: usize| if i == 0 { "x".to_owned() } else { format!("v{i}") };
+        (0..count)
+            .map(move |i| onnx::Node { name: String::new(), ..node("Relu", &[&name(i)], &[&name(i + 1)]) })
+    };
+    let body = branch(chain(2000).collect(), "v2000");
+    assert!(issues(&choice(vec![both(&body, &long)])).is_empty());
+    // Each body is a string in that of the next one.
+    let mut body = branch(chain(200).collect(), "v200");
+    for _ in 0..12 {
+        body = branch(vec![both(&body, "")], "y");
+    }
+    let found = issues(&choice(body.node));
+    assert!(found.iter().any(|issue| issue.why.contains("levels deep")), "{found:?}");
+
+    // What a function is given stands wherever it is read.
+    let function = |node: Vec<onnx::Node>| onnx::Function {
+        name: "F".into(),
+        domain: "own".into(),
+        input: own(&["in"]),
+        output: own(&["out"]),
+        node,
+    };
+    let call = |name: &str, input: &str| onnx::Node {
+        domain: "own".into(),
+        name: name.into(),
+        ..node("F", &[input], &["y"])
+    };
+    let inner = |count: usize| (0..count).map(|i| node("Abs", &["in"], &[&format!("o{i}")]));
+    let last = || node("Abs", &["in"], &["out"]);
+    let mut wide = model(vec![call(&long, "x")], &["y"]);
+    wide.functions.push(function(inner(5000).chain([last()]).collect()));
+    assert!(issues(&wide).is_empty());
+    let graph = wide.graph.as_mut().unwrap();
+    graph.node = vec![node("Abs", &["x"], &[&long]), call("call", &long)];
+    refused(&wide, &["too large"]);
+}
+
+/// What makes much of little. Where that does not fit into memory, evaluation says so.
+#[test]
+fn huge_results_are_errors() {
+    let huge = 1i64 << 42;
+    let int64 = |name: &str, values: &[i64]| onnx::Tensor {
+        name: name.into(),
+        dims: vec![values.len() as i64],
+        data_type: 7,
+        int64_data: values.to_vec(),
+        ..Default::default()
+    };
+    let scalar = |name: &str, value: i64| onnx::Tensor { dims: vec![], ..int64(name, &[value]) };
+    let ints = |name: &str, ints: &[i64]| onnx::Attribute {
+        name: name.into(),
+        ints: ints.to_vec(),
+        ..Default::default()
+    };
+    let cases: Vec<(onnx::Node, Vec<onnx::Tensor>)> = vec![
+        (node("ConstantOfShape", &["s"], &["y"]), vec![int64("s", &[huge])]),
+        (node("ConstantOfShape", &["s"], &["y"]), vec![int64("s", &[1 << 31, 1 << 31, 1 << 31])]),
+        (node("Expand", &["x", "s"], &["y"]), vec![int64("s", &[huge, 2, 3])]),
+        (node("Tile", &["x", "s"], &["y"]), vec![int64("s", &[huge, 1])]),
+        (node("Range", &["a", "b", "c"], &["y"]), vec![scalar("a", 0), scalar("b", huge), scalar("c", 1)]),
+        (node("Pad", &["x", "s"], &["y"]), vec![int64("s", &[0, huge, 0, 0])]),
+        (node("Resize", &["x", "", "", "s"], &["y"]), vec![int64("s", &[2, huge])]),
+        (node("Gather", &["x", "i"], &["y"]), vec![onnx::Tensor { dims: vec![0, huge], ..int64("i", &[]) }]),
+        (
+            onnx::Node { attribute: vec![ints("shape", &[huge])], ..node("RandomUniform", &[], &["y"]) },
+            vec![],
+        ),
+        (
+            onnx::Node { attribute: vec![ints("axes", &[0; 5000])], ..node("Unsqueeze", &["x"], &["y"]) },
+            vec![],
+        ),
+    ];
+    for (node, initializers) in cases {
+        let op = node.op_type.clone();
+        let mut model = model(vec![node], &["y"]);
+        model.graph.as_mut().unwrap().initializer = initializers;
+        let Ok(imported) = from_bytes(model.encode_to_vec(), None) else { continue };
+        let x = Tensor::from_slice(&[2, 3], &[1f32; 6]).unwrap();
+        let run = sora_ir::evaluate(&imported.graph, &[("x", &x)]);
+        assert!(run.is_err() || run.is_ok_and(|y| y[0].len() < 100), "{op}");
+    }
 }
 
 #[test]

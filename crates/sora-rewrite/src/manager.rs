@@ -70,7 +70,8 @@ pub(crate) fn optimize_with(
     options: &Options,
 ) -> Result<Report, RewriteError> {
     let mut report = Report::default();
-    run(graph, rules, options, &mut FoldBudget::new(options.fold_budget_bytes), &mut report)?;
+    let mut budget = FoldBudget::new(options.fold_budget_bytes, graph);
+    run(graph, rules, options, &mut budget, &mut report)?;
     Ok(report)
 }
 

@@ -30,14 +30,18 @@ pub(super) struct Draft {
     pub(super) in_place: bool,
 }
 
-/// Bytes up to which a step on constants is run once, when the program is compiled.
+/// Bytes that steps on constants, which are run once when the program is compiled, may make in any program; for each byte
+/// of its constants, some more.
 const FOLD_LIMIT: usize = 64 << 20;
+const FOLD_FACTOR: usize = 8;
 
 /// A program under construction.
 pub(crate) struct Builder {
     kernels: Kernels,
     places: Vec<(Place, usize)>,
     constants: Vec<Tensor>,
+    /// Bytes that steps on constants may still make.
+    fold_budget: usize,
     drafts: Vec<Draft>,
     infos: Vec<StepInfo>,
 }
@@ -46,7 +50,7 @@ impl Builder {
     /// A program without steps.
     pub(crate) fn new(kernels: Kernels) -> Self {
         let (places, constants, drafts, infos) = Default::default();
-        Builder { kernels, places, constants, drafts, infos }
+        Builder { kernels, places, constants, fold_budget: FOLD_LIMIT, drafts, infos }
     }
 
     fn place(&mut self, place: Place, bytes: usize) -> Buf {
@@ -67,6 +71,7 @@ impl Builder {
     /// A constant.
     pub(crate) fn constant(&mut self, tensor: Tensor) -> Buf {
         let bytes = tensor.byte_len();
+        self.fold_budget = self.fold_budget.saturating_add(bytes.saturating_mul(FOLD_FACTOR));
         self.constants.push(tensor);
         self.place(Place::Constant(self.constants.len() - 1), bytes)
     }
@@ -103,7 +108,7 @@ impl Builder {
     fn fold(&mut self, work: &impl Work, reads: &[Buf], writes: &[Buf]) -> Option<()> {
         let size: usize = writes.iter().map(|buf| self.places[buf.0].1).sum();
         let constant = |buf: &Buf| matches!(self.places[buf.0].0, Place::Constant(_));
-        if reads.is_empty() || size > FOLD_LIMIT || !reads.iter().all(constant) {
+        if reads.is_empty() || size > self.fold_budget || !reads.iter().all(constant) {
             return None;
         }
         let mut buffers: Vec<Buffer> =
@@ -116,6 +121,7 @@ impl Builder {
         let threads = Threads::new(1).ok()?;
         let outs = buffers.iter_mut().map(Buffer::bytes_mut).collect();
         work.run(&Cx { kernels: self.kernels, threads: &threads }, Io { ins, outs }).ok()?;
+        self.fold_budget -= size;
         for (buf, buffer) in writes.iter().zip(buffers) {
             let len = buffer.len();
             self.constants.push(Tensor::new(DType::U8, &[len], buffer).ok()?);

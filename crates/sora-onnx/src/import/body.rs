@@ -102,15 +102,17 @@ impl NodeCx<'_> {
         formals: &[TensorType],
         captures: &[Capture],
     ) -> Result<(Graph, Vec<Slot>), Refusal> {
-        const DEEPEST: usize = 16;
+        // A body is a string in the text of what is around it, where what escapes its quotes doubles on each level.
+        const DEEPEST: usize = 8;
+        // Names in the body begin with that of its node.
+        const LONGEST: usize = 256;
         if self.depth >= DEEPEST {
             return Err(Refusal::new(format!("its body is nested more than {DEEPEST} levels deep")));
         }
-        let mut inner = Importer::new(proto, self.opset, Rc::clone(self.functions));
+        let mut inner = Importer::new(proto, self.opset, Rc::clone(self.functions), *self.calls);
         inner.depth = self.depth + 1;
         inner.budget = *self.budget;
-        inner.calls = *self.calls;
-        inner.prefix = format!("{}/{part}/", self.name);
+        inner.prefix = format!("{:.LONGEST$}/{part}/", self.name);
         inner.initializers(proto, self.external);
         for (i, info) in proto.input.iter().enumerate() {
             let declared = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());

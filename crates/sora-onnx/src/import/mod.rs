@@ -58,7 +58,7 @@ use crate::names::Names;
 use crate::proto::{Extent, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::source::{self, External};
 use crate::tensor;
-use function::Functions;
+use function::{Calls, Functions};
 use node::NodeCx;
 use slot::Slot;
 
@@ -149,8 +149,9 @@ fn import(
     let mut warnings = Vec::new();
     let opset = default_opset(&model, &mut warnings)?;
     let proto = model.graph.unwrap_or_default();
+    let calls = Calls::of(&model.functions);
     let functions = Rc::new(Functions::of(model.functions, opset));
-    let mut importer = Importer::new(&proto, opset, functions);
+    let mut importer = Importer::new(&proto, opset, functions, calls);
     importer.initializers(&proto, external);
     importer.inputs(&proto, options);
     importer.nodes(&proto, external);
@@ -211,12 +212,12 @@ struct Importer {
     /// Nodes that unrolling may still add.
     budget: usize,
     functions: Rc<Functions>,
-    /// Nodes that calls of functions may still add.
-    calls: usize,
+    /// What calls of functions may still add.
+    calls: Calls,
 }
 
 impl Importer {
-    fn new(proto: &GraphProto, opset: i64, functions: Rc<Functions>) -> Self {
+    fn new(proto: &GraphProto, opset: i64, functions: Rc<Functions>, calls: Calls) -> Self {
         Importer {
             graph: Graph::new(&proto.name),
             opset,
@@ -229,7 +230,7 @@ impl Importer {
             depth: 0,
             budget: MOST_UNROLLED,
             functions,
-            calls: function::MOST_NODES,
+            calls,
         }
     }
 

@@ -8,7 +8,7 @@ use sora_ir::ops::{Binary, BinaryKind, Cast, Range, Reshape, Transpose, Unary, U
 use sora_ir::{Dim, Graph, Op, TensorType, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
-use super::function::Functions;
+use super::function::{Calls, Functions};
 use super::rows::Reader;
 use super::slot::Slot;
 use crate::error::{NodeIssue, Refusal};
@@ -49,8 +49,8 @@ pub(super) struct NodeCx<'a> {
     pub(super) budget: &'a mut usize,
     /// The functions of the model.
     pub(super) functions: &'a Rc<Functions>,
-    /// Nodes that calls of functions may still add.
-    pub(super) calls: &'a mut usize,
+    /// What calls of functions may still add.
+    pub(super) calls: &'a mut Calls,
 }
 
 /// Reading.

@@ -1,6 +1,6 @@
 //! Evaluates what is known before the network runs.
 
-use sora_ir::{Dim, EvalCx, Graph, NodeId, Op, Subgraph, TensorType, ValueId};
+use sora_ir::{Def, Dim, EvalCx, Graph, NodeId, Op, Subgraph, TensorType, Value, ValueId};
 use sora_tensor::Tensor;
 
 use crate::Report;
@@ -8,23 +8,28 @@ use crate::manager::{RewriteError, check_change};
 
 const NAME: &str = "fold_constants";
 
-/// The bytes by which folding may still grow a graph.
+/// The bytes by which folding may still grow a graph, and what it may still compute.
 pub(crate) struct FoldBudget {
     bytes: usize,
+    work: usize,
 }
 
 impl FoldBudget {
-    pub(crate) fn new(bytes: usize) -> Self {
-        FoldBudget { bytes }
+    /// For a graph, as much work as some steps for each constant; of a small graph, that of less than a minute.
+    pub(crate) fn new(bytes: usize, graph: &Graph) -> Self {
+        let constant = |value: &Value| if let Def::Const(tensor) = &value.def { tensor.len() } else { 0 };
+        let constants: usize = graph.values().map(|(_, value)| constant(value)).sum();
+        FoldBudget { bytes, work: constants.saturating_mul(64).saturating_add(1 << 28) }
     }
 
-    /// Whether `growth` is within the budget, which it then lowers. Shrinking gives nothing back.
-    fn spend(&mut self, growth: usize) -> bool {
-        let fits = growth <= self.bytes;
-        if fits {
-            self.bytes -= growth;
+    /// Whether `growth` and `work`, elements and multiply-adds, are within the budget, which they then lower. Shrinking
+    /// gives nothing back.
+    fn spend(&mut self, growth: usize, work: usize) -> bool {
+        let left = self.bytes.checked_sub(growth).zip(self.work.checked_sub(work));
+        if let Some((bytes, work)) = left {
+            *self = FoldBudget { bytes, work };
         }
-        fits
+        left.is_some()
     }
 }
 
@@ -92,7 +97,12 @@ fn fold(graph: &Graph, id: NodeId, uses: &[Vec<NodeId>], budget: &mut FoldBudget
     };
     let inputs_here = node.inputs.iter().flatten().filter(only_here);
     let freed: usize = inputs_here.filter_map(|&value| size(graph.ty(value))).sum();
-    if !budget.spend(grown.saturating_sub(freed)) {
+    let elements = |ty: &TensorType| ty.known_len().unwrap_or(usize::MAX);
+    let read = node.inputs.iter().flatten().map(|&id| elements(graph.ty(id)));
+    let given: Vec<_> = node.inputs.iter().map(|id| id.map(|id| graph.ty(id))).collect();
+    let macs = node.op.macs(&given, &types.iter().collect::<Vec<_>>()).known().unwrap_or(usize::MAX);
+    let work = read.chain(types.iter().map(elements)).fold(macs, usize::saturating_add);
+    if !budget.spend(grown.saturating_sub(freed), work) {
         return None;
     }
     node.op.eval(&EvalCx { inputs: &inputs }).ok().filter(|folded| folded.len() == node.outputs.len())
@@ -124,7 +134,7 @@ mod tests {
 
     fn fold_all(graph: &mut Graph, bytes: usize) -> usize {
         let mut report = Report::default();
-        fold_constants(graph, &mut FoldBudget::new(bytes), true, &mut report).unwrap();
+        fold_constants(graph, &mut FoldBudget::new(bytes, graph), true, &mut report).unwrap();
         graph.compact().unwrap();
         verify(graph).unwrap();
         report.fired.len()
