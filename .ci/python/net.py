@@ -12,7 +12,7 @@ DTYPES = {
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.bool_): TensorProto.BOOL,
 }
-IR_OF_OPSET = {7: 3, 11: 6, 13: 7, 17: 8, 19: 9}
+IR_OF_OPSET = {7: 3, 11: 6, 13: 7, 17: 8, 19: 9, 21: 10}
 
 
 class Net:

@@ -3,6 +3,7 @@
 
 mod aarch64;
 mod fuzz;
+mod graphs;
 mod inlined;
 mod models;
 mod onnx;
@@ -46,6 +47,11 @@ const TASKS: &[Task] = &[
         "models",
         "compare real models with onnxruntime at several shapes: results, export, latency",
         Run::With(models::run),
+    ),
+    (
+        "graphs",
+        "compare random graphs with onnxruntime: `cargo xtask graphs COUNT SEED`",
+        Run::With(graphs::run),
     ),
     (
         "peers",
@@ -92,6 +98,7 @@ fn main() -> ExitCode {
 
 fn extended() -> Outcome {
     onnxruntime::compare()?;
+    graphs::compare(10_000, 0)?;
     models::compare()?;
     cargo(&["test", "--release", "--locked", "-p", "sora-conformance"]).env("SORA_ROUNDS", "60").run()?;
     threads()?;

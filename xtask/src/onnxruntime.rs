@@ -4,10 +4,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::graphs;
 use crate::python::{Packages, environment};
 use crate::shell::{Outcome, cargo, folder, program, root, text};
 
 const EXAMPLE: &str = "examples/fashion-mnist";
+
+/// Random graphs that are compared in CI.
+const GRAPHS: u64 = 300;
 
 /// Checks the import and the engine on a set of models, and the example before and after compression.
 pub(crate) fn compare() -> Outcome {
@@ -18,6 +22,7 @@ pub(crate) fn compare() -> Outcome {
         ["test", "--locked", "-p", "sora-conformance", "--features", "ort-cases", "--test", "onnxruntime"];
     cargo(&test).env("SORA_ORT_CASES", &cases).run()?;
     cargo(&["build", "--release", "--locked", "-p", "sora"]).run()?;
+    graphs::compare(GRAPHS, 0)?;
     zoo(&python)?;
     example(&python)
 }
