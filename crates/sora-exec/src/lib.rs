@@ -53,4 +53,4 @@ pub use session::{Session, with_outputs};
 pub use sora_kernels::Isa;
 pub use sora_kernels::peak::Arithmetic;
 pub use tuning::{Choice, Found, Tuned, Tuning, tune};
-pub use weights::PackedWeights;
+pub use weights::{PackedPart, PackedWeights};

@@ -30,7 +30,7 @@ pub struct Port {
 
 /// A graph lowered for concrete input shapes: kernel steps over one arena.
 ///
-/// Any number of threads may run a program at once, each with its own [`Arena`]. The results of a run depend on its
+/// Any number of threads may run a program at once, each with its own [`Arena`]. The results of a program's run depend on its
 /// inputs only: with several threads ([`Options::threads`]), the first runs find out which steps gain by sharing
 /// them, and how a step is shared changes its time, not its values.
 pub struct Program {

@@ -12,8 +12,10 @@ use crate::{ExecError, Options, PackedWeights, Profile, Program};
 
 /// A graph with the programs compiled for the input shapes seen last, at most eight.
 ///
-/// The graph is optimized once; a program for new shapes costs no more than planning it. Any number of threads may share
-/// a session; each run takes its own arena.
+/// The graph is optimized once; a program for new shapes costs no more than planning it. Where several algorithms compute
+/// a layer, it keeps the one that its weights were packed for first, unless another one promises to take half the time:
+/// the last digits of real numbers may depend on the shapes that came before. Any number of threads may share a session;
+/// each run takes its own arena.
 pub struct Session {
     graph: Graph,
     options: Arc<Options>,

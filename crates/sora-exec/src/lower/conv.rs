@@ -146,7 +146,7 @@ impl Lowering<'_> {
             None => None,
         };
         if let Some(dense) = c.dense()
-            && let Some(edge) = self.winograd_edge(&dense, chain)
+            && let Some(edge) = self.winograd_edge(&dense, &weights, chain)
         {
             let x = self.exact(x, layout)?;
             if let Some(done) = self.winograd(&dense, edge, x, &weights, bias.as_deref(), chain) {
@@ -182,9 +182,10 @@ impl Lowering<'_> {
         chain: &Chain,
     ) -> Option<()> {
         let [cin, cout] = c.channels;
-        let (kernels, weights) = (self.kernels, numbers(constant));
+        let kernels = self.kernels;
         let pad = |kc: usize| vec![0.0f32; kc];
         if c.is_depthwise() {
+            let weights = numbers(constant);
             if self.slide_reals(c, x, weights, bias, chain).is_some() {
                 return Some(());
             }
@@ -199,11 +200,14 @@ impl Lowering<'_> {
         let groups = (0..c.groups).map(|g| {
             let (extents, (origin, strides)) = ((taps, kc, cout), c.strides(g));
             let order = format!("{origin}+{strides:?}x{merged}");
-            let packed = self.weights.get(constant, &order, extents, || match merged {
-                1 => PackedF32::from_strided(kernels, extents, weights, origin, strides, f32::from_ne_bytes),
-                _ => PackedF32::pack(kernels, taps, kc, cout, |k, n| {
-                    c.weight(g, n, k, kc, merged).map_or(0.0, |at| f32::from_ne_bytes(weights[at]))
-                }),
+            let packed = self.weights.get(constant, &order, extents, || {
+                let (weights, number) = (numbers(constant), f32::from_ne_bytes);
+                match merged {
+                    1 => PackedF32::from_strided(kernels, extents, weights, origin, strides, number),
+                    _ => PackedF32::pack(kernels, taps, kc, cout, |k, n| {
+                        c.weight(g, n, k, kc, merged).map_or(0.0, |at| number(weights[at]))
+                    }),
+                }
             });
             Real { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
         });
@@ -221,18 +225,21 @@ impl Lowering<'_> {
         chain: &Chain,
     ) -> Option<()> {
         let cout = c.channels[1];
-        let (kernels, weights) = (self.kernels, numbers(constant));
+        let kernels = self.kernels;
         let gathered = self.gathered(c, x, 2, DType::BF16, &[0; 2])?;
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
             let round = |w| bf16::round(f32::from_ne_bytes(w));
             let (extents, (origin, strides)) = ((taps, kc, cout), c.strides(g));
             let order = format!("{origin}+{strides:?}x{merged}");
-            let packed = self.weights.get(constant, &order, extents, || match merged {
-                1 => PackedBf16::from_strided(kernels, extents, weights, origin, strides, round),
-                _ => PackedBf16::pack(kernels, taps, kc, cout, |k, n| {
-                    c.weight(g, n, k, kc, merged).map_or(0, |at| round(weights[at]))
-                }),
+            let packed = self.weights.get(constant, &order, extents, || {
+                let weights = numbers(constant);
+                match merged {
+                    1 => PackedBf16::from_strided(kernels, extents, weights, origin, strides, round),
+                    _ => PackedBf16::pack(kernels, taps, kc, cout, |k, n| {
+                        c.weight(g, n, k, kc, merged).map_or(0, |at| round(weights[at]))
+                    }),
+                }
             });
             Half { packed, bias: bias.map(|b| b[g * cout..(g + 1) * cout].to_vec()) }
         });
@@ -252,13 +259,14 @@ impl Lowering<'_> {
         chain: &Chain,
     ) -> Option<()> {
         let cout = c.channels[1];
-        let (kernels, values) = (self.kernels, weights.values());
+        let kernels = self.kernels;
         let zero = u8::try_from(input.zero_point).ok()?;
         if c.is_depthwise() {
             if self.slide_bytes(c, x, zero, weights, steps, bias, chain).is_some() {
                 return Some(());
             }
             let gathered = self.windows(c, x, c.groups)?;
+            let values = weights.values();
             let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
             let packed = PackedDwI8::pack(kernels, gathered.taps, c.groups, value);
             let bias = fold_zero_point(Some(bias), packed.col_sums(), input.zero_point);
@@ -268,8 +276,8 @@ impl Lowering<'_> {
         }
         if c.groups == 1 && c.forward {
             let dense = Dense { geometry: &c.geometry, images: c.images, channels: c.channels[0], n: cout };
-            let weight = |n, channel, tap| values[(c.index)(0, n, channel, tap)];
-            if let Some(done) = self.winograd_bytes(&dense, x, input, weight, steps, bias, chain) {
+            let weights = (weights, |n, channel, tap| (c.index)(0, n, channel, tap));
+            if let Some(done) = self.winograd_bytes(&dense, x, input, weights, steps, bias, chain) {
                 return Some(done);
             }
             self.choose_first(chain);
@@ -278,12 +286,15 @@ impl Lowering<'_> {
         let Gathered { taps, kc, merged, .. } = gathered;
         let groups = (0..c.groups).map(|g| {
             let (extents, (origin, strides)) = ((taps, kc, cout), c.strides(g));
-            let order = format!("{origin}+{strides:?}x{merged}");
-            let packed = self.weights.get(weights.source(), &order, extents, || match merged {
-                1 => PackedI8::from_strided(kernels, extents, values, origin, strides, |w| w),
-                _ => PackedI8::pack(kernels, taps, kc, cout, |k, n| {
-                    c.weight(g, n, k, kc, merged).map_or(0, |at| values[at])
-                }),
+            let order = weights.order(&format!("{origin}+{strides:?}x{merged}"));
+            let packed = self.weights.get(weights.source(), &order, extents, || {
+                let values = weights.values();
+                match merged {
+                    1 => PackedI8::from_strided(kernels, extents, values, origin, strides, |w| w),
+                    _ => PackedI8::pack(kernels, taps, kc, cout, |k, n| {
+                        c.weight(g, n, k, kc, merged).map_or(0, |at| values[at])
+                    }),
+                }
             });
             let columns = g * cout..(g + 1) * cout;
             let bias = fold_zero_point(Some(&bias[columns.clone()]), packed.col_sums(), input.zero_point);

@@ -64,7 +64,8 @@ impl Lowering<'_> {
         bias: &[i32],
         chain: &Chain,
     ) -> Option<()> {
-        let value = |tap, channel| weights.values()[(c.index)(channel, 0, 0, tap)];
+        let values = weights.values();
+        let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
         let window = c.window().filter(|_| chain.residual.is_none() && chain.activation.only_clamps())?;
         let Affine { scale, zero_point: to } = chain.quantize?.affine;
         let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, steps)?;

@@ -45,7 +45,7 @@ impl Lowering<'_> {
                 None => None,
             };
             let pack = || PackedI8::from_kn(kernels, weights.values(), k, n, n);
-            let packed = self.weights.get(weights.source(), "KN", (1, k, n), pack);
+            let packed = self.weights.get(weights.source(), &weights.order("KN"), (1, k, n), pack);
             let scale = (0..n).map(|n| weights.scale(n)).collect();
             return self.dynamic_product(&dynamic, rows, RowBytes { packed, scale, bias }, chain);
         }
@@ -54,12 +54,14 @@ impl Lowering<'_> {
             if let Some(bias) = self.byte_bias(chain.bias, &steps) {
                 let layout = self.row_layout(a, Encoding::Affine(affine));
                 let (x, _) = self.quantized(a, layout)?;
-                let values = weights.values();
-                let pack = || match self.weight_rows(a, k, layout) {
-                    None => PackedI8::from_kn(kernels, values, k, n, n),
-                    Some(order) => PackedI8::pack(kernels, 1, k, n, |i, j| values[order[i] * n + j]),
+                let pack = || {
+                    let values = weights.values();
+                    match self.weight_rows(a, k, layout) {
+                        None => PackedI8::from_kn(kernels, values, k, n, n),
+                        Some(order) => PackedI8::pack(kernels, 1, k, n, |i, j| values[order[i] * n + j]),
+                    }
                 };
-                let arranged = format!("KN {layout:?}");
+                let arranged = weights.order(&format!("KN {layout:?}"));
                 let packed = self.weights.get(weights.source(), &arranged, (1, k, n), pack);
                 let bias = fold_zero_point(Some(&bias), packed.col_sums(), affine.zero_point);
                 let group = Bytes { packed, bias, scale: steps };
@@ -74,11 +76,12 @@ impl Lowering<'_> {
         if self.multiplies_bf16() {
             let layout = self.row_layout(a, Encoding::Bf16);
             let x = self.rounded(a, layout)?;
-            let values = numbers(&weights);
-            let round = |w| bf16::round(f32::from_ne_bytes(w));
-            let pack = || match self.weight_rows(a, k, layout) {
-                None => PackedBf16::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], round),
-                Some(order) => PackedBf16::pack(kernels, 1, k, n, |i, j| round(values[order[i] * n + j])),
+            let pack = || {
+                let (values, round) = (numbers(&weights), |w| bf16::round(f32::from_ne_bytes(w)));
+                match self.weight_rows(a, k, layout) {
+                    None => PackedBf16::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], round),
+                    Some(order) => PackedBf16::pack(kernels, 1, k, n, |i, j| round(values[order[i] * n + j])),
+                }
             };
             let packed = self.weights.get(&weights, &format!("KN {layout:?}"), (1, k, n), pack);
             weights.release();
@@ -86,11 +89,12 @@ impl Lowering<'_> {
         }
         let layout = self.row_layout(a, Encoding::Exact);
         let x = self.exact(a, layout)?;
-        let values = numbers(&weights);
-        let number = f32::from_ne_bytes;
-        let pack = || match self.weight_rows(a, k, layout) {
-            None => PackedF32::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], number),
-            Some(order) => PackedF32::pack(kernels, 1, k, n, |i, j| number(values[order[i] * n + j])),
+        let pack = || {
+            let (values, number) = (numbers(&weights), f32::from_ne_bytes);
+            match self.weight_rows(a, k, layout) {
+                None => PackedF32::from_strided(kernels, (1, k, n), values, 0, [1, n, 0], number),
+                Some(order) => PackedF32::pack(kernels, 1, k, n, |i, j| number(values[order[i] * n + j])),
+            }
         };
         let packed = self.weights.get(&weights, &format!("KN {layout:?}"), (1, k, n), pack);
         weights.release();

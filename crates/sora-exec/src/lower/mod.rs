@@ -31,7 +31,7 @@ use std::collections::{HashMap, HashSet};
 
 use sora_ir::{Graph, Node, NodeId, Op, ValueId};
 use sora_kernels::Kernels;
-use sora_tensor::DType;
+use sora_tensor::{DType, Tensor};
 
 use crate::program::Lowered;
 use crate::programs::Setting;
@@ -275,18 +275,19 @@ impl Lowering<'_> {
         Ok((arguments, reads))
     }
 
-    /// Which of several alternatives a chain's step takes: the one measured to be fastest, else that of the cost
-    /// model.
+    /// Which of several alternatives a chain's step takes: the one measured to be fastest, else by their costs, that
+    /// which the weights are packed for where it will do.
     fn choose_kernel(
         &mut self,
         chain: &Chain,
+        constant: &Tensor,
         key: String,
         alternatives: &'static [&'static str],
-        model: impl FnOnce() -> usize,
+        costs: &[usize],
     ) -> usize {
         let name = self.tuning.and_then(|tuning| tuning.choices.get(&key));
         let measured = name.and_then(|name| alternatives.iter().position(|a| a == name));
-        let taken = measured.unwrap_or_else(model);
+        let taken = measured.unwrap_or_else(|| self.weights.prefer(constant, costs));
         if let Some(&head) = chain.nodes.first() {
             self.choices.insert(head, Choice { key, taken: alternatives[taken], alternatives });
         }

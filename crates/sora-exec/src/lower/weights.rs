@@ -11,8 +11,12 @@ use crate::steps::gemm::{ResidualKind, Store};
 
 /// Integer weights whose zero is 0.
 pub(crate) struct ByteWeights {
-    /// Bytes of dtype `i8`.
+    /// Bytes as the graph has them.
     source: Tensor,
+    /// The same with their zero points subtracted, of dtype `i8`.
+    centred: Tensor,
+    /// What the zero points are, where not all are 0.
+    zeros: String,
     /// One for all, or one per output channel.
     scale: Vec<f32>,
 }
@@ -25,14 +29,19 @@ impl Drop for ByteWeights {
 }
 
 impl ByteWeights {
-    /// The weights in the order of the graph's tensor.
+    /// The weights in the order of the graph's tensor. Computes them where zero points are subtracted.
     pub(crate) fn values(&self) -> &[i8] {
-        bytemuck::cast_slice(self.source.raw())
+        bytemuck::cast_slice(self.centred.raw())
     }
 
-    /// The tensor that holds [`ByteWeights::values`].
+    /// The constant that packed weights are found by, together with [`ByteWeights::order`].
     pub(crate) fn source(&self) -> &Tensor {
         &self.source
+    }
+
+    /// An order of elements, and what else than the constant they follow from.
+    pub(crate) fn order(&self, order: &str) -> String {
+        format!("{order}{}", self.zeros)
     }
 
     /// Input scale × weight scale of output channel `n`: the value of one accumulator step.
@@ -61,8 +70,8 @@ impl Lowering<'_> {
             _ => q.rank() == 2 && at.is_some_and(|at| at != axis && scale.shape()[at] == 1),
         };
         (scale.len() == 1 || per_axis).then_some(())?;
-        let inner: usize = q.shape()[axis + 1..].iter().product();
-        self.centred(node, q, scale, |i| i / inner % q.shape()[axis])
+        let (inner, extent) = (q.shape()[axis + 1..].iter().product::<usize>(), q.shape()[axis]);
+        self.centred(node, q, scale, move |i| i / inner % extent)
     }
 
     /// As [`Lowering::byte_weights`], with one scale for each line along the last axis, or one in all.
@@ -78,7 +87,7 @@ impl Lowering<'_> {
             _ => at + 1 == q.rank() && scale.shape()[at] == 1,
         };
         (scale.len() == 1 || per_line).then_some(())?;
-        self.centred(node, q, scale, |i| i / last)
+        self.centred(node, q, scale, move |i| i / last)
     }
 
     /// The bytes `q` of a `DequantizeLinear` with its zero points, one for each slice, subtracted.
@@ -87,7 +96,7 @@ impl Lowering<'_> {
         node: &Node,
         q: &Tensor,
         scale: &Tensor,
-        slice: impl Fn(usize) -> usize,
+        slice: impl Fn(usize) -> usize + Send + Sync + 'static,
     ) -> Option<ByteWeights> {
         let scale = scale.as_slice::<f32>().ok()?.to_vec();
         if !matches!(q.dtype(), DType::I8 | DType::U8) {
@@ -97,15 +106,28 @@ impl Lowering<'_> {
             Some(zero_points) => self.graph.const_value(zero_points)?.to_i64s(),
             None => vec![0],
         };
+        let source = q.clone();
         if q.dtype() == DType::I8 && zero_points.iter().all(|&z| z == 0) {
-            return Some(ByteWeights { source: q.clone(), scale });
+            return Some(ByteWeights { centred: q.clone(), source, zeros: String::new(), scale });
         }
-        let centred = q.to_i64s().into_iter().enumerate().map(|(i, q)| {
+        // Differences of other bytes are as small only if all of them are.
+        let middle = q.dtype() == DType::U8 && zero_points.iter().all(|&z| z == 128);
+        let zeros = format!(" - {zero_points:?}");
+        let (bytes, signed) = (q.detached(), q.dtype() == DType::I8);
+        let difference = move |i: usize, byte: u8| {
             let zero_point = if zero_points.len() == 1 { zero_points[0] } else { zero_points[slice(i)] };
-            i8::try_from(q - zero_point).ok()
+            let value = if signed { i64::from(byte.cast_signed()) } else { i64::from(byte) };
+            i8::try_from(value - zero_point).ok()
+        };
+        if !middle && !q.raw().iter().enumerate().all(|(i, &byte)| difference(i, byte).is_some()) {
+            return None;
+        }
+        let centred = Tensor::computed(DType::I8, q.shape(), move |out| {
+            for (i, (out, &byte)) in out.iter_mut().zip(bytes.raw()).enumerate() {
+                *out = difference(i, byte).unwrap_or(0).cast_unsigned();
+            }
         });
-        let centred: Vec<i8> = centred.collect::<Option<_>>()?;
-        Some(ByteWeights { source: Tensor::from_slice(q.shape(), &centred).ok()?, scale })
+        Some(ByteWeights { source, centred: centred.ok()?, zeros, scale })
     }
 
     /// One `f32` per channel: a constant of `n` numbers, or of one for all.

@@ -1,5 +1,7 @@
 //! Chooses Winograd's algorithm for convolutions, and its tile.
 
+use std::cell::LazyCell;
+
 use sora_kernels::{Isa, Kernels, PackedWinograd, PackedWinogradI8, TileEdge, fold_zero_point};
 use sora_tensor::{DType, Tensor};
 
@@ -7,9 +9,11 @@ use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
 use super::layout::{Affine, Layout, numbers};
+use super::weights::ByteWeights;
 use crate::steps::window::Geometry;
 use crate::steps::winograd::Winograd;
 use crate::steps::winograd_bytes::WinogradBytes;
+use crate::weights::cheapest;
 
 /// A dense convolution of two-dimensional images.
 pub(super) struct Dense<'a> {
@@ -46,9 +50,8 @@ impl Dense<'_> {
         format!("conv3x3.{arithmetic} {}x{}{input} to {}{output}", self.images, self.channels, self.n)
     }
 
-    /// The tile that promises to be faster in f32 than the direct convolution, if one does; `speed` is that of the
-    /// direct convolution's multiply-adds, in those of f32.
-    fn edge(&self, speed: usize) -> Option<TileEdge> {
+    /// What the ways of [`REALS`] cost; `speed` is that of the direct convolution's multiply-adds, in those of f32.
+    fn costs(&self, speed: usize) -> [usize; 3] {
         let g = self.geometry;
         // The weights of direct products in fewer bytes stay in caches where those of tiles do not.
         let byte = BYTE * speed;
@@ -64,15 +67,14 @@ impl Dense<'_> {
             let elements = edge.elements();
             products(tiles, elements) + tiles * elements * (self.channels + self.n) * TRANSFORM
         };
-        let best = [TileEdge::Four, TileEdge::Two].into_iter().min_by_key(|&edge| cost(edge))?;
         // The model is rough: where values have to become f32 and rounded again, only a clear gain counts.
         let direct = if speed == 1 { direct } else { direct / speed / 8 * 7 };
-        (cost(best) < direct).then_some(best)
+        [direct, cost(TileEdge::Two), cost(TileEdge::Four)]
     }
 
-    /// Whether the algorithm promises to be faster for bytes, in units of direct multiply-adds. With VNNI,
-    /// direct products take half as many instructions as those of 16 bits; without, as many.
-    fn pays_in_bytes(&self, kernels: Kernels) -> bool {
+    /// What the ways of [`BYTES`] cost, in direct multiply-adds. With VNNI, direct products take half as many
+    /// instructions as those of 16 bits; without, as many.
+    fn costs_in_bytes(&self, kernels: Kernels) -> [usize; 2] {
         let (product, byte, transform) = match kernels.isa() {
             isa if isa.includes(Isa::Avx512Vnni) => (2, 40, 16),
             isa if isa.includes(Isa::Avx512) => (1, 16, 12),
@@ -87,7 +89,7 @@ impl Dense<'_> {
         let weights = (2 * elements * matrix).saturating_sub(CACHED) * byte;
         let products = tiles * elements * matrix * product;
         // The model is rough: only a clear gain counts.
-        products + weights + tiles * elements * (self.channels + self.n) * transform < direct / 8 * 7
+        [direct / 8 * 7, products + weights + tiles * elements * (self.channels + self.n) * transform]
     }
 }
 
@@ -97,21 +99,27 @@ impl Lowering<'_> {
         if self.multiplies_bf16() && self.kernels.isa().includes(Isa::Avx512Bf16) { 2 } else { 1 }
     }
 
-    /// Whether a convolution of reals will run by Winograd's algorithm, unless another way was measured to be faster.
+    /// Whether a convolution of reals will run by Winograd's algorithm, unless its weights are packed for another way
+    /// or that was measured to be faster.
     pub(super) fn promises_winograd(&self, conv: &Dense) -> bool {
-        conv.suits() && conv.edge(self.direct_speed()).is_some()
+        conv.suits() && cheapest(&conv.costs(self.direct_speed())) > 0
     }
 
     /// The tile by which a convolution of reals runs by Winograd's algorithm; `None` where that does not apply or not
     /// pay.
-    pub(super) fn winograd_edge(&mut self, conv: &Dense, chain: &Chain) -> Option<TileEdge> {
+    pub(super) fn winograd_edge(
+        &mut self,
+        conv: &Dense,
+        constant: &Tensor,
+        chain: &Chain,
+    ) -> Option<TileEdge> {
         if !conv.suits() {
             return None;
         }
-        let (edges, speed) = ([None, Some(TileEdge::Two), Some(TileEdge::Four)], self.direct_speed());
-        let model = || edges.iter().position(|&edge| edge == conv.edge(speed)).unwrap_or(0);
+        let (edges, costs) =
+            ([None, Some(TileEdge::Two), Some(TileEdge::Four)], conv.costs(self.direct_speed()));
         let arithmetic = if self.multiplies_bf16() { "bf16" } else { "f32" };
-        edges[self.choose_kernel(chain, conv.key(arithmetic), &REALS, model)]
+        edges[self.choose_kernel(chain, constant, conv.key(arithmetic), &REALS, &costs)]
     }
 
     /// Emits a convolution by Winograd's algorithm, in f32 in any precision: a rounded product would lose more digits
@@ -171,7 +179,7 @@ impl Lowering<'_> {
         conv: &Dense,
         x: Buf,
         input: Affine,
-        weight: impl Fn(usize, usize, usize) -> i8,
+        (weights, index): (&ByteWeights, impl Fn(usize, usize, usize) -> usize),
         steps: &[f32],
         bias: &[i32],
         chain: &Chain,
@@ -181,13 +189,18 @@ impl Lowering<'_> {
         else {
             return None;
         };
-        let kernels = self.kernels;
-        let model = || usize::from(conv.pays_in_bytes(kernels));
-        if !conv.suits() || self.choose_kernel(chain, conv.key("u8i8"), &BYTES, model) == 0 {
+        let costs = conv.costs_in_bytes(self.kernels);
+        if !conv.suits() || self.choose_kernel(chain, weights.source(), conv.key("u8i8"), &BYTES, &costs) == 0
+        {
             return None;
         }
         let zero = u8::try_from(input.zero_point).ok()?;
-        let packed = PackedWinogradI8::pack(self.kernels, conv.channels, conv.n, weight)?;
+        let order = weights.order("winograd OIHW");
+        let packed = self.weights.share(weights.source(), &order, || {
+            // Where there is no such kernel, nothing is read.
+            let values = LazyCell::new(|| weights.values());
+            PackedWinogradI8::pack(self.kernels, conv.channels, conv.n, |n, c, tap| values[index(n, c, tap)])
+        })?;
         let layout = Layout::Last(conv.n);
         let residual = self.residual(chain, layout)?;
         let (out, store, dtype) = self.store(chain, layout);

@@ -1,5 +1,7 @@
 //! Convolutions of bytes with 3×3 windows by Winograd's algorithm.
 
+use std::sync::Arc;
+
 use sora_kernels::{
     Activation, ByteImages, EpilogueI32, Kernels, MatMut, Output, PackedWinogradI8, Quant, winograd_u8i8,
 };
@@ -18,7 +20,7 @@ pub(crate) struct WinogradBytes {
     pub(crate) pad: [usize; 2],
     pub(crate) zero: u8,
     pub(crate) output: [usize; 2],
-    pub(crate) packed: PackedWinogradI8,
+    pub(crate) packed: Arc<PackedWinogradI8>,
     pub(crate) bias: Vec<i32>,
     /// Input scale × weight scale, one per column.
     pub(crate) scale: Vec<f32>,

@@ -5,7 +5,7 @@ mod read;
 mod write;
 
 pub use read::{read, read_bytes};
-pub use write::to_bytes;
+pub use write::{Encoded, to_bytes};
 
 /// The first eight bytes: a name, and line ends that a transfer in text mode would damage.
 const MAGIC: [u8; 8] = *b"SORA\r\n\x1a\n";
@@ -85,7 +85,7 @@ mod tests {
     }
 
     fn packed_sample() -> PackedWeights {
-        let buffer = |n: u8| Buffer::copy_of(&vec![n; usize::from(n)]);
+        let buffer = |n: u8| Buffer::copy_of(&vec![n; usize::from(n)]).into();
         let entries =
             [("w gemm".to_owned(), vec![buffer(70), buffer(3)]), ("v gemm".to_owned(), vec![buffer(0)])];
         PackedWeights { packing: "this machine".to_owned(), entries: entries.into() }
@@ -101,7 +101,9 @@ mod tests {
         assert_eq!(read.packing, packed.packing);
         for ((name, read), (expected, packed)) in read.entries.iter().zip(&packed.entries) {
             assert_eq!(name, expected);
-            assert!(read.iter().zip(packed).all(|(a, b)| a[..] == b[..]) && read.len() == packed.len());
+            assert!(
+                read.iter().zip(packed).all(|(a, b)| a.as_ref() == b.as_ref()) && read.len() == packed.len()
+            );
         }
         refuses_all_damage(&bytes);
     }

@@ -207,7 +207,8 @@ fn packed_weights(file: &Buffer, sections: &Sections) -> Result<PackedWeights, F
             let start = section.start.checked_add(offset).filter(|_| offset % ALIGNMENT == 0);
             let range = start.and_then(|start| Some(start..start.checked_add(length)?));
             let part = range.filter(|range| range.end <= section.end).and_then(|range| file.slice(range));
-            parts.push(part.ok_or_else(|| damaged("PACK", format!("`{name}` lies outside the section")))?);
+            let part = part.ok_or_else(|| damaged("PACK", format!("`{name}` lies outside the section")))?;
+            parts.push(part.into());
         }
         entries.insert(name, parts);
     }
