@@ -132,6 +132,21 @@ def declared(values):
     return [(value.name, kind.elem_type, [extent(dim) for dim in kind.shape.dim]) for value, kind in zip(values, types)]
 
 
+def nodes(graph):
+    """The nodes of a graph and of those in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes(attribute.g)
+
+
+# Operators whose nodes people know by their names: they have weights, and no pass of the import removes them.
+LAYERS = {"Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"}
+# What a file says of itself.
+ABOUT = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
+
+
 def kept(before, after):
     """Refuses an exported model that lost names, extents, metadata or operators."""
     before, after = onnx.load(before), onnx.load(after)
@@ -151,6 +166,21 @@ def kept(before, after):
     lost = {(p.key, p.value) for p in before.metadata_props} - {(p.key, p.value) for p in after.metadata_props}
     if lost:
         raise Wrong(f"metadata {sorted(key for key, _ in lost)} is lost")
+    for name in ABOUT:
+        if getattr(before, name) != getattr(after, name):
+            raise Wrong(f"{name} {getattr(before, name)!r} became {getattr(after, name)!r}")
+    if (before.graph.name, before.graph.doc_string) != (after.graph.name, after.graph.doc_string):
+        raise Wrong(f"graph {before.graph.name} became {after.graph.name}, or lost its documentation")
+    # Names of a branch that is always taken get the name of its node in front.
+    known = {part for node in nodes(after.graph) for part in (node.name, node.name.rsplit("_branch/", 1)[-1])}
+    lost = [node.name for node in nodes(before.graph) if node.op_type in LAYERS and node.name and node.name not in known]
+    if lost:
+        raise Wrong(f"layers {lost} are lost")
+    matrices = {init.name for init in before.graph.initializer if len(init.dims) > 1}
+    read = {name for node in nodes(before.graph) for name in node.input}
+    lost = (matrices & read) - {init.name for init in after.graph.initializer}
+    if lost:
+        raise Wrong(f"weights {sorted(lost)} are lost")
     opset = [max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) for model in (before, after)]
     if opset[1] < opset[0]:
         raise Wrong(f"opset {opset[0]} became {opset[1]}")

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used))]
 
+mod about;
 mod error;
 mod export;
 mod import;
@@ -18,8 +19,9 @@ mod source;
 mod stored;
 mod tensor;
 
+pub use about::About;
 pub use error::{NodeIssue, OnnxError};
-pub use export::{ExportOptions, save, to_bytes};
+pub use export::{Export, ExportOptions, save, to_bytes};
 pub use import::{
     ImportOptions, Imported, MAX_OPSET, MIN_OPSET, check, from_bytes, load, load_with, operators,
 };

@@ -1,6 +1,6 @@
 //! The messages of `onnx.proto` that Sora reads or writes, by their field numbers. Source: ONNX IR, version 3 and later.
 //!
-//! Unknown fields are skipped by the decoder. Documentation strings are left out: nothing depends on them.
+//! Unknown fields are skipped by the decoder. Documentation of single nodes is left out: rewrites would not keep it.
 
 use prost::bytes::Bytes;
 
@@ -13,6 +13,12 @@ pub(crate) struct ModelProto {
     pub(crate) producer_name: String,
     #[prost(string, tag = "3")]
     pub(crate) producer_version: String,
+    #[prost(string, tag = "4")]
+    pub(crate) domain: String,
+    #[prost(int64, tag = "5")]
+    pub(crate) model_version: i64,
+    #[prost(string, tag = "6")]
+    pub(crate) doc_string: String,
     #[prost(message, optional, tag = "7")]
     pub(crate) graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
@@ -50,6 +56,8 @@ pub(crate) struct GraphProto {
     pub(crate) name: String,
     #[prost(message, repeated, tag = "5")]
     pub(crate) initializer: Vec<TensorProto>,
+    #[prost(string, tag = "10")]
+    pub(crate) doc_string: String,
     #[prost(message, repeated, tag = "11")]
     pub(crate) input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
@@ -161,6 +169,8 @@ pub(crate) struct ValueInfoProto {
     pub(crate) name: String,
     #[prost(message, optional, tag = "2")]
     pub(crate) r#type: Option<TypeProto>,
+    #[prost(string, tag = "3")]
+    pub(crate) doc_string: String,
 }
 
 /// A type. Maps and sparse tensors, which Sora does not read, leave all empty.

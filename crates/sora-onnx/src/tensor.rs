@@ -1,5 +1,7 @@
 //! Tensors of the file to and from tensors of the graph.
 
+use std::io::{self, Write};
+
 use prost::bytes::Bytes;
 use sora_tensor::{Buffer, DType, Element, Tensor, element_count};
 
@@ -200,6 +202,17 @@ impl AsRef<[u8]> for Shared {
     fn as_ref(&self) -> &[u8] {
         self.0.bytes()
     }
+}
+
+/// Writes the elements as a file stores them, and lets go of what reading them took.
+pub(crate) fn write_raw(tensor: &Tensor, out: &mut impl Write) -> io::Result<()> {
+    if tensor.dtype().bits() < 8 || cfg!(target_endian = "big") {
+        out.write_all(&raw_bytes(tensor))?;
+    } else {
+        out.write_all(tensor.detached().raw())?;
+    }
+    tensor.release();
+    Ok(())
 }
 
 /// The elements as a file stores them; shares them with the tensor on little-endian machines.

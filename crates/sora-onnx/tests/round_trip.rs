@@ -2,11 +2,11 @@
 
 use sora_ir::case::Gen;
 use sora_ir::ops::{
-    Binary, BinaryKind, Conv, DequantizeLinear, Direction, DynamicQuantizeLinear, Lstm, MatMul, Unary,
+    Binary, BinaryKind, Conv, DequantizeLinear, Direction, DynamicQuantizeLinear, If, Lstm, MatMul, Unary,
     UnaryKind,
 };
-use sora_ir::{Dim, Graph, Op, TensorType, evaluate, verify};
-use sora_onnx::{ExportOptions, from_bytes, load, save, to_bytes};
+use sora_ir::{Dim, Graph, Op, Subgraph, TensorType, evaluate, verify};
+use sora_onnx::{About, ExportOptions, from_bytes, load, save, to_bytes};
 use sora_tensor::{DType, Tensor};
 
 /// Operators that ONNX writes as several, which round in between.
@@ -85,18 +85,52 @@ fn network() -> Graph {
 
 #[test]
 fn names_symbols_and_metadata_stay() {
-    let options =
-        ExportOptions { metadata: vec![("key".into(), "value".into())], ..ExportOptions::default() };
+    let about = About {
+        producer: "tool".into(),
+        producer_version: "2".into(),
+        domain: "org.example".into(),
+        version: 7,
+        doc: "a model".into(),
+        graph_doc: "a graph".into(),
+        value_docs: vec![("x".into(), "pictures".into()), ("result".into(), "a class".into())],
+    };
+    let metadata = vec![("key".into(), "value".into())];
+    let options = ExportOptions { about, metadata, ..ExportOptions::default() };
     let again = from_bytes(to_bytes(&network(), &options).unwrap(), None).unwrap();
     assert_eq!(again.opset, 17);
     assert_eq!(again.metadata, options.metadata);
-    assert!(again.producer.starts_with("sora "));
+    assert_eq!(again.about, options.about);
     let outputs: Vec<&str> = again.graph.outputs().iter().map(|o| o.name.as_str()).collect();
     assert_eq!(outputs, ["result", "same", "input", "weights"]);
     let nodes: Vec<&str> = again.graph.nodes().map(|(_, n)| n.name.as_str()).collect();
     assert_eq!(nodes, ["conv", "relu"]);
     assert!(again.graph.find("w").is_some() && again.graph.find("conv").is_some());
     assert_eq!(again.graph.ty(again.graph.inputs()[0]).to_string(), "f32[N,3,8,8]");
+}
+
+#[test]
+fn names_of_nodes_in_bodies_stay() {
+    let branch = |name: &str, kind: UnaryKind| {
+        let mut body = Graph::new("branch");
+        let x = body.input("x", TensorType::new(DType::F32, [2usize]));
+        let y = body.op(name, Unary { kind }, [x]).unwrap();
+        body.output("y", y);
+        Subgraph::new(body).unwrap()
+    };
+    let mut graph = Graph::new("branches");
+    let flag = graph.input("flag", TensorType::new(DType::Bool, [0usize; 0]));
+    let x = graph.input("x", TensorType::new(DType::F32, [2usize]));
+    let op =
+        If { then_branch: branch("left", UnaryKind::Relu), else_branch: branch("right", UnaryKind::Neg) };
+    let y = graph.op("choice", op, [flag, x]).unwrap();
+    graph.output("y", y);
+    for _ in 0..3 {
+        graph = from_bytes(to_bytes(&graph, &ExportOptions::default()).unwrap(), None).unwrap().graph;
+        let (_, choice) = graph.nodes().next().unwrap();
+        let bodies = choice.op.bodies();
+        let names = bodies.iter().flat_map(|body| body.graph().nodes()).map(|(_, node)| node.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["choice/then_branch/left", "choice/else_branch/right"]);
+    }
 }
 
 #[test]

@@ -39,4 +39,4 @@ pub use sora_onnx as onnx;
 pub use sora_rewrite as rewrite;
 pub use sora_tensor as tensor;
 pub use tuning::{load_tuning, save_tuning};
-pub use write::{check_writable, write_atomically, write_together};
+pub use write::{Draft, check_writable, write_atomically, write_together};

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use sora_data::Preprocess;
+use sora_onnx::About;
 
 /// What a user of the model must know, and how it was made. Unknown keys are refused, so that a newer file is
 /// never half understood.
@@ -36,6 +37,22 @@ pub struct Onnx {
     pub opset: i64,
     /// Keys and values of the file's metadata, in its order, without Sora's own.
     pub properties: Vec<(String, String)>,
+    /// What the file says of itself.
+    #[serde(default, with = "AboutForm")]
+    pub about: About,
+}
+
+/// The form of [`About`] in files.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "About", deny_unknown_fields)]
+struct AboutForm {
+    producer: String,
+    producer_version: String,
+    domain: String,
+    version: i64,
+    doc: String,
+    graph_doc: String,
+    value_docs: Vec<(String, String)>,
 }
 
 /// Accuracy on samples that no decision saw.

@@ -1,6 +1,7 @@
 //! A network with what travels beside it, from and to files.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use sora_data::{Dataset, Preprocess};
 use sora_exec::{ExecError, Options, PackedWeights, Session};
@@ -8,7 +9,7 @@ use sora_ir::{Graph, text};
 use sora_tensor::DType;
 
 use crate::metadata::Onnx;
-use crate::{Failure, Metadata, format, write_atomically};
+use crate::{Draft, Failure, Metadata, format, write_together};
 
 /// The file formats, by ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +114,7 @@ impl Model {
             None => Metadata::default(),
         };
         let properties = imported.metadata.into_iter().filter(|(key, _)| key != PROPERTY).collect();
-        metadata.onnx = Some(Onnx { opset: imported.opset, properties });
+        metadata.onnx = Some(Onnx { opset: imported.opset, properties, about: imported.about });
         // External data lies in files of its own; the weights then outweigh the model's file.
         let consts = imported.graph.values().filter_map(|(id, _)| imported.graph.const_value(id));
         let weights: u64 = consts.map(|tensor| tensor.byte_len() as u64).sum();
@@ -123,6 +124,7 @@ impl Model {
 
     /// A file with NaN or infinite weights has no meaning that compression could keep.
     fn refuse_non_finite_weights(&self, path: &Path) -> Result<(), Failure> {
+        const LARGE: usize = 16 << 20;
         // Masks hold infinities on purpose; a NaN, or an infinity in a layer's weights, is damage.
         for (_, node) in self.graph.nodes() {
             let linear = matches!(node.op.quant(), sora_ir::QuantRule::Linear { .. });
@@ -131,8 +133,8 @@ impl Model {
                     continue;
                 };
                 let finite = tensor.dtype() == DType::F32 && all_finite(tensor.raw());
-                // What will be packed next is read once more, and let go of then.
-                if !linear || self.packed.is_some() {
+                // What will be packed next is read once more, and let go of then, unless so much would pile up.
+                if !linear || self.packed.is_some() || tensor.byte_len() > LARGE {
                     tensor.release();
                 }
                 if finite {
@@ -153,46 +155,65 @@ impl Model {
         Ok(())
     }
 
-    /// The model as bytes of a file of this kind.
+    /// The files that the model is written to: the one at `path`, in the format that its ending names, and `NAME.data`
+    /// beside it for the weights of an ONNX model that exceeds 2 GB.
     ///
     /// # Errors
     /// [`Failure`] naming a node that the format cannot express.
-    pub fn to_bytes(&self, kind: Kind) -> Result<Vec<u8>, Failure> {
-        match kind {
-            Kind::Sora => format::to_bytes(&self.graph, &self.metadata, self.packed.as_ref()),
-            Kind::Text => Ok(text::print(&self.graph).into_bytes()),
+    pub fn drafts(&self, path: &Path) -> Result<Vec<Draft<'_>>, Failure> {
+        Ok(match Kind::of(path)? {
+            Kind::Sora => {
+                let encoded = format::Encoded::new(&self.graph, &self.metadata, self.packed.as_ref())?;
+                vec![Draft::new(path, encoded.len(), move |out| encoded.write(out))]
+            }
+            Kind::Text => vec![Draft::of(path, text::print(&self.graph))],
             Kind::Onnx => {
-                let defaults = sora_onnx::ExportOptions::default();
-                let (opset_from, mut properties) = match self.metadata.onnx.clone() {
-                    Some(onnx) => (onnx.opset, onnx.properties),
-                    None => (defaults.opset_from, Vec::new()),
-                };
-                let own = Metadata { onnx: None, ..self.metadata.clone() };
-                let json = serde_json::to_string(&own).map_err(|e| {
-                    Failure::new(format!("Cannot write the metadata: {e}."), PROPERTY, "Report this.")
-                })?;
-                properties.push((PROPERTY.to_owned(), json));
-                let options = sora_onnx::ExportOptions { opset_from, metadata: properties, ..defaults };
-                sora_onnx::to_bytes(&self.graph, &options).map_err(|e| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let export = sora_onnx::Export::new(&self.graph, &name, &self.export_options()?);
+                let export = export.map_err(|e| {
                     Failure::new(
                         format!("Cannot write the model as ONNX: {e}."),
                         &self.graph.name,
                         "Write .sora instead.",
                     )
-                })
+                })?;
+                let export = Rc::new(export);
+                let mut drafts = Vec::new();
+                if let Some(data) = export.data_name() {
+                    let data = path.with_file_name(data);
+                    let export = Rc::clone(&export);
+                    drafts
+                        .push(Draft::new(data, export.data_len() as u64, move |out| export.write_data(out)));
+                }
+                drafts.push(Draft::new(path, export.model_len() as u64, move |out| export.write_model(out)));
+                drafts
             }
-        }
+        })
     }
 
-    /// Writes the model in the format that the ending of `path` names, whole or not at all.
+    fn export_options(&self) -> Result<sora_onnx::ExportOptions, Failure> {
+        let defaults = sora_onnx::ExportOptions::default();
+        let (opset_from, mut metadata, about) = match self.metadata.onnx.clone() {
+            Some(onnx) => (onnx.opset, onnx.properties, onnx.about),
+            None => (defaults.opset_from, Vec::new(), defaults.about.clone()),
+        };
+        let own = Metadata { onnx: None, ..self.metadata.clone() };
+        let json = serde_json::to_string(&own).map_err(|e| {
+            Failure::new(format!("Cannot write the metadata: {e}."), PROPERTY, "Report this.")
+        })?;
+        metadata.push((PROPERTY.to_owned(), json));
+        Ok(sora_onnx::ExportOptions { opset_from, metadata, about, ..defaults })
+    }
+
+    /// Writes the model to the [files](Model::drafts) of `path`, whole or not at all, and tells their bytes.
     ///
     /// # Errors
     /// [`Failure`] naming the file, or the node that the format cannot express.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, Failure> {
-        let path = path.as_ref();
-        let bytes = self.to_bytes(Kind::of(path)?)?;
-        write_atomically(path, &bytes)?;
-        Ok(bytes.len() as u64)
+        let drafts = self.drafts(path.as_ref())?;
+        let bytes = drafts.iter().map(Draft::len).sum();
+        write_together(drafts)?;
+        Ok(bytes)
     }
 
     /// A session that runs the model, with the packed weights that its file may hold.

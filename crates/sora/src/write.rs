@@ -1,9 +1,47 @@
 //! Files that appear whole or not at all.
 
-use std::io::Write;
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use crate::Failure;
+
+/// What a file is written through.
+pub(crate) type Sink = BufWriter<File>;
+
+/// A file that is still to be written. Large ones are written piece by piece, from where the pieces lie.
+pub struct Draft<'a> {
+    path: PathBuf,
+    len: u64,
+    fill: Box<dyn FnOnce(&mut Sink) -> std::io::Result<()> + 'a>,
+}
+
+impl<'a> Draft<'a> {
+    /// A file of `len` bytes that `fill` writes.
+    pub(crate) fn new(
+        path: impl Into<PathBuf>,
+        len: u64,
+        fill: impl FnOnce(&mut Sink) -> std::io::Result<()> + 'a,
+    ) -> Self {
+        Draft { path: path.into(), len, fill: Box::new(fill) }
+    }
+
+    /// A file of these bytes.
+    pub fn of(path: impl Into<PathBuf>, bytes: impl AsRef<[u8]> + 'a) -> Self {
+        let len = bytes.as_ref().len() as u64;
+        Draft::new(path, len, move |out| out.write_all(bytes.as_ref()))
+    }
+
+    /// The length that the file will have, in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file will be empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
 
 /// Writes `bytes` to `path` atomically: into a temporary file in the same folder, which takes the name only
 /// once everything is on disk. On any error, and when the process dies, `path` is as it was before.
@@ -11,7 +49,7 @@ use crate::Failure;
 /// # Errors
 /// [`Failure`] naming `path` when the folder is missing or not writable, or the disk is full.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    write_together(&[(path, bytes)])
+    write_together(vec![Draft::of(path, bytes)])
 }
 
 /// Writes several files as [`write_atomically`] does one: all are on disk before the first takes its name, so that
@@ -19,19 +57,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`write_atomically`].
-pub fn write_together(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
+pub fn write_together(files: Vec<Draft>) -> Result<(), Failure> {
     let failed = |path: &Path, error: std::io::Error| Failure::io("write the file", path, &error);
     let mut written = Vec::new();
-    for &(path, bytes) in files {
-        let mut file = temporary_beside(path).map_err(|e| failed(path, e))?;
-        file.as_file_mut()
-            .write_all(bytes)
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(|e| failed(path, e))?;
+    for Draft { path, fill, .. } in files {
+        let file = temporary_beside(&path).map_err(|e| failed(&path, e))?;
+        let filled = file.reopen().and_then(|file| {
+            let mut out = BufWriter::new(file);
+            fill(&mut out)?;
+            out.into_inner()?.sync_all()
+        });
+        filled.map_err(|e| failed(&path, e))?;
         written.push((path, file));
     }
     for (path, file) in written {
-        file.persist(path).map_err(|e| failed(path, e.error))?;
+        file.persist(&path).map_err(|e| failed(&path, e.error))?;
     }
     Ok(())
 }
@@ -70,10 +110,12 @@ mod tests {
     fn files_are_written_together_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-        let error = write_together(&[(&a, b"1"), (&folder.path().join("missing/b"), b"2")]).unwrap_err();
+        let error =
+            write_together(vec![Draft::of(&a, b"1"), Draft::of(folder.path().join("missing/b"), b"2")])
+                .unwrap_err();
         assert!(!error.what.contains(".partial"), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        write_together(&[(&a, b"1"), (&b, b"2")]).unwrap();
+        write_together(vec![Draft::of(&a, b"1"), Draft::of(&b, b"2")]).unwrap();
         assert_eq!((std::fs::read(a).unwrap(), std::fs::read(b).unwrap()), (b"1".to_vec(), b"2".to_vec()));
     }
 }

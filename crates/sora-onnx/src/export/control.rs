@@ -11,15 +11,15 @@ use crate::tensor::signed;
 
 pub(super) fn if_(w: &mut NodeWriter, op: &If) -> Result<(), OnnxError> {
     let attributes = vec![
-        graph("then_branch", body(w, &op.then_branch, 0, 1)?),
-        graph("else_branch", body(w, &op.else_branch, 0, 1)?),
+        graph("then_branch", body(w, "then_branch", &op.then_branch, 0, 1)?),
+        graph("else_branch", body(w, "else_branch", &op.else_branch, 0, 1)?),
     ];
     write(w, "If", 1, attributes);
     Ok(())
 }
 
 pub(super) fn loop_(w: &mut NodeWriter, op: &Loop) -> Result<(), OnnxError> {
-    let attributes = vec![graph("body", body(w, &op.body, 2 + op.carried, 2 + op.carried)?)];
+    let attributes = vec![graph("body", body(w, "body", &op.body, 2 + op.carried, 2 + op.carried)?)];
     write(w, "Loop", 2 + op.carried, attributes);
     Ok(())
 }
@@ -28,7 +28,7 @@ pub(super) fn scan(w: &mut NodeWriter, op: &Scan) -> Result<(), OnnxError> {
     let formal = op.states + op.input_axes.len();
     let directions = |flags: &[bool]| flags.iter().map(|&reverse| i64::from(reverse)).collect::<Vec<_>>();
     let attributes = vec![
-        graph("body", body(w, &op.body, formal, formal)?),
+        graph("body", body(w, "body", &op.body, formal, formal)?),
         int("num_scan_inputs", signed(op.input_axes.len())),
         integers("scan_input_axes", &op.input_axes),
         integers("scan_input_directions", &directions(&op.input_reverse)),
@@ -48,9 +48,10 @@ fn write(w: &mut NodeWriter, op: &str, formal: usize, attributes: Vec<AttributeP
     w.write_with(op, inputs, attributes);
 }
 
-/// A body whose inputs from `formal` on are the node's from `captured` on. Its names are new in the whole file.
+/// A body, called `part`, whose inputs from `formal` on are the node's from `captured` on. Its names are new in the whole file.
 fn body(
     w: &mut NodeWriter,
+    part: &str,
     body: &Subgraph,
     formal: usize,
     captured: usize,
@@ -60,6 +61,7 @@ fn body(
     let names = std::mem::take(&mut w.writer.names);
     let node_names = std::mem::take(&mut w.writer.node_names);
     let mut inner = Writer::unnamed(graph, w.writer.opset, names, node_names);
+    inner.prefix = format!("{}/{part}/", w.node.name);
     let mut inputs = Vec::new();
     for (i, &id) in graph.inputs().iter().enumerate() {
         let name = match i.checked_sub(formal).and_then(|i| outer.get(i)) {
@@ -91,6 +93,6 @@ fn body(
         initializer: constants.iter().map(|(name, tensor)| embed(name, tensor)).collect(),
         input: inputs,
         output: outputs,
-        sparse_initializer: Vec::new(),
+        ..GraphProto::default()
     })
 }

@@ -1,6 +1,7 @@
 //! From a graph to an ONNX model.
 
 mod control;
+mod file;
 mod function;
 mod integer;
 mod node;
@@ -11,8 +12,9 @@ mod write;
 
 use sora_ir::Graph;
 
-pub use write::{save, to_bytes};
+pub use file::{Export, save, to_bytes};
 
+use crate::About;
 use crate::error::OnnxError;
 use crate::import::MAX_OPSET;
 
@@ -27,10 +29,8 @@ pub struct ExportOptions {
     pub opset: Option<i64>,
     /// The opset that the graph was read from: it is kept where it is one that can be written, or raised.
     pub opset_from: i64,
-    /// Name of the tool that the file says wrote it.
-    pub producer: String,
-    /// Version of that tool.
-    pub producer_version: String,
+    /// What the file says of itself.
+    pub about: About,
     /// Metadata, kept in this order.
     pub metadata: Vec<(String, String)>,
     /// Constants of at least this many bytes go to a second file `NAME.data` beside the model; `None` does so,
@@ -43,8 +43,11 @@ impl Default for ExportOptions {
         ExportOptions {
             opset: None,
             opset_from: BASE_OPSET,
-            producer: "sora".to_owned(),
-            producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            about: About {
+                producer: "sora".to_owned(),
+                producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+                ..About::default()
+            },
             metadata: Vec::new(),
             external_above: None,
         }

@@ -25,6 +25,8 @@ pub(super) struct Writer<'a> {
     pub(super) node_names: Names,
     /// Those that nodes call.
     pub(super) functions: Vec<Function>,
+    /// What import put in front of the names of nodes, inside of a body.
+    pub(super) prefix: String,
 }
 
 impl<'a> Writer<'a> {
@@ -55,6 +57,7 @@ impl<'a> Writer<'a> {
             names,
             node_names,
             functions: Vec::new(),
+            prefix: String::new(),
         }
     }
 
@@ -92,7 +95,7 @@ impl<'a> Writer<'a> {
         outputs: Vec<String>,
         attribute: Vec<AttributeProto>,
     ) {
-        let name = self.node_names.fresh(name);
+        let name = self.node_names.fresh(name.strip_prefix(&self.prefix).unwrap_or(name));
         let op_type = op.to_owned();
         self.nodes.push(NodeProto {
             name,

@@ -47,6 +47,7 @@ fn info(name: &str, tensor: &Tensor, symbolic: bool) -> ValueInfoProto {
     ValueInfoProto {
         name: name.to_owned(),
         r#type: Some(TypeProto { tensor_type: Some(ty), ..Default::default() }),
+        ..ValueInfoProto::default()
     }
 }
 
@@ -81,7 +82,7 @@ impl Model<'_> {
             node: vec![node],
             input: inputs.iter().zip(self.variable).map(|(n, t)| info(n, t, self.symbolic)).collect(),
             initializer: initializer.collect(),
-            output: vec![ValueInfoProto { name: "y".to_owned(), r#type: None }],
+            output: vec![ValueInfoProto { name: "y".to_owned(), ..ValueInfoProto::default() }],
             ..Default::default()
         };
         let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.to_owned(), version };

@@ -53,6 +53,7 @@ use std::rc::Rc;
 use sora_ir::{Dim, Graph, TensorType, ValueId};
 use sora_tensor::Tensor;
 
+use crate::About;
 use crate::error::{NodeIssue, OnnxError, Refusal};
 use crate::names::Names;
 use crate::proto::{Extent, GraphProto, ModelProto, NodeProto, ValueInfoProto};
@@ -79,8 +80,8 @@ pub struct Imported {
     pub opset: i64,
     /// Version of the file's format.
     pub ir_version: i64,
-    /// Tool that wrote the file, with its version; may be empty.
-    pub producer: String,
+    /// What the file says of itself.
+    pub about: About,
     /// The file's metadata, in its order.
     pub metadata: Vec<(String, String)>,
     /// Remarks on what was read leniently.
@@ -147,6 +148,7 @@ fn import(
     options: &ImportOptions,
 ) -> Result<Imported, OnnxError> {
     let mut warnings = Vec::new();
+    let about = About::of(&model);
     let opset = default_opset(&model, &mut warnings)?;
     let proto = model.graph.unwrap_or_default();
     let calls = Calls::of(&model.functions);
@@ -162,12 +164,11 @@ fn import(
     let mut graph = importer.graph;
     graph.compact()?;
     warnings.append(&mut importer.warnings);
-    let producer = format!("{} {}", model.producer_name, model.producer_version);
     Ok(Imported {
         graph,
         opset,
         ir_version: model.ir_version.unwrap_or(0),
-        producer: producer.trim().to_owned(),
+        about,
         metadata: model.metadata_props.into_iter().map(|p| (p.key, p.value)).collect(),
         warnings,
     })
@@ -298,7 +299,7 @@ impl Importer {
             });
             return Ok(Slot::List(values.collect::<Result<_, _>>()?));
         }
-        let ty = self.input_type(&ValueInfoProto { name: name.clone(), r#type: inner.cloned() })?;
+        let ty = self.input_type(&ValueInfoProto { r#type: inner.cloned(), ..info.clone() })?;
         Ok(Slot::Value(self.tensor_input(name, ty, options)?))
     }
 

@@ -36,12 +36,16 @@ fn info(name: &str, dtype: DType, shape: &[&str]) -> ValueInfoProto {
     };
     let shape = TensorShapeProto { dim: shape.iter().map(dim).collect() };
     let tensor_type = Some(TensorTypeProto { elem_type: tensor::code_of(dtype), shape: Some(shape) });
-    ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type, ..TypeProto::default() }) }
+    ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto { tensor_type, ..TypeProto::default() }),
+        ..ValueInfoProto::default()
+    }
 }
 
 /// A name without a type.
 fn untyped(name: &str) -> ValueInfoProto {
-    ValueInfoProto { name: name.to_owned(), r#type: None }
+    ValueInfoProto { name: name.to_owned(), ..ValueInfoProto::default() }
 }
 
 fn graph(nodes: Vec<NodeProto>, input: Vec<ValueInfoProto>, outputs: &[&str]) -> GraphProto {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sora::compress::{self, Outcome, Precision};
 use sora::report::{self, Report};
-use sora::{Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, write_together};
+use sora::{Draft, Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, write_together};
 
 use super::args::{Compress, Prefer};
 use super::evaluate::{compression_failure, open};
@@ -65,14 +65,13 @@ pub(super) fn compress(args: &Compress) -> Printed {
         packed: None,
     };
     // Everything is encoded before anything is written: a failure leaves no half of the outputs behind.
-    let encoded: Vec<Vec<u8>> =
-        args.output.iter().map(|path| result.to_bytes(Kind::of(path)?)).collect::<Result<_, _>>()?;
-    let bytes_after = encoded.first().map_or(0, |bytes| bytes.len() as u64);
+    let drafts = args.output.iter().map(|path| result.drafts(path));
+    let mut drafts = drafts.collect::<Result<Vec<Vec<Draft>>, Failure>>()?;
+    let bytes_after = drafts.first().map_or(0, |files| files.iter().map(Draft::len).sum());
     let report = describe(args, &model, &preprocess.to_string(), &outcome, bytes_after);
     progress::check()?;
-    let page = args.report.is_some().then(|| report::html(&report).into_bytes());
-    let files = outputs.iter().copied().zip(encoded.iter().chain(&page).map(Vec::as_slice));
-    write_together(&files.collect::<Vec<_>>())?;
+    drafts.extend(args.report.iter().map(|path| vec![Draft::of(path, report::html(&report))]));
+    write_together(drafts.into_iter().flatten().collect())?;
     Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
 }
 
