@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sora_ir::IrError;
 
+use crate::proto::{AttributeProto, NodeProto};
+
 /// One part of a model that cannot be imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIssue {
@@ -13,19 +15,17 @@ pub struct NodeIssue {
     pub node: String,
     /// Operator, with its domain unless that is ONNX's own; or `Initializer`, `Input`, `Output`.
     pub op: String,
+    /// The attribute that is to blame; empty where none is.
+    pub attribute: String,
     /// What is wrong.
     pub why: String,
-    /// What the user can do; empty when the reason says it.
+    /// What the user can do.
     pub hint: String,
 }
 
 impl fmt::Display for NodeIssue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}`: {}", self.op, self.node, self.why)?;
-        if !self.hint.is_empty() {
-            write!(f, " ({})", self.hint)?;
-        }
-        Ok(())
+        write!(f, "{} `{}`: {} ({})", self.op, self.node, self.why, self.hint)
     }
 }
 
@@ -90,7 +90,32 @@ impl Refusal {
     }
 
     pub(crate) fn at(self, node: &str, op: &str) -> NodeIssue {
-        NodeIssue { node: node.to_owned(), op: op.to_owned(), why: self.why, hint: self.hint }
+        let (node, op) = (node.to_owned(), op.to_owned());
+        let hint = match self.hint.is_empty() {
+            true => "export the model again, or simplify it with onnxsim".to_owned(),
+            false => self.hint,
+        };
+        NodeIssue { node, op, attribute: String::new(), why: self.why, hint }
+    }
+
+    /// As [`Refusal::at`], of a node of the file: the reason tells which of its attributes is to blame, by naming it
+    /// first, or anywhere as `name=value` or between backticks.
+    pub(crate) fn of(self, proto: &NodeProto, node: &str, op: &str) -> NodeIssue {
+        let names = |attribute: &&AttributeProto| {
+            let name = &attribute.name;
+            let first = self.why.split([' ', '=']).next() == Some(name);
+            let marked = [format!("`{name}`"), format!(" {name}=")];
+            !name.is_empty() && (first || marked.iter().any(|mark| self.why.contains(mark)))
+        };
+        let found = proto.attribute.iter().find(names).map(|attribute| attribute.name.clone());
+        match found {
+            None => self.at(node, op),
+            Some(attribute) if self.hint.is_empty() => {
+                let hint = format!("export the model with another {attribute}");
+                NodeIssue { attribute, ..self.hint(hint).at(node, op) }
+            }
+            Some(attribute) => NodeIssue { attribute, ..self.at(node, op) },
+        }
     }
 }
 

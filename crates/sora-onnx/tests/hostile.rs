@@ -199,6 +199,56 @@ fn all_issues_come_at_once_and_none_twice() {
 }
 
 #[test]
+fn issues_in_bodies_of_all_branches_and_behind_other_issues_are_listed_too() {
+    let body = |op: &str| {
+        let graph = onnx::GraphProto {
+            node: vec![node(op, &["x"], &["r"])],
+            output: vec![onnx::Info { name: "r".into(), ty: None }],
+            ..Default::default()
+        };
+        Some(Box::new(graph))
+    };
+    let branch =
+        |name: &str, op: &str| onnx::Attribute { name: name.into(), g: body(op), ..Default::default() };
+    let condition = |input: &str, output: &str, ops: [&str; 2]| onnx::Node {
+        attribute: vec![branch("then_branch", ops[0]), branch("else_branch", ops[1])],
+        ..node("If", &[input], &[output])
+    };
+    let nodes = vec![
+        node("ReduceMax", &["x"], &["most"]),
+        node("Cast", &["most"], &["flag"]),
+        condition("flag", "y", ["NoSuch", "NorThis"]),
+        node("Unknown", &["x"], &["lost"]),
+        condition("lost", "z", ["Relu", "Hidden"]),
+    ];
+    let mut nodes = nodes;
+    nodes[0].attribute.push(onnx::Attribute { name: "keepdims".into(), i: Some(0), ..Default::default() });
+    nodes[1].attribute.push(onnx::Attribute { name: "to".into(), i: Some(9), ..Default::default() });
+    let found = issues(&model(nodes, &["y", "z"]));
+    let names: Vec<&str> = found.iter().map(|issue| issue.node.as_str()).collect();
+    let inside = ["If-y/then_branch/NoSuch-r", "If-y/else_branch/NorThis-r", "If-y", "Unknown-lost"];
+    assert_eq!(names, [&inside[..], &["If-z/else_branch/Hidden-r"]].concat(), "{found:?}");
+    assert!(found.iter().all(|issue| !issue.hint.is_empty()));
+}
+
+#[test]
+fn issues_name_the_attribute_that_is_to_blame() {
+    let mut broken = model(vec![node("Cast", &["x"], &["y"])], &["y"]);
+    let to = onnx::Attribute { name: "to".into(), i: Some(8), ..Default::default() };
+    broken.graph.as_mut().unwrap().node[0].attribute.push(to);
+    let shuffled = onnx::Attribute { name: "axis".into(), i: Some(7), ..Default::default() };
+    broken
+        .graph
+        .as_mut()
+        .unwrap()
+        .node
+        .push(onnx::Node { attribute: vec![shuffled], ..node("Flatten", &["x"], &["z"]) });
+    let found = issues(&broken);
+    let named: Vec<&str> = found.iter().map(|issue| issue.attribute.as_str()).collect();
+    assert_eq!(named, ["to", "axis"], "{found:?}");
+}
+
+#[test]
 fn inconsistent_graphs_are_refused_by_name() {
     refused(&model(vec![node("Relu", &["nowhere"], &["y"])], &["y"]), &["Relu-y", "nowhere"]);
     refused(&model(vec![node("Relu", &["x"], &["y"])], &["z"]), &["Output", "`z`"]);

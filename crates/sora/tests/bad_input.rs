@@ -272,6 +272,9 @@ fn unsupported_nodes_are_listed_all_at_once() {
     let nodes: Vec<&str> =
         object["unsupported"].as_array().unwrap().iter().map(|i| i["node"].as_str().unwrap()).collect();
     assert!(nodes.contains(&"first") && nodes.contains(&"second"), "{object}");
+    for part in ["op", "why", "hint"] {
+        assert!(!object["unsupported"][0][part].as_str().unwrap().is_empty(), "{object}");
+    }
     let errors = fail(&["bench", text(&path)]);
     assert!(errors.contains("first") && errors.contains("second"), "{errors}");
 }

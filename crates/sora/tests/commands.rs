@@ -9,7 +9,9 @@ use std::process::Stdio;
 use common::{check_failure, example, fail, files, sora, succeed, succeed_json};
 use serde_json::Value;
 use sora::data::npz;
-use sora::tensor::Tensor;
+use sora::ir::ops::{If, MatMul};
+use sora::ir::{Dim, Graph, Subgraph, TensorType};
+use sora::tensor::{DType, Tensor};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -346,11 +348,49 @@ fn inspect_says_what_runs_each_node() {
     let nodes = nodes.as_array().unwrap();
     assert!(nodes.len() > 5);
     for node in nodes {
-        has_keys(node, &["node", "op", "runs", "int8", "why"]);
+        has_keys(node, &["node", "op", "how", "runs", "int8", "why"]);
         assert!(!node["runs"].as_str().unwrap().starts_with("reference:"), "{node}");
     }
     let layers = nodes.iter().filter(|node| node["why"] == "weights per channel");
     assert!(layers.filter(|node| node["int8"] == true).count() >= 3, "{nodes:?}");
     let text = succeed(&["inspect", &model, "--support"]);
     assert!(text.contains("have an 8-bit form") && text.contains("runs as"), "{text}");
+    assert!(!text.contains("reference evaluator"), "{text}");
+}
+
+#[test]
+fn inspect_counts_what_is_in_bodies_and_says_what_is_compiled_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("branches.onnx");
+    let mut graph = Graph::new("branches");
+    let flag = graph.input("flag", TensorType::new(DType::Bool, [0usize; 0]));
+    let x =
+        graph.input("x", TensorType { dtype: DType::F32, shape: vec![Dim::symbol("n"), Dim::from(6usize)] });
+    let branch = |name: &str, factor: f32| {
+        let mut body = Graph::new(name);
+        let shape = vec![Dim::symbol("n"), Dim::from(6usize)];
+        let x = body.input("x", TensorType { dtype: DType::F32, shape });
+        let w = body.constant("w", Tensor::from_slice(&[6, 4], &[factor; 24]).unwrap());
+        let y = body.op(&format!("{name}.product"), MatMul {}, [x, w]).unwrap();
+        body.output("y", y);
+        Subgraph::new(body).unwrap()
+    };
+    let op = If { then_branch: branch("one", 1.0), else_branch: branch("other", 2.0) };
+    let y = graph.op("choice", op, [flag, x]).unwrap();
+    graph.output("y", y);
+    sora::onnx::save(&graph, &path, &Default::default()).unwrap();
+    let path = path.to_str().unwrap();
+    let inspected = succeed_json(&["inspect", path, "--support", "--shape", "x=5x6", "--json"]);
+    assert_eq!((inspected["nodes"].as_u64(), inspected["parameters"].as_u64()), (Some(3), Some(48)));
+    let nodes = inspected["support"].as_array().unwrap();
+    let found: Vec<_> =
+        nodes.iter().map(|n| (n["node"].as_str().unwrap(), n["how"].as_str().unwrap())).collect();
+    let expected = [
+        ("choice", "kernel"),
+        ("choice/then_branch/one.product", "later"),
+        ("choice/else_branch/other.product", "later"),
+    ];
+    assert_eq!(found, expected);
+    fail(&["inspect", path, "--shape", "x=5x7"]);
+    fail(&["inspect", path, "--shape", "z=5x7"]);
 }

@@ -7,15 +7,15 @@ use sora_tensor::{DType, PowerRounding};
 use super::node::{Built, NodeCx};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
-use crate::tensor::{dtype_named, dtype_of};
+use crate::tensor::dtype_named;
 
 pub(super) const ROWS: &[Row] = &[
-    onnx("BitCast", |cx| cx.add(BitCast { to: dtype_of(cx.int("to", 0))? }, [cx.input(0)?])),
+    onnx("BitCast", |cx| cx.add(BitCast { to: cx.dtype_named_by("to", 0)? }, [cx.input(0)?])),
     onnx("Cast", |cx| {
         // Opset 1 names the type.
         let to = match cx.opset < 6 {
             true => dtype_named(&cx.text("to", ""))?,
-            false => dtype_of(cx.int("to", 0))?,
+            false => cx.dtype_named_by("to", 0)?,
         };
         convert(cx, to)
     }),

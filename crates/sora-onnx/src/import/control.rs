@@ -31,8 +31,10 @@ fn if_(cx: &mut NodeCx) -> BuiltSlots {
     }
     let mut captures = a.free_in(cx);
     captures.extend(b.free_in(cx).into_iter().filter(|c| !a.free.contains(&c.name)));
-    let (then_branch, outputs) = cx.graph_of("then_branch", &a.proto, &[], &captures)?;
-    let (else_branch, others) = cx.graph_of("else_branch", &b.proto, &[], &captures)?;
+    // Both are read before either is refused: all problems belong into one list.
+    let both = [("then_branch", &a), ("else_branch", &b)];
+    let [one, other] = both.map(|(name, body)| cx.graph_of(name, &body.proto, &[], &captures));
+    let ((then_branch, outputs), (else_branch, others)) = (one?, other?);
     let mut pairs = outputs.iter().zip(&others);
     if let Some((one, other)) = pairs.find(|(one, other)| !one.same_form(other)) {
         let (one, other) = (one.describe(), other.describe());

@@ -9,7 +9,7 @@ use sora_ir::ops::{
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
-use crate::tensor::{dtype_of, signed};
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Compress", compress),
@@ -72,7 +72,7 @@ fn eye_like(cx: &mut NodeCx) -> Built {
         return Err(Refusal::new(format!("its input {} is not a matrix", cx.ty(x))));
     }
     let to = match cx.attribute("dtype") {
-        Some(_) => dtype_of(cx.int("dtype", 0))?,
+        Some(_) => cx.dtype_named_by("dtype", 0)?,
         None => cx.dtype(x),
     };
     let (rows, columns) = (cx.extent(x, 0)?, cx.extent(x, 1)?);

@@ -435,6 +435,9 @@ impl Importer {
                 None
             }
         };
+        if row.is_none() || poisoned {
+            self.unknown_inside(node, opset, name);
+        }
         let built = match (row, poisoned) {
             (Some(row), false) => {
                 let tensor = |slot: &Slot| if let Slot::Value(id) = slot { Some(*id) } else { None };
@@ -458,7 +461,7 @@ impl Importer {
                 match cx.read(row) {
                     Ok(slots) => Some(slots),
                     Err(refusal) => {
-                        self.issues.push(refusal.at(name, &op));
+                        self.issues.push(refusal.of(node, name, &op));
                         None
                     }
                 }
@@ -479,6 +482,23 @@ impl Importer {
                 Some(None) | None => Slot::Poisoned,
             };
             self.define(output, slot, name, &op);
+        }
+    }
+
+    /// Reports the operators of unknown kind in the bodies of a node that is not read itself.
+    fn unknown_inside(&mut self, node: &NodeProto, opset: i64, name: &str) {
+        let functions = Rc::clone(&self.functions);
+        for attribute in &node.attribute {
+            let Some(body) = &attribute.g else { continue };
+            let Ok(nodes) = function::inline(body.node.clone(), &functions, opset, &mut self.calls) else {
+                continue;
+            };
+            for (index, (inner, opset)) in nodes.iter().enumerate() {
+                let name = format!("{name}/{}/{}", attribute.name, node_name(inner, index));
+                let refusal = rows::find(&inner.domain, &inner.op_type).err();
+                self.issues.extend(refusal.map(|refusal| refusal.at(&name, &label(inner))));
+                self.unknown_inside(inner, *opset, &name);
+            }
         }
     }
 

@@ -114,6 +114,12 @@ impl<'a> NodeCx<'a> {
         tensor::from_proto(proto, self.external)
     }
 
+    /// The element type whose code an attribute gives.
+    pub(super) fn dtype_named_by(&self, name: &str, default: i64) -> Result<DType, Refusal> {
+        let code = self.int(name, default);
+        tensor::dtype_of(code).map_err(|r| Refusal { why: format!("{name}={code}: {}", r.why), ..r })
+    }
+
     /// A list of sizes; `default` when absent.
     pub(super) fn sizes(&self, name: &str, default: Vec<usize>) -> Result<Vec<usize>, Refusal> {
         match self.ints(name) {

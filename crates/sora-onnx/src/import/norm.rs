@@ -9,7 +9,7 @@ use sora_ir::{Real, ValueId};
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, microsoft, onnx};
 use crate::error::Refusal;
-use crate::tensor::{dtype_of, signed};
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("BatchNormalization", batch_norm),
@@ -83,7 +83,7 @@ fn layer_norm(cx: &mut NodeCx) -> Built {
     let (axis, epsilon) = (cx.int("axis", -1), Real(cx.float("epsilon", 1e-5)));
     let mut outputs = cx.add(LayerNorm { axis, epsilon }, cx.inputs_to(3))?;
     if cx.reads(1) || cx.reads(2) {
-        let x = cx.cast(cx.input(0)?, dtype_of(cx.int("stash_type", 1))?)?;
+        let x = cx.cast(cx.input(0)?, cx.dtype_named_by("stash_type", 1)?)?;
         outputs.extend(statistics(cx, x, axis, epsilon)?);
     }
     Ok(outputs)

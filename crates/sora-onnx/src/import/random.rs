@@ -9,7 +9,6 @@ use sora_tensor::DType;
 use super::node::{Built, NodeCx, size};
 use super::rows::{Row, microsoft, onnx};
 use crate::error::Refusal;
-use crate::tensor::dtype_of;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("Bernoulli", bernoulli),
@@ -61,14 +60,14 @@ fn scaled(cx: &mut NodeCx, from: Distribution, dtype: DType, shape: ValueId) -> 
 
 fn listed(cx: &mut NodeCx, from: Distribution) -> Built {
     let shape = cx.ints("shape").ok_or_else(|| Refusal::new("its shape is missing"))?;
-    let (shape, dtype) = (cx.make_ints("shape", shape), dtype_of(cx.int("dtype", 1))?);
+    let (shape, dtype) = (cx.make_ints("shape", shape), cx.dtype_named_by("dtype", 1)?);
     scaled(cx, from, dtype, shape)
 }
 
 /// The dtype that an attribute gives, or that of a value.
 fn dtype_or(cx: &NodeCx, like: ValueId) -> Result<DType, Refusal> {
     match cx.attribute("dtype") {
-        Some(_) => dtype_of(cx.int("dtype", 0)),
+        Some(_) => cx.dtype_named_by("dtype", 0),
         None => Ok(cx.dtype(like)),
     }
 }
@@ -95,7 +94,7 @@ fn multinomial(cx: &mut NodeCx) -> Built {
     if cx.rank(x) != 2 {
         return Err(Refusal::new(format!("its input {} is not a matrix", cx.ty(x))));
     }
-    let (samples, to) = (size(cx.int("sample_size", 1), "sample_size")?, dtype_of(cx.int("dtype", 6))?);
+    let (samples, to) = (size(cx.int("sample_size", 1), "sample_size")?, cx.dtype_named_by("dtype", 6)?);
     let (batch, classes) = (cx.extent(x, 0)?, cx.extent(x, 1)?);
     let samples = cx.make_ints("samples", &[crate::tensor::signed(samples)]);
     let shape = cx.step("shape", Concat { axis: 0 }, [batch, samples, classes])?;

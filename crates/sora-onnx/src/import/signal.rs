@@ -9,7 +9,7 @@ use sora_tensor::{DType, Tensor};
 use super::node::{Built, NodeCx, real, size};
 use super::rows::{Row, onnx};
 use crate::error::Refusal;
-use crate::tensor::{dtype_of, signed};
+use crate::tensor::signed;
 
 pub(super) const ROWS: &[Row] = &[
     onnx("BlackmanWindow", |cx| window(cx, &[0.42, -0.5, 0.08])),
@@ -199,7 +199,7 @@ fn stft(cx: &mut NodeCx) -> Built {
 
 /// A sum of cosines of the multiples of one angle, of which each element is a step further.
 fn window(cx: &mut NodeCx, factors: &[f64]) -> Built {
-    let to = dtype_of(cx.int("output_datatype", 1))?;
+    let to = cx.dtype_named_by("output_datatype", 1)?;
     let count = cx.input(0)?;
     let count = cx.cast(count, DType::I64)?;
     let places = cx.count_to(count)?;
@@ -229,7 +229,7 @@ fn window(cx: &mut NodeCx, factors: &[f64]) -> Built {
 /// Triangles over the bins of a spectrum, whose corners lie at even steps of the mel scale, `2595 log10(1 + f / 700)`
 /// (O'Shaughnessy 1987), at the bins below.
 fn mel_weight_matrix(cx: &mut NodeCx) -> Built {
-    let to = dtype_of(cx.int("output_datatype", 1))?;
+    let to = cx.dtype_named_by("output_datatype", 1)?;
     let [bins, length] = [cx.input(0)?, cx.input(1)?];
     let bins = cx.cast(bins, DType::I64)?;
     let mut inputs = Vec::new();

@@ -57,6 +57,9 @@ pub(super) struct Inspect {
     /// Say of each node which kernel runs it, and whether and how it can be quantized
     #[arg(long)]
     pub(super) support: bool,
+    /// Shape of an input as NAME=1x3x224x224, for what depends on it; else open extents count as 1
+    #[arg(long = "shape", value_name = "NAME=DxD")]
+    pub(super) shapes: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ use sora::tensor::{DType, Tensor};
 use sora::{Failure, Model};
 
 use super::args::Bench;
+use super::shapes::{check_names, given};
 use super::table::table;
 use super::tune::tune;
 use super::{Printed, engine_failure, one_line, progress, warn};
@@ -224,21 +225,7 @@ pub(super) fn random_inputs(model: &Model, args: &Bench) -> Result<Vec<(String, 
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f64 / (1u64 << 23) as f64 - 1.0
     };
-    let names: Vec<&String> = model.graph.inputs().iter().map(|&id| &model.graph.value(id).name).collect();
-    for shape in &args.shapes {
-        let Some((name, _)) = shape.split_once('=') else {
-            let hint = "Write NAME=1x3x224x224.";
-            return Err(Failure::new(
-                "A shape needs the name of its input.",
-                format!("--shape {shape}"),
-                hint,
-            ));
-        };
-        if names.iter().all(|n| *n != name) {
-            let hint = format!("The model's inputs are {names:?}.");
-            return Err(Failure::new("There is no such input.", format!("--shape {shape}"), hint));
-        }
-    }
+    check_names(model, &args.shapes)?;
     let inputs = model.graph.inputs().iter().map(|&id| {
         let value = model.graph.value(id);
         let shape = input_shape(&value.name, &value.ty, args)?;
@@ -260,25 +247,8 @@ pub(super) fn random_inputs(model: &Model, args: &Bench) -> Result<Vec<(String, 
 }
 
 fn input_shape(name: &str, ty: &TensorType, args: &Bench) -> Result<Vec<usize>, Failure> {
-    let given = args.shapes.iter().find_map(|s| s.split_once('=').filter(|(n, _)| *n == name));
-    if let Some((_, text)) = given {
-        let shape: Result<Vec<usize>, _> = text.split('x').map(str::parse).collect();
-        let shape = shape.map_err(|_| {
-            Failure::new(
-                "A shape is extents joined by x.",
-                format!("--shape {name}={text}"),
-                "Write 1x3x224x224.",
-            )
-        })?;
-        let fits = ty.accepts(&TensorType::new(ty.dtype, shape.iter().copied()));
-        return match fits {
-            true => Ok(shape),
-            false => Err(Failure::new(
-                format!("The model takes {ty} here."),
-                format!("--shape {name}={text}"),
-                "Give extents that agree with it.",
-            )),
-        };
+    if let Some(shape) = given(&args.shapes, name, ty)? {
+        return Ok(shape);
     }
     let batch = args.batch as usize;
     let extents = ty.shape.iter().enumerate().map(|(axis, dim)| match dim.known() {

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sora::exec::{Options, Program};
 use sora::ir::{Def, Dim, Graph, QuantRule, TensorType};
+use sora::tensor::{DType, Tensor};
 use sora::{Failure, Model, onnx, rewrite};
 
 use super::args::Inspect;
+use super::shapes::or_one;
 use super::support;
 use super::table::table;
 use super::{Printed, human_bytes, human_count, one_line, warn};
@@ -19,17 +21,21 @@ pub(super) fn inspect(args: &Inspect) -> Printed {
     }
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
-    let summary = Summary { memory: Memory::of(&model), ..Summary::of(&model.graph) };
+    let shapes = or_one(&model, &args.shapes)?;
+    let session = model.clone().session(Options::default());
+    let program = session.and_then(|session| session.program(&shapes));
+    let memory = program.as_deref().ok().map(Memory::of);
+    let summary = Summary { memory, ..Summary::of(&model.graph) };
     if args.json {
         let mut object = summary.json(&model);
         if let (true, Value::Object(object)) = (args.support, &mut object) {
-            object.insert("support".to_owned(), support::as_json(&model));
+            object.insert("support".to_owned(), support::as_json(&model, program.as_deref()));
         }
         return Ok(one_line(&object));
     }
     let mut text = summary.text(&model);
     if args.support {
-        text += &format!("\n{}", support::text(&model));
+        text += &format!("\n{}", support::text(&model, program.as_deref()));
     }
     if args.explain {
         let mut graph = model.graph.clone();
@@ -49,17 +55,20 @@ fn report_unsupported(args: &Inspect, issues: &[onnx::NodeIssue]) -> String {
     if args.json {
         let list: Vec<Value> = issues
             .iter()
-            .map(|i| json!({"node": i.node, "op": i.op, "why": format!("{} {}", i.why, i.hint)}))
+            .map(|i| json!({"node": i.node, "op": i.op, "attribute": i.attribute, "why": i.why, "hint": i.hint}))
             .collect();
         return one_line(&json!({
             "nodes": null, "parameters": null, "macs": null, "bytes": null,
             "inputs": null, "outputs": null, "unsupported": list,
         }));
     }
-    let rows: Vec<Vec<String>> =
-        issues.iter().map(|i| vec![i.node.clone(), i.op.clone(), format!("{} {}", i.why, i.hint)]).collect();
+    let row = |i: &onnx::NodeIssue| {
+        vec![i.node.clone(), i.op.clone(), i.attribute.clone(), i.why.clone(), i.hint.clone()]
+    };
+    let rows: Vec<Vec<String>> = issues.iter().map(row).collect();
     let count = issues.len();
-    format!("{count} nodes of this model are not supported:\n{}", table(&["node", "operator", "why"], &rows))
+    let head = ["node", "operator", "attribute", "why", "what to do"];
+    format!("{count} nodes of this model are not supported:\n{}", table(&head, &rows))
 }
 
 /// What can be counted without running the model.
@@ -78,7 +87,7 @@ struct Summary {
     memory: Option<Memory>,
 }
 
-/// What running the model takes on this machine, open extents taken as 1.
+/// What running the model takes on this machine.
 struct Memory {
     /// Intermediate tensors of one run.
     arena: usize,
@@ -87,10 +96,8 @@ struct Memory {
 }
 
 impl Memory {
-    /// `None` where the extents do not fit, or the model has none that can be compiled.
-    fn of(model: &Model) -> Option<Memory> {
-        let program = Program::compile(&model.graph, &model.shapes_at_one(), &Options::default()).ok()?;
-        Some(Memory { arena: program.arena_bytes(), weights: program.weight_bytes() })
+    fn of(program: &Program) -> Memory {
+        Memory { arena: program.arena_bytes(), weights: program.weight_bytes() }
     }
 }
 
@@ -108,38 +115,46 @@ impl Summary {
             memory: None,
         };
         let (mut zeros, mut weights) = (0u64, 0u64);
+        summary.add(graph, &mut zeros, &mut weights);
+        summary.zeros = zeros as f64 / weights.max(1) as f64;
+        summary
+    }
+
+    /// Counts a graph and the bodies in it, each as if it ran once.
+    fn add(&mut self, graph: &Graph, zeros: &mut u64, weights: &mut u64) {
         for (_, node) in graph.nodes() {
-            summary.nodes += 1;
+            self.nodes += 1;
             let inputs: Vec<Option<&TensorType>> =
                 node.inputs.iter().map(|id| id.map(|id| graph.ty(id))).collect();
             let outputs: Vec<&TensorType> = node.outputs.iter().map(|&id| graph.ty(id)).collect();
             let macs = at_batch_one(&node.op.macs(&inputs, &outputs));
-            summary.macs += macs;
-            let entry = summary.operators.entry(node.op.label().into_owned()).or_default();
+            self.macs += macs;
+            let entry = self.operators.entry(node.op.label().into_owned()).or_default();
             *entry = (entry.0 + 1, entry.1 + macs);
             if let (QuantRule::Linear { .. }, Some(&Some(weight))) = (node.op.quant(), node.inputs.get(1)) {
                 let integer =
                     graph.producer(weight).is_some_and(|(_, n, _)| n.op.name() == "DequantizeLinear");
-                summary.quantizable += 1;
-                summary.quantized += usize::from(integer);
+                self.quantizable += 1;
+                self.quantized += usize::from(integer);
                 let stored = match graph.producer(weight) {
                     Some((_, producer, _)) if integer => producer.inputs.first().copied().flatten(),
                     _ => Some(weight),
                 };
                 if let Some(tensor) = stored.and_then(|id| graph.const_value(id)) {
-                    weights += tensor.len() as u64;
-                    zeros += tensor.to_f64s().iter().filter(|&&v| v == 0.0).count() as u64;
+                    *weights += tensor.len() as u64;
+                    *zeros += count_zeros(tensor);
                 }
+            }
+            for body in node.op.bodies() {
+                self.add(body.graph(), zeros, weights);
             }
         }
         for (_, value) in graph.values() {
             if let Def::Const(tensor) = &value.def {
-                summary.parameters += tensor.len() as u64;
-                summary.weight_bytes += tensor.byte_len() as u64;
+                self.parameters += tensor.len() as u64;
+                self.weight_bytes += tensor.byte_len() as u64;
             }
         }
-        summary.zeros = zeros as f64 / weights.max(1) as f64;
-        summary
     }
 
     fn json(&self, model: &Model) -> Value {
@@ -212,6 +227,20 @@ impl Summary {
             .collect();
         text + "\n" + &table(&["operator", "nodes", "multiply-adds"], &rows)
     }
+}
+
+/// The zeros of a tensor. Those of `f32` and of bytes are counted where they lie, as large weights are of these.
+fn count_zeros(tensor: &Tensor) -> u64 {
+    let zeros = match tensor.dtype() {
+        DType::F32 => {
+            let (numbers, _) = tensor.raw().as_chunks::<4>();
+            numbers.iter().filter(|&&n| f32::from_ne_bytes(n) == 0.0).count()
+        }
+        DType::I8 | DType::U8 => tensor.raw().iter().filter(|&&byte| byte == 0).count(),
+        _ => tensor.to_f64s().iter().filter(|&&v| v == 0.0).count(),
+    };
+    tensor.release();
+    zeros as u64
 }
 
 fn dim_json(dim: &Dim) -> Value {

@@ -8,6 +8,7 @@ mod evaluate;
 mod inspect;
 mod progress;
 mod run;
+mod shapes;
 mod support;
 mod table;
 mod tune;
