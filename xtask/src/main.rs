@@ -5,6 +5,7 @@ mod aarch64;
 mod fuzz;
 mod graphs;
 mod inlined;
+mod large;
 mod models;
 mod onnx;
 mod onnxruntime;
@@ -54,6 +55,11 @@ const TASKS: &[Task] = &[
         Run::With(graphs::run),
     ),
     (
+        "large",
+        "load, run and convert a generated model of 3 GB beside onnxruntime: memory, results (13 GB of disk)",
+        Run::Plain(large::run),
+    ),
+    (
         "peers",
         "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
         Run::With(peers::run),
@@ -100,6 +106,7 @@ fn extended() -> Outcome {
     onnxruntime::compare()?;
     graphs::compare(10_000, 0)?;
     models::compare()?;
+    large::run()?;
     cargo(&["test", "--release", "--locked", "-p", "sora-conformance"]).env("SORA_ROUNDS", "60").run()?;
     threads()?;
     aarch64::test()

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Success, or one sentence on what failed.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
@@ -50,6 +50,12 @@ impl Program {
         eprintln!("$ {}", self.shown());
         let status = self.0.status().map_err(|e| format!("cannot start `{}`: {e}", self.shown()))?;
         if status.success() { Ok(()) } else { Err(format!("`{}` failed: {status}", self.shown())) }
+    }
+
+    /// Starts it, its output unseen.
+    pub(crate) fn start(mut self) -> Outcome<Child> {
+        eprintln!("$ {}", self.shown());
+        self.0.stdout(Stdio::null()).spawn().map_err(|e| format!("cannot start `{}`: {e}", self.shown()))
     }
 
     /// Runs it and returns what it printed to standard output.
