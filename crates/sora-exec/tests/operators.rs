@@ -52,6 +52,41 @@ fn programs_agree_with_the_reference() {
     }
 }
 
+/// The kernels of truth values and integers, and of computed places.
+#[test]
+fn masks_and_counts_have_kernels() {
+    use sora_ir::ops::{ReduceKind, Reduction, UnaryKind};
+    use sora_tensor::DType;
+    let fast = |case: &Case| {
+        let dtype = case.inputs[0].tensor().map(Tensor::dtype);
+        let number = matches!(dtype, Some(DType::F32 | DType::I32 | DType::I64));
+        match &case.op {
+            Op::Unary(op) => op.kind == UnaryKind::Not,
+            Op::Reduce(op) => {
+                number && matches!(op.kind, ReduceKind::Sum | ReduceKind::Max | ReduceKind::Min)
+            }
+            Op::ScatterElements(op) => number && op.reduction == Reduction::Replace,
+            _ => number,
+        }
+    };
+    for name in ["Unary", "Reduce", "TopK", "ScatterElements"] {
+        let mut g = Gen::new(37);
+        let cases: Vec<Case> = (0..4).flat_map(|_| Op::cases(name, &mut g)).filter(fast).collect();
+        assert!(!cases.is_empty(), "{name} has no cases");
+        for case in cases {
+            let (graph, given) = case.graph().unwrap();
+            if graph.outputs().iter().any(|o| graph.ty(o.value).known_len() == Some(0)) {
+                continue;
+            }
+            let session = Session::new(graph, Options::default()).unwrap();
+            let shapes: Vec<_> = given.iter().map(|(n, t)| (n.as_str(), t.shape().to_vec())).collect();
+            let program = session.program(&shapes).unwrap();
+            let slow = program.steps().iter().find(|s| s.kernel.starts_with("reference:"));
+            assert!(slow.is_none(), "{slow:?} in {case:?}");
+        }
+    }
+}
+
 /// The cases that must run on kernels, not on the reference evaluator.
 #[test]
 fn common_operators_have_kernels() {

@@ -3,7 +3,7 @@
 use sora_ir::ops::{ActivationKind, BinaryKind, UnaryKind};
 use sora_ir::{Node, NodeId, Op, ValueId};
 use sora_kernels::elementwise::{Binary as BinaryOp, Unary as UnaryOp};
-use sora_tensor::DType;
+use sora_tensor::{Bool, DType, Tensor};
 
 use super::Lowering;
 use super::build::Buf;
@@ -30,6 +30,12 @@ impl Lowering<'_> {
                 self.define(chain.result, form);
             }
             return Some(());
+        }
+        if let Op::Unary(op) = &node.op
+            && op.kind == UnaryKind::Not
+            && self.dtype(x) == DType::Bool
+        {
+            return self.negate(x, chain);
         }
         let op = unary_kernel(&node.op)?;
         if self.dtype(x) != DType::F32 {
@@ -119,6 +125,18 @@ impl Lowering<'_> {
         let info = self.info(&format!("binary.{dtype}"), &chain.nodes, Some(y), to);
         self.build.step(info, work, &[left, right], &[buf]);
         self.define_exact(y, buf, Layout::Plain);
+        Some(())
+    }
+
+    /// The other truth values.
+    fn negate(&mut self, x: ValueId, chain: &Chain) -> Option<()> {
+        let broadcast = pattern(&View::of(&[]).broadcast(&self.shape(x)))?;
+        let work = Compare::new(BinaryKind::Xor, DType::Bool, broadcast)?;
+        let truth = self.build.constant(Tensor::scalar(Bool::from(true)));
+        let (from, to) = (self.plain(x)?, self.fresh(chain.result, DType::Bool));
+        let info = self.info("unary.bool", &chain.nodes, Some(chain.result), DType::Bool);
+        self.build.step(info, work, &[from, truth], &[to]);
+        self.define_exact(chain.result, to, Layout::Plain);
         Some(())
     }
 

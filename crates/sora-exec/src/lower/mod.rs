@@ -24,6 +24,7 @@ mod quant;
 mod recurrent;
 mod regions;
 mod resize;
+mod select;
 mod weights;
 mod winograd;
 
@@ -233,6 +234,8 @@ impl Lowering<'_> {
             Op::Cast(_) => self.cast(id, node),
             Op::ArgReduce(op) => self.arg_reduce(op, id, node),
             Op::Gather(op) => self.gather(op, id, node),
+            Op::TopK(op) => self.top_k(op, id, node),
+            Op::ScatterElements(op) => self.scatter_elements(op, id, node),
             Op::Pad(op) => self.pad(op, id, node),
             Op::Resize(op) => self.resize(op, id, node),
             Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),

@@ -12,7 +12,7 @@ use super::layout::{Encoding, Form, Layout};
 use crate::steps::elementwise;
 use crate::steps::movement::{CopyView, View};
 use crate::steps::pool::{Average, GlobalAverage, Max, MaxElement, MeanElement};
-use crate::steps::rows::{ReduceRows, Search};
+use crate::steps::rows::{ReduceIntegers, ReduceRows, Search};
 use crate::steps::window::{Geometry, Windows};
 
 impl Lowering<'_> {
@@ -74,7 +74,10 @@ impl Lowering<'_> {
     pub(crate) fn reduce(&mut self, op: &Reduce, node: &Node, chain: &Chain) -> Option<()> {
         let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
         let shape = self.shape(x);
-        if self.dtype(x) != DType::F32 || chain.activation != Activation::None {
+        let dtype = self.dtype(x);
+        let integers = matches!(dtype, DType::I32 | DType::I64)
+            && matches!(op.kind, ReduceKind::Sum | ReduceKind::Max | ReduceKind::Min);
+        if !(dtype == DType::F32 || integers) || chain.activation != Activation::None {
             return None;
         }
         let axes: Option<Vec<usize>> =
@@ -82,7 +85,7 @@ impl Lowering<'_> {
         let axes = axes.filter(|a| !a.is_empty()).unwrap_or_else(|| (0..shape.len()).collect());
         let spatial = shape.len() > 2 && axes.len() == shape.len() - 2 && axes.iter().all(|&a| a >= 2);
         let last = self.last(x);
-        if op.kind == ReduceKind::Mean && spatial && self.some_layout(x) == last {
+        if op.kind == ReduceKind::Mean && !integers && spatial && self.some_layout(x) == last {
             let (images, channels) = (shape[0], shape[1]);
             let pixels = self.len(x) / (images * channels);
             let (element, from) = if chain.quantize.is_none() && self.is_rounded(x) {
@@ -120,10 +123,17 @@ impl Lowering<'_> {
         let mut from = self.plain(x)?;
         if !order.is_sorted() {
             let view = View::of(&shape).permuted(&order).collapsed();
-            let moved = self.fresh(x, DType::F32);
-            let info = self.conversion(x, "transpose", DType::F32);
-            self.build.step(info, CopyView { view, size: 4 }, &[from], &[moved]);
+            let moved = self.fresh(x, dtype);
+            let info = self.conversion(x, "transpose", dtype);
+            self.build.step(info, CopyView { view, size: dtype.size() }, &[from], &[moved]);
             from = moved;
+        }
+        if integers {
+            let buf = self.fresh(y, dtype);
+            let info = self.info(&format!("reduce.{dtype}"), &chain.nodes, Some(y), dtype);
+            self.build.step(info, ReduceIntegers { kind: op.kind, dtype, cols }, &[from], &[buf]);
+            self.define_exact(y, buf, Layout::Plain);
+            return Some(());
         }
         if let Some(op) = before {
             let mapped = self.fresh(x, DType::F32);

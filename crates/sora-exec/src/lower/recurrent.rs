@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use sora_ir::ops::{Direction as Order, RnnActivation};
-use sora_ir::{Node, NodeId, Op};
+use sora_ir::{Node, NodeId, Op, ValueId};
 use sora_kernels::{Activation, Kernels, PackedBf16, PackedF32, PackedI8, bf16};
 use sora_tensor::{DType, Tensor};
 
@@ -124,10 +124,11 @@ impl Lowering<'_> {
         if self.dtype(x) != DType::F32 || batch * hidden == 0 {
             return None;
         }
-        if let Some(lengths) = input(LENGTHS) {
-            let all = self.constant(lengths)?.to_i64s().iter().all(|&n| usize::try_from(n) == Ok(steps));
-            all.then_some(())?;
-        }
+        let all_steps = |lengths: &ValueId| {
+            let known = self.constant(*lengths);
+            known.is_some_and(|t| t.to_i64s().iter().all(|&n| usize::try_from(n) == Ok(steps)))
+        };
+        let lengths = input(LENGTHS).filter(|lengths| !all_steps(lengths));
         let vector = |slot: usize| match input(slot) {
             Some(v) => self.constant_f32(v).map(Some),
             None => Some(None),
@@ -195,15 +196,24 @@ impl Lowering<'_> {
         let directions = directions.collect();
         let states: Vec<_> = (0..cell.states()).map(|s| input(STATES + s)).collect();
         let initial = states.iter().map(Option::is_some).collect();
-        let work = Recurrent { cell, steps, batch, features, hidden, directions, initial };
+        let work = Recurrent {
+            cell,
+            steps,
+            batch,
+            features,
+            hidden,
+            directions,
+            lengths: lengths.is_some(),
+            initial,
+        };
 
         let mut reads = match (&w, dynamic) {
             (Values::Bytes(_), Some(dynamic)) => dynamic.reads().to_vec(),
             (Values::Bf16(_), _) => vec![self.rounded(x, Layout::Plain)?],
             _ => vec![self.plain(x)?],
         };
-        for state in states.into_iter().flatten() {
-            reads.push(self.plain(state)?);
+        for given in lengths.into_iter().chain(states.into_iter().flatten()) {
+            reads.push(self.plain(given)?);
         }
         let mut writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, DType::F32)).collect();
         writes.push(self.build.arena(work.scratch() * size_of::<f32>()));

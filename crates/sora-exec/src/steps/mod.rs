@@ -17,6 +17,7 @@ pub(crate) mod reference;
 pub(crate) mod region;
 pub(crate) mod resize;
 pub(crate) mod rows;
+pub(crate) mod select;
 pub(crate) mod window;
 pub(crate) mod winograd;
 pub(crate) mod winograd_bytes;

@@ -96,7 +96,8 @@ pub(crate) fn share_of(cell: Cell, batch: usize, hidden: usize, threads: usize) 
 
 /// A recurrent layer.
 ///
-/// Inputs: X `[steps, batch, features]` in the type of the input's matrix, bytes with scales and zero points; then the initial states that are given, `[directions, batch, hidden]`.
+/// Inputs: X `[steps, batch, features]` in the type of the input's matrix, bytes with scales and zero points; then the lengths of
+/// the sequences, i32 `[batch]`, and the initial states `[directions, batch, hidden]`, those that are given.
 /// Outputs: Y `[steps, directions, batch, hidden]`, the final states, and scratch of [`Recurrent::scratch`].
 pub(crate) struct Recurrent {
     pub(crate) cell: Cell,
@@ -105,6 +106,8 @@ pub(crate) struct Recurrent {
     pub(crate) features: usize,
     pub(crate) hidden: usize,
     pub(crate) directions: Vec<Direction>,
+    /// Whether sequences have lengths of their own.
+    pub(crate) lengths: bool,
     /// Which initial states are given.
     pub(crate) initial: Vec<bool>,
 }
@@ -115,6 +118,27 @@ enum Features<'a> {
     Real(&'a [f32]),
     Bf16(&'a [u16]),
     Bytes(&'a [u8], (&'a [f32], &'a [u8])),
+}
+
+/// A batch of sequences.
+#[derive(Clone, Copy)]
+struct Sequences<'a> {
+    features: Features<'a>,
+    /// All steps where there are none. The state stays at steps past a sequence's length, which come first in a direction that
+    /// reverses.
+    lengths: Option<&'a [i32]>,
+}
+
+impl Sequences<'_> {
+    /// Whether a sequence has a step.
+    fn has(&self, sequence: usize, step: usize) -> bool {
+        self.lengths.is_none_or(|lengths| usize::try_from(lengths[sequence]).is_ok_and(|n| step < n))
+    }
+
+    /// The first of `batch` sequences, up to the last one that has a step.
+    fn until(&self, step: usize, batch: usize) -> usize {
+        (0..batch).rfind(|&sequence| self.has(sequence, step)).map_or(0, |last| last + 1)
+    }
 }
 
 /// Memory for what lies between a state and its products.
@@ -128,6 +152,7 @@ struct Rounding<'a> {
 /// A share at work.
 struct Part<'a> {
     share: &'a Share,
+    x: Sequences<'a>,
     /// The share's first unit.
     first: usize,
     /// The input's part of all steps, `[steps, batch, gates * units]`.
@@ -195,7 +220,7 @@ impl Recurrent {
         });
     }
 
-    /// `out = state · matrix`, the state `[batch, hidden]`. One row walks the matrix the other way at every step
+    /// `out = state · matrix`, the state `[rows, hidden]`. One row walks the matrix the other way at every step
     /// and so finds a part of it in the nearest cache.
     fn product(
         &self,
@@ -207,26 +232,31 @@ impl Recurrent {
         out: &mut [f32],
     ) {
         let (hidden, backwards) = (self.hidden, step % 2 == 1);
-        let columns = out.len() / self.batch;
+        let rows = state.len() / hidden;
+        if rows == 0 {
+            return;
+        }
+        let columns = out.len() / rows;
         match matrix {
-            Matrix::Real(b) if self.batch == 1 => gemv_f32(k, state, b, 0, backwards, out),
+            Matrix::Real(b) if rows == 1 => gemv_f32(k, state, b, 0, backwards, out),
             Matrix::Real(b) => {
-                let a = ARows::Dense(Dense { data: state, rows: self.batch, stride: hidden, k: hidden });
-                let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
+                let a = ARows::Dense(Dense { data: state, rows, stride: hidden, k: hidden });
+                let out = Output::F32(MatMut::new(out, rows, columns, columns));
                 gemm_f32(k, &a, b, 0, &EpilogueF32::default(), out);
             }
             Matrix::Bf16(b) => {
                 let halves = &mut bytemuck::cast_slice_mut(rounding.rounded)[..state.len()];
                 bf16::round_all(k, state, halves);
-                if self.batch == 1 {
+                if rows == 1 {
                     return gemv_bf16(k, halves, b, 0, backwards, out);
                 }
-                let a = ARows::Dense(Dense { data: &*halves, rows: self.batch, stride: hidden, k: hidden });
-                let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
+                let a = ARows::Dense(Dense { data: &*halves, rows, stride: hidden, k: hidden });
+                let out = Output::F32(MatMut::new(out, rows, columns, columns));
                 gemm_bf16(k, &a, b, 0, &EpilogueF32::default(), out);
             }
             Matrix::Bytes(b) => {
                 let Rounding { sums, rounded, scales, zero_points } = rounding;
+                let (scales, zero_points) = (&mut scales[..rows], &mut zero_points[..rows]);
                 let bytes = &mut bytemuck::cast_slice_mut(rounded)[..state.len()];
                 quantize::dynamic_rows_u8(k, state, hidden, bytes, scales, zero_points);
                 if let (&[scale], &[zero_point]) = (&scales[..], &zero_points[..]) {
@@ -235,7 +265,7 @@ impl Recurrent {
                     gemv_u8i8(k, bytes, &b.packed, 0, backwards, sums);
                     quantize::dequantize_sums(k, sums, left, b.packed.col_sums(), &b.scale, out);
                 } else {
-                    let out = Output::F32(MatMut::new(out, self.batch, columns, columns));
+                    let out = Output::F32(MatMut::new(out, rows, columns, columns));
                     b.multiply(k, bytes, (scales, zero_points), 0, (None, Activation::None), out);
                 }
             }
@@ -262,58 +292,65 @@ impl Recurrent {
         state: &[f32],
         mut out: Columns<f32>,
     ) {
-        let Part { share, inputs, sums, h, c, reset, rounding, .. } = part;
-        let (batch, units, columns) = (self.batch, share.units, self.cell.gates() * share.units);
         let (direction, n) = (&self.directions[d], round / self.rounds());
-        let second = round % self.rounds() == 1;
+        let (step, second) = (self.step(direction, n), round % self.rounds() == 1);
         if let Some(y) = part.y.as_deref_mut().filter(|_| n > 0 && !second) {
-            self.store(d, n - 1, state, y);
+            self.store(d, n - 1, part.x, state, y);
         }
-        let inputs = &inputs[self.step(direction, n) * batch * columns..][..batch * columns];
-        let rows = inputs.chunks_exact(columns);
+        let Part { share, x, inputs, sums, h, c, reset, rounding, .. } = part;
+        let (batch, units, columns) = (self.batch, share.units, self.cell.gates() * share.units);
+        let inputs = &inputs[step * batch * columns..][..batch * columns];
+        let rows = x.until(step, batch);
+        let state = &state[..rows * self.hidden];
+        let at = |row: usize, width: usize| row * width..(row + 1) * width;
+        let rows = 0..rows;
+        let active = rows.clone().filter(|&row| x.has(row, step));
         let written: &mut [f32] = match self.cell {
             Cell::Lstm => {
-                self.product(k, state, &share.state, n, rounding, sums);
-                let states = c.chunks_exact_mut(units).zip(h.chunks_exact_mut(units));
-                for ((x, sums), (c, h)) in rows.zip(sums.chunks_exact(columns)).zip(states) {
-                    recurrent::lstm_step(k, x, sums, share.peephole.as_deref(), c, h);
+                self.product(k, state, &share.state, n, rounding, &mut sums[..rows.len() * columns]);
+                for row in active {
+                    let (gates, units) = (at(row, columns), at(row, units));
+                    let (c, h) = (&mut c[units.clone()], &mut h[units]);
+                    let peephole = share.peephole.as_deref();
+                    recurrent::lstm_step(k, &inputs[gates.clone()], &sums[gates], peephole, c, h);
                 }
                 h
             }
             Cell::GruAfter => {
-                self.product(k, state, &share.state, n, rounding, sums);
-                let states = h.chunks_exact_mut(units);
-                for ((x, sums), h) in rows.zip(sums.chunks_exact(columns)).zip(states) {
-                    recurrent::gru_step(k, x, sums, &share.candidate_bias, h);
+                self.product(k, state, &share.state, n, rounding, &mut sums[..rows.len() * columns]);
+                for row in active {
+                    let (gates, h) = (at(row, columns), &mut h[at(row, units)]);
+                    recurrent::gru_step(k, &inputs[gates.clone()], &sums[gates], &share.candidate_bias, h);
                 }
                 h
             }
             Cell::GruBefore if !second => {
                 let two = 2 * units;
-                let gates = &mut sums[..batch * two];
-                self.product(k, state, &share.state, n, rounding, gates);
-                let vectors = reset.chunks_exact_mut(units).zip(c.chunks_exact_mut(units));
-                let gates = gates.chunks_exact(two).zip(h.chunks_exact(units));
-                for ((x, (gates, h)), (rh, z)) in rows.zip(gates).zip(vectors) {
-                    recurrent::gru_reset(k, x, gates, h, rh, z);
+                self.product(k, state, &share.state, n, rounding, &mut sums[..rows.len() * two]);
+                for row in active {
+                    let (x, gates, units) = (&inputs[at(row, columns)], &sums[at(row, two)], at(row, units));
+                    let (rh, z) = (&mut reset[units.clone()], &mut c[units.clone()]);
+                    recurrent::gru_reset(k, x, gates, &h[units], rh, z);
                 }
                 reset
             }
             Cell::GruBefore => {
                 if let Some(candidate) = &share.candidate {
-                    let sums = &mut sums[..batch * units];
-                    self.product(k, state, candidate, n, rounding, sums);
-                    let sums = sums.chunks_exact(units).zip(c.chunks_exact(units));
-                    for ((x, h), (sums, z)) in rows.zip(h.chunks_exact_mut(units)).zip(sums) {
-                        recurrent::gru_finish(k, &x[2 * units..], sums, z, h);
+                    self.product(k, state, candidate, n, rounding, &mut sums[..rows.len() * units]);
+                    for row in active {
+                        let (x, units) = (&inputs[at(row, columns)][2 * units..], at(row, units));
+                        recurrent::gru_finish(k, x, &sums[units.clone()], &c[units.clone()], &mut h[units]);
                     }
                 }
                 h
             }
             Cell::Rnn(activation) => {
-                self.product(k, state, &share.state, n, rounding, sums);
-                elementwise::binary(k, Binary::Add, sums, Rhs::Same(inputs), h);
-                elementwise::unary_inplace(k, Unary::Activation(activation), h);
+                self.product(k, state, &share.state, n, rounding, &mut sums[..rows.len() * columns]);
+                for units in active.map(|row| at(row, units)) {
+                    let (x, h) = (Rhs::Same(&inputs[units.clone()]), &mut h[units.clone()]);
+                    elementwise::binary(k, Binary::Add, &sums[units], x, h);
+                    elementwise::unary_inplace(k, Unary::Activation(activation), h);
+                }
                 h
             }
         };
@@ -322,10 +359,16 @@ impl Recurrent {
         }
     }
 
-    /// Copies the state after the `n`-th step into Y.
-    fn store(&self, d: usize, n: usize, state: &[f32], y: &mut [f32]) {
-        let row = (self.step(&self.directions[d], n) * self.directions.len() + d) * state.len();
-        y[row..][..state.len()].copy_from_slice(state);
+    /// Copies the state after the `n`-th step into Y, zeros for the sequences that do not have it.
+    fn store(&self, d: usize, n: usize, x: Sequences, state: &[f32], y: &mut [f32]) {
+        let step = self.step(&self.directions[d], n);
+        let y = &mut y[(step * self.directions.len() + d) * state.len()..][..state.len()];
+        y.copy_from_slice(state);
+        for (row, y) in y.chunks_exact_mut(self.hidden).enumerate() {
+            if !x.has(row, step) {
+                y.fill(0.0);
+            }
+        }
     }
 
     /// Runs a direction from the state `h` and the cell's, `c`, and leaves there the final ones.
@@ -333,7 +376,7 @@ impl Recurrent {
         &self,
         cx: &Cx,
         d: usize,
-        x: Features,
+        x: Sequences,
         y: &mut [f32],
         [h, c]: [&mut [f32]; 2],
         mut scratch: &mut [f32],
@@ -361,7 +404,7 @@ impl Recurrent {
                 zero_points: &mut bytemuck::cast_slice_mut(zero_points)[..self.batch],
             };
             let y = y.take();
-            parts.push(Part { share, first, inputs, sums, h: own_h, c: own_c, reset, rounding, y });
+            parts.push(Part { share, x, first, inputs, sums, h: own_h, c: own_c, reset, rounding, y });
             first += share.units;
         }
         let share = direction.shares.first().map_or(0, |share| share.units);
@@ -369,7 +412,7 @@ impl Recurrent {
         let boards = Board { even: &mut *h, odd: &mut *board, rows: self.batch, share };
         cx.threads.in_step(&mut parts, boards, rounds, |part, round, state, out| {
             if round == 0 {
-                self.inputs(cx, part.share, x, part.inputs);
+                self.inputs(cx, part.share, x.features, part.inputs);
             }
             self.round(cx.kernels, d, part, round, state, out);
         });
@@ -381,7 +424,7 @@ impl Recurrent {
                 all[part.first..][..part.share.units].copy_from_slice(own);
             }
             if let Some(y) = part.y.filter(|_| self.steps > 0) {
-                self.store(d, self.steps - 1, h, y);
+                self.store(d, self.steps - 1, x, h, y);
             }
         }
     }
@@ -389,11 +432,18 @@ impl Recurrent {
 
 impl Work for Recurrent {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
-        let (x, mut input) = match self.directions[0].shares[0].input {
+        let (features, mut input) = match self.directions[0].shares[0].input {
             Matrix::Real(_) => (Features::Real(io.input(0)), 0),
             Matrix::Bf16(_) => (Features::Bf16(io.input(0)), 0),
             Matrix::Bytes(_) => (Features::Bytes(io.input(0), (io.input(1), io.input(2))), 2),
         };
+        let lengths = self.lengths.then(|| io.input::<i32>(input + 1));
+        input += usize::from(self.lengths);
+        let fits = |&length: &i32| usize::try_from(length).is_ok_and(|length| length <= self.steps);
+        if let Some(lengths) = lengths.filter(|lengths| !lengths.iter().all(fits)) {
+            return Err(format!("sequence lengths {lengths:?} must lie in 0..={}", self.steps));
+        }
+        let x = Sequences { features, lengths };
         let y = io.output::<f32>();
         let h = io.output_at::<f32>(1);
         let states = self.cell.states();

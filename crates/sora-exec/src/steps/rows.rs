@@ -1,6 +1,9 @@
 //! Functions of contiguous rows.
 
+use bytemuck::Pod;
+use sora_ir::ops::ReduceKind;
 use sora_kernels::rows;
+use sora_tensor::DType;
 
 use super::{Cx, Io, Work};
 use crate::threads::MOVE_COST;
@@ -50,6 +53,38 @@ impl Work for ReduceRows {
             rows::reduce(cx.kernels, self.op, &x[start * cols..][..out.len() * cols], cols, out);
         });
         Ok(())
+    }
+}
+
+/// The sum, the greatest or the least element of each row of integers; sums wrap.
+pub(crate) struct ReduceIntegers {
+    pub(crate) kind: ReduceKind,
+    pub(crate) dtype: DType,
+    pub(crate) cols: usize,
+}
+
+impl Work for ReduceIntegers {
+    fn run(&self, cx: &Cx, io: Io) -> Result<(), String> {
+        match (self.dtype, self.kind) {
+            (DType::I32, ReduceKind::Sum) => self.fold(cx, io, i32::wrapping_add),
+            (DType::I32, ReduceKind::Max) => self.fold(cx, io, i32::max),
+            (DType::I32, _) => self.fold(cx, io, i32::min),
+            (_, ReduceKind::Sum) => self.fold(cx, io, i64::wrapping_add),
+            (_, ReduceKind::Max) => self.fold(cx, io, i64::max),
+            _ => self.fold(cx, io, i64::min),
+        }
+        Ok(())
+    }
+}
+
+impl ReduceIntegers {
+    fn fold<T: Pod + Send + Sync>(&self, cx: &Cx, mut io: Io, f: impl Fn(T, T) -> T + Sync) {
+        let (x, out) = (io.input::<T>(0), io.output::<T>());
+        cx.threads.chunks(x.len() * MOVE_COST, 1, out, |start, out| {
+            for (slot, row) in out.iter_mut().zip(x[start * self.cols..].chunks_exact(self.cols)) {
+                *slot = row[1..].iter().fold(row[0], |a, &b| f(a, b));
+            }
+        });
     }
 }
 
