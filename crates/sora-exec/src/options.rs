@@ -56,6 +56,8 @@ pub struct Options {
     pub reference_only: bool,
     /// Runs the optimization passes of `sora-rewrite` before lowering.
     pub optimize: bool,
+    /// What of these passes is left out; see [`sora_rewrite::Options::without`].
+    pub without: Vec<String>,
     /// Kernels measured to be faster than what the cost model takes; ignored where measured on another machine.
     pub tuning: Option<Arc<Tuning>>,
 }
@@ -68,6 +70,7 @@ impl Default for Options {
             threads: 1,
             reference_only: false,
             optimize: true,
+            without: Vec::new(),
             tuning: None,
         }
     }

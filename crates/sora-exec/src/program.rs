@@ -116,7 +116,7 @@ impl Program {
     pub(crate) fn plan(mut graph: Graph, setting: &Setting) -> Result<Program, ExecError> {
         let Setting { options, kernels, threads, .. } = setting;
         if options.optimize && !options.reference_only {
-            lower::optimize(&mut graph)?;
+            lower::optimize(&mut graph, options)?;
         }
         graph.compact()?;
         let port = |name: &str, id| Port { name: name.to_owned(), ty: graph.ty(id).clone() };

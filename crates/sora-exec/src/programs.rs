@@ -103,7 +103,7 @@ impl Programs {
     /// [`ExecError::Rewrite`] when an optimization fails.
     pub(crate) fn new(mut graph: Graph, setting: Setting) -> Result<Self, ExecError> {
         if setting.options.optimize && !setting.options.reference_only {
-            lower::optimize(&mut graph)?;
+            lower::optimize(&mut graph, &setting.options)?;
             graph.compact()?;
         }
         Ok(Self::of(graph, setting))

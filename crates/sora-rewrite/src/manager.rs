@@ -17,12 +17,26 @@ pub struct Options {
     pub check: bool,
     /// Leaves out rules that round differently than the graph as written; see [`Rule::exact`].
     pub exact_only: bool,
+    /// What is left out besides, by the names that reports have: to measure what it is worth.
+    pub without: Vec<String>,
+}
+
+impl Options {
+    /// Whether a rule, a pass or a part of a pass is applied.
+    pub(crate) fn allows(&self, name: &str) -> bool {
+        !self.without.iter().any(|other| other == name)
+    }
 }
 
 impl Default for Options {
     /// 16 MiB of growth, all rules, checked in debug builds.
     fn default() -> Self {
-        Options { fold_budget_bytes: 16 << 20, check: cfg!(debug_assertions), exact_only: false }
+        Options {
+            fold_budget_bytes: 16 << 20,
+            check: cfg!(debug_assertions),
+            exact_only: false,
+            without: Vec::new(),
+        }
     }
 }
 
@@ -59,7 +73,8 @@ pub fn optimize(graph: &mut Graph, options: &Options) -> Result<Report, RewriteE
     if options.check {
         verify(graph)?;
     }
-    let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.exact || !options.exact_only).collect();
+    let applied = |rule: &&Rule| (rule.exact || !options.exact_only) && options.allows(rule.name);
+    let rules: Vec<&Rule> = RULES.iter().filter(applied).collect();
     optimize_with(graph, &rules, options)
 }
 
@@ -90,7 +105,7 @@ fn run(
         eliminate_common_subexpressions(graph, options.check, report)?;
         apply_rules(graph, rules, options.check, report)?;
         let mut simplify = |body: &mut Graph, report: &mut Report| run(body, rules, options, budget, report);
-        simplify_control_flow(graph, &mut simplify, options.check, report)?;
+        simplify_control_flow(graph, &mut simplify, options, report)?;
         if report.fired.len() == before {
             break;
         }

@@ -39,7 +39,7 @@ use crate::programs::Setting;
 use crate::steps::movement::View;
 use crate::steps::reference::{Argument, Reference};
 use crate::weights::WeightStore;
-use crate::{Choice, ExecError, Precision, StepInfo, Tuning};
+use crate::{Choice, ExecError, Options, Precision, StepInfo, Tuning};
 use build::{Buf, Builder};
 use chain::{Chain, Fusion};
 use layout::{Form, Layout};
@@ -75,8 +75,9 @@ pub(crate) struct Lowering<'g> {
 }
 
 /// Optimizes a graph of concrete shapes before lowering.
-pub(crate) fn optimize(graph: &mut Graph) -> Result<(), ExecError> {
-    let options = sora_rewrite::Options::default();
+pub(crate) fn optimize(graph: &mut Graph, options: &Options) -> Result<(), ExecError> {
+    let without = options.without.clone();
+    let options = sora_rewrite::Options { without, ..sora_rewrite::Options::default() };
     sora_rewrite::optimize(graph, &options).map_err(|e| ExecError::Rewrite(e.to_string()))?;
     Ok(())
 }

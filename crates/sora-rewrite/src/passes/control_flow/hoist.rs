@@ -6,8 +6,11 @@ use sora_ir::{Graph, Node, Op, ValueId};
 
 use super::parts::Parts;
 
-/// A rule that fired, and what it moved.
-type Moved = Option<(&'static str, String)>;
+/// Moves work out of the bodies of an operator of the graph; tells what it moved.
+pub(super) type Hoist = fn(&mut Graph, &mut Parts) -> Moved;
+
+/// What was moved.
+type Moved = Option<String>;
 
 /// Moves what depends on captures only in front of a loop, where it is computed once. A loop may run zero times, so only
 /// what cannot fail is moved, unless the body certainly runs.
@@ -36,7 +39,7 @@ pub(super) fn hoist_invariants(graph: &mut Graph, parts: &mut Parts) -> Moved {
     for id in &moved {
         give(parts, 0, body.node(*id)?, &outer);
     }
-    (!moved.is_empty()).then_some(("hoist_loop_invariants", details))
+    (!moved.is_empty()).then_some(details)
 }
 
 /// Moves what both branches compute from the same values in front of them.
@@ -89,7 +92,7 @@ pub(super) fn hoist_common(graph: &mut Graph, parts: &mut Parts) -> Moved {
             }
         }
     }
-    (!pairs.is_empty()).then_some(("hoist_common_subexpressions", details))
+    (!pairs.is_empty()).then_some(details)
 }
 
 /// The captures, by the inputs of a body.

@@ -8,10 +8,10 @@ mod tests;
 mod trim;
 mod unroll;
 
-use sora_ir::{Graph, NodeId, ValueId};
+use sora_ir::{Graph, Node, NodeId, Op, ValueId};
 
-use crate::Report;
 use crate::manager::{RewriteError, check_change};
+use crate::{Options, Report};
 use parts::Parts;
 
 /// What becomes of an output of an operator.
@@ -32,7 +32,7 @@ pub(crate) type Simplify<'a> = dyn FnMut(&mut Graph, &mut Report) -> Result<(), 
 pub(crate) fn simplify_control_flow(
     graph: &mut Graph,
     simplify: &mut Simplify,
-    check: bool,
+    options: &Options,
     report: &mut Report,
 ) -> Result<(), RewriteError> {
     let bodies = |graph: &Graph, id| graph.node(id).is_some_and(|node| !node.op.bodies().is_empty());
@@ -41,11 +41,11 @@ pub(crate) fn simplify_control_flow(
         let before = graph.clone();
         let mut fired = Report::default();
         let name = graph.node(id).map(|node| node.name.clone()).unwrap_or_default();
-        let changed = visit(graph, id, simplify, &mut fired)?;
+        let changed = visit(graph, id, simplify, options, &mut fired)?;
         // A change that types do not bear out is not made.
         if changed && graph.infer_all().is_ok() {
             report.fired.append(&mut fired.fired);
-            check_change(graph, check, "simplify_control_flow", &name)?;
+            check_change(graph, options.check, "simplify_control_flow", &name)?;
         } else {
             *graph = before;
         }
@@ -57,16 +57,18 @@ fn visit(
     graph: &mut Graph,
     id: NodeId,
     simplify: &mut Simplify,
+    options: &Options,
     report: &mut Report,
 ) -> Result<bool, RewriteError> {
     let Some(node) = graph.node(id).cloned() else { return Ok(false) };
-    if let Some((rule, detail, values)) = unroll::expand(graph, &node) {
-        let outcomes: Vec<Outcome> = values.into_iter().map(Outcome::Old).collect();
-        report.push(rule, &node.name, detail);
-        replace(graph, id, &outcomes, &[]);
+    if let Op::If(_) = node.op
+        && expand(graph, id, &node, options, report)
+    {
         return Ok(true);
     }
-    let Some(mut parts) = Parts::of(graph, &node) else { return Ok(false) };
+    let Some(mut parts) = Parts::of(graph, &node) else {
+        return Ok(expand(graph, id, &node, options, report));
+    };
     let uses = graph.uses();
     let is_result = |value: ValueId| graph.outputs().iter().any(|output| output.value == value);
     let read: Vec<bool> =
@@ -78,12 +80,15 @@ fn visit(
         outcomes = trimmed;
         changed = true;
     }
-    for (rule, moved) in [hoist::hoist_invariants(graph, &mut parts), hoist::hoist_common(graph, &mut parts)]
-        .into_iter()
-        .flatten()
-    {
-        report.push(rule, &node.name, moved);
-        changed = true;
+    let hoists: [(&str, hoist::Hoist); 2] = [
+        ("hoist_loop_invariants", hoist::hoist_invariants),
+        ("hoist_common_subexpressions", hoist::hoist_common),
+    ];
+    for (rule, hoist) in hoists.into_iter().filter(|(rule, _)| options.allows(rule)) {
+        if let Some(moved) = hoist(graph, &mut parts) {
+            report.push(rule, &node.name, moved);
+            changed = true;
+        }
     }
     for body in &mut parts.bodies {
         let before = report.fired.len();
@@ -91,12 +96,22 @@ fn visit(
         changed |= report.fired.len() > before;
     }
     if !changed {
-        return Ok(false);
+        // Once its body is as simple as it gets: rules may know the loop as a whole by then.
+        return Ok(expand(graph, id, &node, options, report));
     }
     let Some((op, inputs)) = parts.join() else { return Ok(false) };
     let Ok(new) = graph.add(&node.name, op, inputs) else { return Ok(false) };
     replace(graph, id, &outcomes, &new);
     Ok(true)
+}
+
+/// Puts a branch or iterations in place of a node, if it is known which and how many.
+fn expand(graph: &mut Graph, id: NodeId, node: &Node, options: &Options, report: &mut Report) -> bool {
+    let Some((rule, detail, values)) = unroll::expand(graph, node, options) else { return false };
+    let outcomes: Vec<Outcome> = values.into_iter().map(Outcome::Old).collect();
+    report.push(rule, &node.name, detail);
+    replace(graph, id, &outcomes, &[]);
+    true
 }
 
 /// Makes readers of a node use what takes its place, which gets the names of before, and removes the node.

@@ -5,6 +5,7 @@ use sora_ir::{Graph, Node, Op, Subgraph, ValueId, resolve_axis};
 use sora_tensor::{Bool, Tensor};
 
 use super::parts::steps_of;
+use crate::Options;
 
 /// Nodes of a loop after unrolling, at most.
 const MOST_NODES: usize = 512;
@@ -14,11 +15,11 @@ type Expanded = Option<(&'static str, String, Vec<ValueId>)>;
 
 /// A branch that is always taken, or the iterations of a short loop, in place of the node. The graph may have nodes that
 /// nothing reads when it is not done.
-pub(super) fn expand(graph: &mut Graph, node: &Node) -> Expanded {
+pub(super) fn expand(graph: &mut Graph, node: &Node, options: &Options) -> Expanded {
     match &node.op {
-        Op::If(op) => take_branch(graph, node, op),
-        Op::Loop(op) => unroll_loop(graph, node, op),
-        Op::Scan(op) => unroll_scan(graph, node, op),
+        Op::If(op) if options.allows("take_branch") => take_branch(graph, node, op),
+        Op::Loop(op) if options.allows("unroll_loop") => unroll_loop(graph, node, op),
+        Op::Scan(op) if options.allows("unroll_scan") => unroll_scan(graph, node, op),
         _ => None,
     }
 }
