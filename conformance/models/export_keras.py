@@ -138,6 +138,36 @@ def tagger():
     return keras.Model(entry, layers.Dense(7, activation="softmax")(x))
 
 
+class Cell(layers.Layer):
+    """An LSTM cell of its own making: one product of features and state side by side, gates in an order of its own."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.units, self.state_size, self.output_size = units, [units, units], units
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1] + self.units, 4 * self.units), name="kernel")
+        self.bias = self.add_weight(shape=(4 * self.units,), name="bias")
+
+    def call(self, x, states, training=False):
+        h, c = states
+        i, g, f, o = ops.split(ops.matmul(ops.concatenate([x, h], axis=1), self.kernel) + self.bias, 4, axis=1)
+        c = ops.sigmoid(f + 1.0) * c + ops.sigmoid(i) * ops.tanh(g)
+        h = ops.tanh(c) * ops.sigmoid(o)
+        return h, [h, c]
+
+
+def cells():
+    """Recurrent layers that tf2onnx leaves as loops: plain, a custom cell, two cells in one loop, and a last state."""
+    x = entry = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(100, 24)(x)
+    x = layers.SimpleRNN(24, return_sequences=True)(x)
+    x = layers.RNN(Cell(24), return_sequences=True)(x)
+    x = layers.RNN(layers.StackedRNNCells([layers.LSTMCell(20), layers.GRUCell(16)]), return_sequences=True)(x)
+    x = layers.GRU(24, reset_after=False)(x)
+    return keras.Model(entry, layers.Dense(7, activation="softmax")(x))
+
+
 class Upsample(layers.Layer):
     """Twice the height and the width, which may be open."""
 
@@ -179,6 +209,7 @@ MODELS = {
     "vit": (vit, 15, "1 2 5"),
     "bert": (bert, 18, "1x12 3x7 2x33"),
     "tagger": (tagger, 16, "1x9 4x5 2x30"),
+    "cells": (cells, 17, "1x9 4x5 2x30"),
     "unet": (unet, 12, "1x32x32 2x64x48 1x96x96"),
 }
 

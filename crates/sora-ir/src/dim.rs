@@ -48,6 +48,16 @@ impl Dim {
         }
     }
 
+    /// A symbol for an extent that inference cannot know, told apart by `place`: a node and an axis.
+    pub(crate) fn unknown(place: &str) -> Self {
+        Dim::symbol(&format!("?{place}"))
+    }
+
+    /// Whether this is a symbol that stands for what inference cannot know, and nothing more.
+    pub fn is_unknown(&self) -> bool {
+        self.as_symbol().is_some_and(|name| name.starts_with('?'))
+    }
+
     /// Whether both could be the same extent: they are equal or at least one is not a number.
     pub fn compatible(&self, other: &Dim) -> bool {
         self == other || self.constant().is_none() || other.constant().is_none()

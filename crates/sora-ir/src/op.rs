@@ -159,14 +159,14 @@ impl<'a> InferCx<'a> {
 
     /// A dimension that inference cannot know; the same call gives the same symbol.
     pub fn unknown(&self, axis: usize) -> Dim {
-        Dim::symbol(&format!("?{}.{axis}", self.node.replace('\'', "")))
+        Dim::unknown(&format!("{}.{axis}", self.node.replace('\'', "")))
     }
 
     /// As [`InferCx::unknown`], of another output than the first.
     pub fn unknown_at(&self, output: usize, axis: usize) -> Dim {
         match output {
             0 => self.unknown(axis),
-            _ => Dim::symbol(&format!("?{}:{output}.{axis}", self.node.replace('\'', ""))),
+            _ => Dim::unknown(&format!("{}:{output}.{axis}", self.node.replace('\'', ""))),
         }
     }
 

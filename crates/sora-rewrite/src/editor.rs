@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sora_ir::{Def, Graph, IrError, NodeId, TensorType, ValueId};
+use sora_ir::{Def, Dim, Graph, IrError, NodeId, TensorType, ValueId};
 
 use crate::patch::{Step, Term};
 use crate::view::Uses;
@@ -47,8 +47,8 @@ impl<'a> Editor<'a> {
         let mut added = Vec::new();
         for step in &patch.steps {
             match self.add(step, &terms) {
-                Some((value, node)) => {
-                    terms.push(value);
+                Some((values, node)) => {
+                    terms.extend(values);
                     added.extend(node);
                 }
                 None => {
@@ -95,22 +95,27 @@ impl<'a> Editor<'a> {
         Ok(Some(Applied { added, detail: format!("{} → {came}", removed.join(", ")) }))
     }
 
-    fn add(&mut self, step: &Step, terms: &[ValueId]) -> Option<(ValueId, Option<NodeId>)> {
-        let (value, node) = match step {
-            Step::Constant { name, tensor } => (self.graph.constant(name, tensor.clone()), None),
-            Step::Node { name, op, inputs } => {
+    fn add(&mut self, step: &Step, terms: &[ValueId]) -> Option<(Vec<ValueId>, Option<NodeId>)> {
+        let (values, node) = match step {
+            Step::Constant { name, tensor } => (vec![self.graph.constant(name, tensor.clone())], None),
+            Step::Node { name, op, inputs, outputs } => {
                 let inputs: Vec<_> = inputs.iter().map(|term| term.map(|t| resolve(t, terms))).collect();
-                let value = self.graph.op(name, op.clone(), inputs.iter().copied()).ok()?;
-                let (id, ..) = self.graph.producer(value)?;
+                let values = self.graph.add(name, op.clone(), inputs.iter().copied()).ok()?;
+                let (id, ..) = self.graph.producer(*values.first()?)?;
+                if values.len() < *outputs {
+                    self.graph.remove(id);
+                    return None;
+                }
                 for input in inputs.into_iter().flatten() {
                     self.uses.readers[input.index()].push(id);
                 }
-                (value, Some(id))
+                (values, Some(id))
             }
         };
-        self.uses.readers.resize(value.index() + 1, Vec::new());
-        self.uses.results.resize(value.index() + 1, 0);
-        Some((value, node))
+        let count = values.iter().map(|value| value.index() + 1).max()?;
+        self.uses.readers.resize(count, Vec::new());
+        self.uses.results.resize(count, 0);
+        Some((values, node))
     }
 
     /// Gives replacements the names of what they replace, and other new values names that nothing has.
@@ -175,8 +180,8 @@ fn resolve(term: Term, terms: &[ValueId]) -> ValueId {
 }
 
 /// Whether a value of type `new` may replace one of type `old` without losing knowledge: every dimension is the
-/// same expression or has become a number.
+/// same expression, has become a number, or was one that inference could not know.
 fn refines(new: &TensorType, old: &TensorType) -> bool {
-    old.accepts(new)
-        && new.shape.iter().zip(&old.shape).all(|(new, old)| new == old || new.constant().is_some())
+    let known = |(new, old): (&Dim, &Dim)| new == old || new.constant().is_some() || old.is_unknown();
+    old.accepts(new) && new.shape.iter().zip(&old.shape).all(known)
 }

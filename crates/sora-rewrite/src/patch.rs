@@ -21,7 +21,7 @@ impl From<ValueId> for Term {
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Constant { name: String, tensor: Tensor },
-    Node { name: String, op: Op, inputs: Vec<Option<Term>> },
+    Node { name: String, op: Op, inputs: Vec<Option<Term>>, outputs: usize },
 }
 
 /// What a rule wants changed. The graph checks types when it applies the patch, and refuses it as a whole when a
@@ -29,6 +29,8 @@ pub(crate) enum Step {
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
     pub(crate) steps: Vec<Step>,
+    /// Values that the steps add.
+    added: usize,
     pub(crate) replacements: Vec<(ValueId, Term)>,
 }
 
@@ -57,7 +59,7 @@ impl Patch {
 
     /// Adds a constant.
     pub fn constant(&mut self, name: &str, tensor: Tensor) -> Term {
-        self.push(Step::Constant { name: name.to_owned(), tensor })
+        self.push(Step::Constant { name: name.to_owned(), tensor }, 1)
     }
 
     /// Adds a node of one output.
@@ -67,8 +69,7 @@ impl Patch {
         op: impl Into<Op>,
         inputs: impl IntoIterator<Item = impl Into<Term>>,
     ) -> Term {
-        let inputs = inputs.into_iter().map(|input| Some(input.into())).collect();
-        self.push(Step::Node { name: name.to_owned(), op: op.into(), inputs })
+        self.node_with_optional(name, op, inputs.into_iter().map(|input| Some(input.into())))
     }
 
     /// Adds a node of one output, some of whose inputs may be absent.
@@ -78,7 +79,21 @@ impl Patch {
         op: impl Into<Op>,
         inputs: impl IntoIterator<Item = Option<Term>>,
     ) -> Term {
-        self.push(Step::Node { name: name.to_owned(), op: op.into(), inputs: inputs.into_iter().collect() })
+        let inputs = inputs.into_iter().collect();
+        self.push(Step::Node { name: name.to_owned(), op: op.into(), inputs, outputs: 1 }, 1)
+    }
+
+    /// Adds a node of so many outputs, some of whose inputs may be absent.
+    pub fn node_with_outputs(
+        &mut self,
+        name: &str,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = Option<Term>>,
+        outputs: usize,
+    ) -> Vec<Term> {
+        let (first, inputs) = (self.added, inputs.into_iter().collect());
+        self.push(Step::Node { name: name.to_owned(), op: op.into(), inputs, outputs }, outputs);
+        (first..self.added).map(Term::New).collect()
     }
 
     /// Replaces a value, whose name goes to `new` if the patch adds it.
@@ -87,8 +102,9 @@ impl Patch {
         self
     }
 
-    fn push(&mut self, step: Step) -> Term {
+    fn push(&mut self, step: Step, values: usize) -> Term {
         self.steps.push(step);
-        Term::New(self.steps.len() - 1)
+        self.added += values;
+        Term::New(self.added - values)
     }
 }

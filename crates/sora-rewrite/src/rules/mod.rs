@@ -10,6 +10,7 @@ mod no_op;
 mod padding;
 mod product;
 mod quantized;
+mod recurrent;
 mod reshape;
 mod sample;
 #[cfg(test)]
@@ -80,4 +81,5 @@ pub static RULES: &[Rule] = &[
     gelu::FUSE_GELU_TANH,
     layer_norm::FUSE_LAYER_NORM,
     layer_norm::FOLD_INTO_LAYER_NORM,
+    recurrent::FUSE_CELLS,
 ];
