@@ -41,9 +41,9 @@ fn compare(graph: &Graph, found: &[Tensor], arrays: &[(String, Tensor)]) -> Resu
             let of = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
             return Err(format!("{name} is {} instead of {}", of(found), of(expected)));
         }
-        let pairs = found.to_f64s().into_iter().zip(expected.to_f64s());
-        // So that what is not a number is no match.
-        if let Some((at, (f, e))) = pairs.enumerate().find(|(_, (f, e))| !((f - e).abs() <= tolerance)) {
+        let fits = |f: f64, e: f64| (f - e).abs() <= tolerance;
+        let mut pairs = found.to_f64s().into_iter().zip(expected.to_f64s()).enumerate();
+        if let Some((at, (f, e))) = pairs.find(|&(_, (f, e))| !fits(f, e)) {
             return Err(format!("{name}[{at}] is {f} instead of {e} within {tolerance:e}"));
         }
     }
