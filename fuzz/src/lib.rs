@@ -21,7 +21,7 @@ pub const TARGETS: &[Target] = &[
     ("npy", |bytes| open(bytes, ".npy")),
     ("npz", |bytes| open(bytes, ".npz")),
     ("csv", |bytes| open(bytes, ".csv")),
-    ("idx", |bytes| open(bytes, "-images-idx3-ubyte")),
+    ("idx", idx),
     ("png", |bytes| picture(bytes, "png")),
     ("jpeg", |bytes| picture(bytes, "jpg")),
 ];
@@ -140,7 +140,7 @@ fn parse_text(bytes: &[u8]) {
 
 /// Limits under which a file of a few kilobytes must stay.
 fn limits() -> OpenOptions {
-    OpenOptions { max_bytes: 1 << 26, max_pixels: 1 << 20, ..OpenOptions::default() }
+    OpenOptions { max_bytes: 1 << 24, max_pixels: 1 << 14, ..OpenOptions::default() }
 }
 
 fn open(bytes: &[u8], ending: &str) {
@@ -156,6 +156,23 @@ fn open(bytes: &[u8], ending: &str) {
     }
     if ending == ".npz" {
         let _ = sora::data::npz::read(file.path(), 1 << 26);
+    }
+}
+
+/// A pair of images and labels, either of which is the input.
+fn idx(bytes: &[u8]) {
+    let count = bytes.get(4..8).unwrap_or(&[0; 4]);
+    let many = count.iter().fold(0, |n: usize, &byte| (n << 8 | usize::from(byte)).min(1 << 12));
+    let labels = [&[0u8, 0, 8, 1][..], count, &vec![1; many]].concat();
+    let images = [0u8, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 7, 9];
+    for (images, labels) in [(bytes, &labels[..]), (&images[..], bytes)] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("x-images-idx3-ubyte"), images).expect("a new file");
+        std::fs::write(folder.path().join("x-labels-idx1-ubyte"), labels).expect("a new file");
+        if let Ok(data) = Dataset::open(folder.path(), &limits()) {
+            let last: Vec<usize> = data.len().checked_sub(1).into_iter().collect();
+            let _ = data.batch(&last, &Preprocess::default());
+        }
     }
 }
 
