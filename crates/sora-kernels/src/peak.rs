@@ -78,9 +78,9 @@ mod x86 {
         #[target_feature(enable = "avx2")]
         avx2_i8,
         12,
-        16,
+        32,
         _mm256_setzero_si256(),
-        |acc, x, y| { _mm256_add_epi32(_mm256_madd_epi16(*acc, x), y) }
+        |acc, x, y| { _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(*acc, x), y), x) }
     );
     chains!(
         #[target_feature(enable = "avx512f,avx512bw")]

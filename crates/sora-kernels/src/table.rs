@@ -155,7 +155,7 @@ rows! {
 
     "gemm_u8i8_portable_6x8" GemmU8I8 Portable (6, 8, 2) BitExact KernelFn::GemmU8I8(&portable::U8I8);
     #[cfg(target_arch = "x86_64")]
-    "gemm_u8i8_avx2_6x16" GemmU8I8 Avx2 (6, 16, 2) BitExact KernelFn::GemmU8I8(&avx2::U8I8);
+    "gemm_u8i8_avx2_5x16" GemmU8I8 Avx2 (5, 16, 4) BitExact KernelFn::GemmU8I8(&avx2::U8I8);
     #[cfg(target_arch = "x86_64")]
     "gemm_u8i8_avxvnni_6x16" GemmU8I8 AvxVnni (6, 16, 4) BitExact KernelFn::GemmU8I8(&avx2::U8I8_VNNI);
     #[cfg(target_arch = "x86_64")]

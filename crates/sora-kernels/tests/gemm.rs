@@ -256,7 +256,12 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
     let mut rng = Rng::with_seed(2);
     for _ in 0..250 {
         let extreme = rng.bool();
-        let case = Case::random(&mut rng, |r| if extreme { 255 } else { r.u8(..) });
+        // Some kernels multiply mostly small bytes, or such near to the middle, in a way of their own.
+        let usual = rng.choice([0..=255, 255..=255, 0..=110, 90..=170]).unwrap();
+        let case = Case::random(&mut rng, |r| match r.u8(..) {
+            0 => *r.choice(&[0, 128, 255]).unwrap(),
+            _ => r.u8(usual.clone()),
+        });
         let (m, n, k) = (case.m, case.n, case.depth());
         let b: Vec<i8> = (0..k * n).map(|_| if extreme { -128 } else { rng.i8(..) }).collect();
         let zp = i32::from(rng.u8(..));

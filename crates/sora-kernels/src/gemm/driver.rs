@@ -1,11 +1,14 @@
 //! The loops around the micro-kernels.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::{mem::MaybeUninit, ops::Range};
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16::{Rounded, finish_rounded};
-use super::{TileArgs, WIDE};
+use super::{
+    MAX_TILE, TileArgs, WIDE,
+    narrow::{Form, Rows},
+};
 use crate::{
     Kernels,
     aligned::Plain,
@@ -196,26 +199,35 @@ fn gemv<A: Copy, B: Plain, C: Plain>(
         n0 + out.len(),
         b.n
     );
+    let rows = ARows::Dense(Dense { data: x, rows: 1, stride: x.len(), k: x.len() });
+    let mut narrow = Rows::default();
     let mut wide = Vec::new();
     let (mut row, mut kc) = (x.as_ptr(), b.kc);
-    if let Some(widen) = b.tiles.widen {
-        kc = kc.next_multiple_of(2);
-        wide.resize(kc, 0i16);
-        let rows = ARows::Dense(Dense { data: x, rows: 1, stride: x.len(), k: x.len() });
-        widen(kernels, &rows, 0, &mut wide, kc);
-        row = wide.as_ptr().cast();
+    let form = b.tiles.narrow.and_then(|n| (n.prepare)(kernels, &rows, (0, 1), &mut narrow));
+    if b.tiles.widen.is_some() {
+        kc = kc.next_multiple_of(b.tile.k_granule);
     }
+    match (form, b.tiles.widen) {
+        (Some(_), _) => row = narrow.row(0).cast(),
+        (None, Some(widen)) => {
+            wide.resize(kc, 0i16);
+            widen(kernels, &rows, 0, &mut wide, kc);
+            row = wide.as_ptr().cast();
+        }
+        (None, None) => {}
+    }
+    let form = form.map(|form| Narrowed { form, rows: &narrow, first: 0 });
     let first = n0 / nr;
     let whole = out.len() / (WIDE * nr);
     let (groups, rest) = out.split_at_mut(whole * WIDE * nr);
     let group = |i: usize, out: &mut [C]| {
         let panels = first + i * WIDE..first + (i + 1) * WIDE;
-        run_tile(b, sums, (panels, nr), (&[row], 0), (1, kc), None, out);
+        run_tile(b, sums, (panels, nr), (&[row], 0), (1, kc), None, &form, out);
     };
     let last = |i: usize, out: &mut [C]| {
         let mut tile = [C::ZERO; MAX_NR];
         let panel = first + whole * WIDE + i;
-        run_tile(b, sums, (panel..panel + 1, out.len()), (&[row], 0), (1, kc), None, &mut tile);
+        run_tile(b, sums, (panel..panel + 1, out.len()), (&[row], 0), (1, kc), None, &form, &mut tile);
         out.copy_from_slice(&tile[..out.len()]);
     };
     let (groups, rest) = (groups.chunks_exact_mut(WIDE * nr).enumerate(), rest.chunks_mut(nr).enumerate());
@@ -284,7 +296,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     // Widened, the taps of a row are one piece.
     let (taps, kc) = match b.tiles.widen {
         None => (b.taps, b.kc),
-        Some(_) => (1, b.taps * b.kc.next_multiple_of(2)),
+        Some(_) => (1, b.taps * b.kc.next_multiple_of(b.tile.k_granule)),
     };
     let step = if b.tiles.steps { a.step() } else { 0 };
     // Pointers of a row.
@@ -302,7 +314,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     // Made when it is needed: many products finish in registers.
     let mut scratch = None;
     let most_rows = m.min(per_block * mr);
-    let mut wide = if b.tiles.widen.is_some() { vec![0i16; most_rows * kc] } else { Vec::new() };
+    let (mut narrow, mut wide) = (Rows::default(), Vec::new());
     let mut few = [const { MaybeUninit::uninit() }; FEW_POINTERS];
     let mut many = Vec::new();
     let pointers = match few.get_mut(..most_rows * starts) {
@@ -320,12 +332,18 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
     let distant = m * n * size_of::<f32>() > DISTANT_BYTES;
     // The fewest tiles of nearly equal height; tile `i` covers rows `row(i)..row(i + 1)`.
     let tiles = m.div_ceil(mr);
-    let row = |i: usize| i * m / tiles;
+    let (height, higher) = (m / tiles, m % tiles);
+    let row = |i: usize| i * height + i.min(higher);
+    // Tiles of one panel are finished together, as many as the scratch memory holds.
+    let most_together = MAX_TILE / nr;
     for first_tile in (0..tiles).step_by(per_block) {
         let block = first_tile..tiles.min(first_tile + per_block);
         let block_start = row(block.start);
-        if let Some(widen) = b.tiles.widen {
-            widen(kernels, a, block_start, &mut wide[..(row(block.end) - block_start) * kc], kc);
+        let rows = row(block.end) - block_start;
+        let form = b.tiles.narrow.and_then(|n| (n.prepare)(kernels, a, (block_start, rows), &mut narrow));
+        if let Some(widen) = b.tiles.widen.filter(|_| form.is_none()) {
+            wide.resize(most_rows * kc, 0i16);
+            widen(kernels, a, block_start, &mut wide[..rows * kc], kc);
         }
         for tile in block.clone() {
             let (start, end) = (row(tile) - block_start, row(tile + 1) - block_start);
@@ -334,7 +352,10 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                 None => a.starts(block_start + start, end - start, step > 0, pointers),
                 Some(_) => {
                     for (i, pointer) in pointers.iter_mut().enumerate() {
-                        *pointer = wide[(start + i) * kc..].as_ptr().cast();
+                        *pointer = match form {
+                            Some(_) => narrow.row(start + i).cast(),
+                            None => wide[(start + i) * kc..].as_ptr().cast(),
+                        };
                     }
                 }
             }
@@ -342,6 +363,7 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
         let mut panel = 0;
         while panel < panels {
             let count = if m == 1 && panel + WIDE <= panels { WIDE } else { 1 };
+            let mut unfinished = row(block.start);
             for tile in block.clone() {
                 let (start, end) = (row(tile), row(tile + 1));
                 let pointers = &pointers[(start - block_start) * starts..(end - block_start) * starts];
@@ -364,13 +386,21 @@ fn drive<A: Copy, B: Plain, C: Plain, E: Finish<C>>(
                 }
                 let scratch = scratch.get_or_insert_with(|| Scratch::new(C::ZERO));
                 let columns = (first..first + count, left);
-                run_tile(b, sums, columns, (pointers, step), (taps, kc), share, &mut scratch.acc);
+                let form = form.map(|form| Narrowed { form, rows: &narrow, first: start - block_start });
+                let to = &mut scratch.acc[(start - unfinished) * nr..];
+                run_tile(b, sums, columns, (pointers, step), (taps, kc), share, &form, to);
+                let last = tile + 1 == block.end;
+                if !last && row(tile + 2) - unfinished <= most_together {
+                    continue;
+                }
                 // Panels of one row lie side by side; finish them one at a time.
                 for i in 0..count {
                     let col = (panel + i) * nr;
-                    let place = Place { row: start, rows: end - start, col, cols: nr.min(n - col), n0 };
+                    let place =
+                        Place { row: unfinished, rows: end - unfinished, col, cols: nr.min(n - col), n0 };
                     finish(scratch, i * nr, place, out);
                 }
+                unfinished = end;
             }
             panel += count;
         }
@@ -405,10 +435,19 @@ fn tile_args<A, B: Plain, C>(
         ahead: data.as_ptr().wrapping_add(ahead),
         ahead_step,
         sums: sums.as_ptr(),
+        begin: core::ptr::null(),
     }
 }
 
-/// Computes the accumulators of what [`tile_args`] describes; of a single panel, the first `cols` columns at least.
+/// The form that the rows of a tile have, and where in them the tile begins.
+struct Narrowed<'a, A: 'static, B: 'static, C: 'static> {
+    form: &'static Form<A, B, C>,
+    rows: &'a Rows,
+    first: usize,
+}
+
+/// Computes the accumulators of what [`tile_args`] describes, of rows of A or their form; of a single panel, the first `cols` columns at least.
+#[allow(clippy::too_many_arguments)]
 fn run_tile<A, B: Plain, C>(
     b: &Panels<A, B, C>,
     sums: &[i32],
@@ -416,15 +455,21 @@ fn run_tile<A, B: Plain, C>(
     (pointers, step): (&[*const A], usize),
     (taps, kc): (usize, usize),
     share: Option<(usize, usize)>,
+    narrowed: &Option<Narrowed<'_, A, B, C>>,
     tile: &mut [C],
 ) {
     let rows = if step == 0 { pointers.len() / taps } else { pointers.len() };
     let count = panels.len();
-    let args = tile_args(b, sums, panels, (pointers, step), (taps, kc), share);
-    let kernel = match count {
-        1 if 2 * cols <= b.tile.nr && !b.tiles.half.is_empty() => b.tiles.half[rows - 1],
-        1 => b.tiles.by_rows[rows - 1],
-        _ => b.tiles.wide,
+    let mut args = tile_args(b, sums, panels, (pointers, step), (taps, kc), share);
+    if let Some(n) = narrowed {
+        args.begin = n.rows.begin(n.first);
+    }
+    let kernel = match (count, narrowed) {
+        (1, Some(n)) => n.form.by_rows[rows - 1],
+        (_, Some(n)) => n.form.wide,
+        (1, None) if 2 * cols <= b.tile.nr && !b.tiles.half.is_empty() => b.tiles.half[rows - 1],
+        (1, None) => b.tiles.by_rows[rows - 1],
+        (_, None) => b.tiles.wide,
     };
     assert!(rows * count * b.tile.nr <= tile.len() && (count == 1 || (rows, count) == (1, WIDE)));
     // SAFETY: the operand was packed for a handle, so the kernel's instruction set runs here;
@@ -432,4 +477,9 @@ fn run_tile<A, B: Plain, C>(
     // kernel reads; `data` and `sums` hold
     // `count` whole panels; the tile has room for `rows * count * nr` elements.
     unsafe { kernel(&args, tile.as_mut_ptr()) };
+    if let Some(n) = narrowed {
+        let rests = n.rows.rests(n.first, n.first + rows);
+        // SAFETY: as above; a rest has bytes of a row, and thus a step of the panels.
+        unsafe { (n.form.add)(&args, rests, (n.first, count), tile.as_mut_ptr()) };
+    }
 }

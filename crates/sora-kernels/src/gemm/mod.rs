@@ -3,6 +3,8 @@
 
 pub(crate) mod bf16;
 pub(crate) mod driver;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) mod narrow;
 pub(crate) mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +15,8 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 
 pub use driver::{gemm_bf16, gemm_f32, gemm_u8i8, gemm_u8i8_rows, gemv_bf16, gemv_f32, gemv_u8i8};
+
+use narrow::Narrow;
 
 use crate::{Kernels, epilogue::Clamped, isa::per_isa, operands::ARows};
 
@@ -35,8 +39,11 @@ pub(crate) struct TileArgs<A, B> {
     /// Elements to prefetch per step of the depth.
     pub(crate) ahead_step: usize,
     /// Column sums of the panels (integer products only).
-    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code))]
+    #[cfg_attr(not(any(target_arch = "aarch64", target_arch = "x86_64")), expect(dead_code))]
     pub(crate) sums: *const i32,
+    /// `[mr]`, what the sums of each row begin with; kernels of [`narrow::Form`]s only.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pub(crate) begin: *const i32,
 }
 
 /// A micro-kernel: overwrites a row-major accumulator tile.
@@ -60,7 +67,7 @@ pub(crate) const WIDE: usize = 4;
 pub(crate) const MAX_TILE: usize = 16 * 32;
 
 /// Writes rows `first..` of the left operand as 16-bit numbers into rows of a given stride, each
-/// piece taking an even number of places.
+/// piece taking a number of places that is a multiple of the kernel's granule.
 pub(crate) type Widen<A> = fn(Kernels, &ARows<'_, A>, usize, &mut [i16], usize);
 
 /// The instances of one micro-kernel.
@@ -82,6 +89,8 @@ pub struct Tiles<A: 'static, B: 'static, C: 'static> {
     /// Prepares the left operand for kernels that multiply 16-bit numbers: once for all panels,
     /// with the taps joined to one piece.
     pub(crate) widen: Option<Widen<A>>,
+    /// Other forms of the left operand that are tried before widening.
+    pub(crate) narrow: Option<&'static Narrow<A, B, C>>,
 }
 
 /// Tiles of real products.
@@ -114,6 +123,7 @@ macro_rules! tiles {
             clamped_half: &[],
             steps: false,
             widen: $widen,
+            narrow: None,
         }
     };
 }
@@ -186,26 +196,43 @@ per_isa! {
                 widen(&d.data[first * stride..][..out.len()], out);
             }
             // What convolutions of few channels have: a known length spares the loops.
-            _ if a.kc() == 4 => widen_pieces(a, first, out, stride, |from, out| {
+            _ if a.kc() == 4 => widen_pieces::<2>(a, first, out, stride, |from, out| {
                 if let (Some(from), Some(out)) = (from.first_chunk::<4>(), out.first_chunk_mut::<4>()) {
                     *out = from.map(i16::from);
                 }
             }),
-            _ => widen_pieces(a, first, out, stride, widen),
+            _ => widen_pieces::<2>(a, first, out, stride, widen),
         }
     }
 }
 
-/// Applies `widen` to every piece and its places.
+#[cfg(target_arch = "x86_64")]
+per_isa! {
+    /// As [`widen_bytes`], of each four bytes the first and third before the second and fourth.
+    pub(crate) fn widen_halves(a: &ARows<'_, u8>, first: usize, out: &mut [i16], stride: usize) {
+        widen_pieces::<4>(a, first, out, stride, |from, out| {
+            let (fours, tail) = from.as_chunks::<4>();
+            let (to, rest) = out.split_at_mut(4 * fours.len());
+            for (to, &[a, b, c, d]) in to.as_chunks_mut::<4>().0.iter_mut().zip(fours) {
+                *to = [a, c, b, d].map(i16::from);
+            }
+            for (&x, place) in tail.iter().zip([0, 2, 1]) {
+                rest[place] = i16::from(x);
+            }
+        });
+    }
+}
+
+/// Applies `widen` to every piece and its places, whose number is a multiple of `GRANULE`.
 #[inline(always)]
-fn widen_pieces(
+fn widen_pieces<const GRANULE: usize>(
     a: &ARows<'_, u8>,
     first: usize,
     out: &mut [i16],
     stride: usize,
     widen: impl Fn(&[u8], &mut [i16]),
 ) {
-    let places = a.kc().next_multiple_of(2);
+    let places = a.kc().next_multiple_of(GRANULE);
     for (row, out) in out.chunks_exact_mut(stride.max(1)).enumerate() {
         for (tap, out) in out.chunks_exact_mut(places.max(1)).enumerate() {
             widen(a.piece(first + row, tap), out);

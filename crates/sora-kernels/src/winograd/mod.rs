@@ -426,6 +426,7 @@ fn multiply(
                 ahead: weights.as_ptr().wrapping_add(depth + call * panels.kc * nr.div_ceil(calls)),
                 ahead_step: nr.div_ceil(calls),
                 sums: core::ptr::null(),
+                begin: core::ptr::null(),
             };
             let tile = &mut products[first * nr..][..count * nr];
             // SAFETY: the operand was packed for a handle, so the micro-kernel runs here; `count`
