@@ -98,14 +98,16 @@ impl Refusal {
         NodeIssue { node, op, attribute: String::new(), why: self.why, hint }
     }
 
-    /// As [`Refusal::at`], of a node of the file: the reason tells which of its attributes is to blame, by naming it
-    /// first, or anywhere as `name=value` or between backticks.
+    /// As [`Refusal::at`], of a node of the file: the reason tells which of its attributes is to blame, by naming it. Names
+    /// that are words of prose as well, which are short, count only at the beginning and before a value.
     pub(crate) fn of(self, proto: &NodeProto, node: &str, op: &str) -> NodeIssue {
+        const SHORT: usize = 3;
+        let words = || self.why.split(|c: char| !c.is_alphanumeric() && c != '_');
         let names = |attribute: &&AttributeProto| {
-            let name = &attribute.name;
-            let first = self.why.split([' ', '=']).next() == Some(name);
-            let marked = [format!("`{name}`"), format!(" {name}=")];
-            !name.is_empty() && (first || marked.iter().any(|mark| self.why.contains(mark)))
+            let name = attribute.name.as_str();
+            let word =
+                if name.len() > SHORT { words().any(|w| w == name) } else { words().next() == Some(name) };
+            !name.is_empty() && (word || self.why.contains(&format!(" {name}=")))
         };
         let found = proto.attribute.iter().find(names).map(|attribute| attribute.name.clone());
         match found {
