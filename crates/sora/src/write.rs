@@ -9,11 +9,14 @@ use crate::Failure;
 /// What a file is written through.
 pub(crate) type Sink = BufWriter<File>;
 
+/// Writes a file's content.
+type Fill<'a> = dyn FnOnce(&mut Sink) -> std::io::Result<()> + 'a;
+
 /// A file that is still to be written. Large ones are written piece by piece, from where the pieces lie.
 pub struct Draft<'a> {
     path: PathBuf,
     len: u64,
-    fill: Box<dyn FnOnce(&mut Sink) -> std::io::Result<()> + 'a>,
+    fill: Box<Fill<'a>>,
 }
 
 impl<'a> Draft<'a> {

@@ -25,17 +25,19 @@ pub(crate) struct Rest {
     pub(crate) word: i32,
 }
 
+/// Adds to a tile, whose first row and number of panels are given, the products of what its rows lack.
+///
+/// # Safety
+/// As of [`TileFn`]; all must be of the tile's rows and depth.
+type AddFn<A, B, C> = unsafe fn(&TileArgs<A, B>, &[Rest], (usize, usize), *mut C);
+
 /// The code of a form of the left operand.
 #[derive(Debug)]
 pub(crate) struct Form<A: 'static, B: 'static, C: 'static> {
     /// As those of [`super::Tiles`], for rows of that form, of one piece; sums begin with [`super::TileArgs::begin`].
     pub(crate) by_rows: &'static [TileFn<A, B, C>],
     pub(crate) wide: TileFn<A, B, C>,
-    /// Adds to a tile, whose first row and number of panels are given, the products of what its rows lack.
-    ///
-    /// # Safety
-    /// As of [`TileFn`]; all must be of the tile's rows and depth.
-    pub(crate) add: unsafe fn(&TileArgs<A, B>, &[Rest], (usize, usize), *mut C),
+    pub(crate) add: AddFn<A, B, C>,
 }
 
 /// Chooses a form for rows of an operand, each in pieces of so many bytes, and writes them; `None` if none is good.
