@@ -35,6 +35,9 @@ pub(super) struct Draft {
 const FOLD_LIMIT: usize = 64 << 20;
 const FOLD_FACTOR: usize = 8;
 
+/// Multiply-adds up to which a step on constants is run when the program is compiled, less than a second.
+const FOLD_MACS: u64 = 1 << 32;
+
 /// A program under construction.
 pub(crate) struct Builder {
     kernels: Kernels,
@@ -78,7 +81,7 @@ impl Builder {
 
     /// Appends a step.
     pub(crate) fn step(&mut self, info: StepInfo, work: impl Work + 'static, reads: &[Buf], writes: &[Buf]) {
-        if self.fold(&work, reads, writes).is_some() {
+        if info.macs <= FOLD_MACS && self.fold(&work, reads, writes).is_some() {
             return;
         }
         let weight_bytes = work.weight_bytes();
