@@ -102,8 +102,10 @@ def pool(g):
         g.op(kind, x)
         return
     attributes = window(g, g.dims(x)[2:], (2, 3))
-    # onnxruntime 1.22 does not count what SAME_UPPER pads behind.
-    if kind == "AveragePool" and "auto_pad" not in attributes:
+    # onnxruntime 1.22 does not always count what is padded behind where that is more than in front.
+    pads = attributes.get("pads", [])
+    even = "auto_pad" not in attributes and pads[: len(pads) // 2] == pads[len(pads) // 2 :]
+    if kind == "AveragePool" and even:
         attributes["count_include_pad"] = g.size(0, 1)
     # Where a rounded-up extent reaches beyond the padding, onnxruntime 1.22 counts that as padding.
     if kind != "LpPool" and "auto_pad" not in attributes and not attributes.get("count_include_pad") and g.chance(0.3):
