@@ -60,6 +60,11 @@ const TASKS: &[Task] = &[
         Run::Plain(large::run),
     ),
     (
+        "control",
+        "time models with and without each part of optimizing control flow, for docs/PERFORMANCE.md",
+        Run::Plain(models::control),
+    ),
+    (
         "peers",
         "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
         Run::With(peers::run),

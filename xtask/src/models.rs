@@ -1,6 +1,6 @@
 //! Real models in Sora and in onnxruntime, on real inputs; see `.ci/python/models`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::python::{Packages, environment};
 use crate::shell::{Outcome, cargo, program, root, text};
@@ -20,14 +20,30 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
         let install = ["install", "--yes", "--no-install-recommends"];
         program("apt-get", &[&install[..], &missing].concat()).run()?;
     }
-    let packages = [Packages::Whole("models/requirements.txt"), Packages::Alone("models/alone.txt")];
-    let python = environment("models-env", &packages)?;
+    let python = packages()?;
     cargo(&["build", "--release", "--locked", "-p", "sora", "--bin", "sora", "--example", "replay"]).run()?;
     let release = root().join("target/release");
     let (sora, replay) = (text(&release.join("sora")), text(&release.join("examples/replay")));
     let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let script = [".ci/python/models/check.py", sora.as_str(), replay.as_str()];
     program(&python, &[&script[..], &given].concat()).run()
+}
+
+/// The Python of the environment with the models.
+fn packages() -> Outcome<PathBuf> {
+    environment(
+        "models-env",
+        &[Packages::Whole("models/requirements.txt"), Packages::Alone("models/alone.txt")],
+    )
+}
+
+/// Prints what each part of optimizing control flow is worth.
+pub(crate) fn control() -> Outcome {
+    let home = "import sys, sysconfig; sys.stdout.write(sysconfig.get_paths()['purelib'])";
+    let home = program(packages()?, &["-c", home]).output()?;
+    let model = format!("{home}/silero_vad/data/silero_vad.onnx");
+    let example = ["run", "--release", "--locked", "-p", "sora", "--example", "control_flow", "--"];
+    cargo(&[&example[..], &[model.as_str()]].concat()).run()
 }
 
 /// As [`run`], without measuring.
