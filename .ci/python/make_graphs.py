@@ -38,7 +38,8 @@ def build(seed):
 def write(seed, folder):
     """Builds a graph, runs it as a whole and saves all; returns its operators."""
     g = build(seed)
-    model = g.model()
+    # Each node ran; of some, onnx 1.18 infers a shape that they do not have.
+    model = g.model(full_check=False)
     runner = session(model)
     names = [output.name for output in runner.get_outputs()]
     found = dict(zip(names, runner.run(names, g.feeds)))

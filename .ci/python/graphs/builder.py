@@ -14,6 +14,7 @@ from net import DTYPES, IR_OF_OPSET, Net
 DTYPES = {**DTYPES, np.dtype(np.int8): TensorProto.INT8, np.dtype(np.float64): TensorProto.DOUBLE}
 F32 = np.dtype(np.float32)
 F64 = np.dtype(np.float64)
+F16 = np.dtype(np.float16)
 SIZES = [1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17]
 
 # The largest element that is followed, and the largest error relative to it.
@@ -21,12 +22,12 @@ MOST = 1e5
 UNSTEADY = 2.0**-10
 # A shake relative to the largest element, some 50 units in the last place, or to SMALL where all are less: what subtracts
 # from 1 inside has no smaller error. What only moves elements adds none.
-SHAKE = {F32: 2.0**-18, F64: 2.0**-44}
+SHAKE = {F32: 2.0**-18, F64: 2.0**-44, F16: 2.0**-11}
 SMALL = 2.0**-4
 EXACT = {
     *("Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather GatherElements GatherND Expand".split()),
     *("Tile Pad DepthToSpace SpaceToDepth ReverseSequence ScatterElements ScatterND Trilu Where Compress TopK".split()),
-    *("Relu Neg Abs Max Min Clip MaxPool GlobalMaxPool ReduceMax ReduceMin Sign Floor Ceil Round Constant If".split()),
+    *("Relu Neg Abs Max Min Clip MaxPool GlobalMaxPool ReduceMax ReduceMin Sign Floor Ceil Round Constant".split()),
     *("ConstantOfShape Cast Hardmax OneHot Unique".split()),
 }
 # What jumps: run again with its inputs moved to either side by all that they may be off.
@@ -253,7 +254,7 @@ class Graph(Net):
         if not np.isfinite(a).all():
             raise Unsteady
         largest = float(np.abs(a).max(initial=0))
-        if kind not in EXACT:
+        if kind not in EXACT or a.dtype == F16:
             b = self.shake(b)
         if largest > MOST or not np.abs(a - b).max(initial=0) <= UNSTEADY * max(SMALL, largest):
             raise Unsteady

@@ -102,13 +102,14 @@ def pool(g):
         g.op(kind, x)
         return
     attributes = window(g, g.dims(x)[2:], (2, 3))
-    # onnxruntime 1.22 does not always count what is padded behind where that is more than in front.
-    pads = attributes.get("pads", [])
-    even = "auto_pad" not in attributes and pads[: len(pads) // 2] == pads[len(pads) // 2 :]
-    if kind == "AveragePool" and even:
+    # onnxruntime 1.22 takes how far it counts padding behind from another axis.
+    if kind == "AveragePool" and "auto_pad" not in attributes and len(set(attributes.get("pads", []))) < 2:
         attributes["count_include_pad"] = g.size(0, 1)
-    # Where a rounded-up extent reaches beyond the padding, onnxruntime 1.22 counts that as padding.
-    if kind != "LpPool" and "auto_pad" not in attributes and not attributes.get("count_include_pad") and g.chance(0.3):
+    # A rounded-up extent may reach beyond the padding: onnxruntime 1.22 counts that as padding, and ONNX's shape inference
+    # counts windows that begin there.
+    inside = all(s <= k for s, k in zip(attributes.get("strides", []), attributes["kernel_shape"]))
+    plain = "auto_pad" not in attributes and "pads" not in attributes and not attributes.get("count_include_pad")
+    if kind != "LpPool" and inside and plain and g.chance(0.5):
         attributes["ceil_mode"] = 1
     g.op(kind, x, **attributes)
 
