@@ -1,4 +1,4 @@
-//! Opening datasets and making batches of them.
+//! Opening datasets.
 #![cfg_attr(not(test), deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used))]
 
 use std::fmt;
@@ -6,11 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use sora_tensor::{DType, Tensor};
 
-use crate::preprocess::{Prepared, assemble, from_array, pass_through, prepare};
-use crate::{Batches, DataError, ErrorKind, Preprocess, folder, idx, npy, npz, table};
+use crate::{DataError, ErrorKind, folder, idx, npy, npz, table};
 
 const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures per class, an .npz with `x` and `y`, \
                      a .csv or .csv.gz, or an IDX pair (…-images-idx3-ubyte and …-labels-idx1-ubyte, also .gz)";
@@ -91,17 +89,6 @@ impl fmt::Display for SampleKind {
     }
 }
 
-/// Prepared samples, ready for a model.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// Tensors whose first axis is the sample. A single unnamed one is for the model's only input.
-    pub inputs: Vec<(Option<String>, Tensor)>,
-    /// The class of each sample; empty when the dataset has no labels.
-    pub labels: Vec<usize>,
-    /// Number of samples.
-    pub len: usize,
-}
-
 /// Samples with labels. Clones share the samples.
 #[derive(Clone, Debug)]
 pub struct Dataset(Arc<Inner>);
@@ -115,9 +102,12 @@ struct Inner {
     max_pixels: u64,
 }
 
+/// Where samples come from.
 #[derive(Debug)]
-enum Source {
+pub(crate) enum Source {
+    /// Files of pictures.
     Files(Vec<PathBuf>),
+    /// Arrays with the sample axis first.
     Arrays(Vec<(Option<String>, Tensor)>),
 }
 
@@ -245,6 +235,14 @@ impl Dataset {
         &self.0.place
     }
 
+    pub(crate) fn source(&self) -> &Source {
+        &self.0.source
+    }
+
+    pub(crate) fn max_pixels(&self) -> u64 {
+        self.0.max_pixels
+    }
+
     /// What one sample is.
     pub fn sample_kind(&self) -> SampleKind {
         let rest = |t: &Tensor| t.shape().get(1..).unwrap_or_default().to_vec();
@@ -291,54 +289,7 @@ impl Dataset {
         Err(DataError::new(ErrorKind::Label, what, self.sample_place(index), hint))
     }
 
-    /// The samples `indices`, prepared for a model. Pictures are decoded and prepared in parallel on the
-    /// current rayon pool.
-    ///
-    /// # Errors
-    /// A [`DataError`] when an index is out of range, a picture cannot be decoded, the description does not fit
-    /// the samples, or prepared pictures differ in size.
-    pub fn batch(&self, indices: &[usize], preprocess: &Preprocess) -> Result<Batch, DataError> {
-        if let Some(&index) = indices.iter().find(|&&i| i >= self.len()) {
-            let what = format!("there is no sample {index}: the dataset has {}", self.len());
-            return Err(DataError::new(ErrorKind::Usage, what, self.place(), "give smaller indices"));
-        }
-        let pre = preprocess.with_defaults(&self.sample_kind())?;
-        let inputs = match &self.0.source {
-            Source::Files(paths) => vec![(None, self.pictures(paths, indices, &pre)?)],
-            Source::Arrays(arrays) => match arrays.as_slice() {
-                [(name, one)] => vec![(name.clone(), from_array(one, indices, &pre, self.place())?)],
-                several => {
-                    let gather =
-                        |(name, t): &(Option<String>, Tensor)| Ok((name.clone(), pass_through(t, indices)?));
-                    several.iter().map(gather).collect::<Result<_, DataError>>()?
-                }
-            },
-        };
-        let labels = indices.iter().filter_map(|&i| self.label(i)).collect();
-        Ok(Batch { inputs, labels, len: indices.len() })
-    }
-
-    /// Batches of `size` samples in the order of `indices`, the last one smaller when they do not divide. The
-    /// next batch is prepared in a thread while the caller uses the current one.
-    pub fn batches(&self, indices: &[usize], size: usize, preprocess: &Preprocess) -> Batches {
-        Batches::start(self.clone(), indices.to_vec(), size, preprocess.clone())
-    }
-
-    fn pictures(&self, paths: &[PathBuf], indices: &[usize], pre: &Preprocess) -> Result<Tensor, DataError> {
-        if pre.shape.is_some() {
-            let what = "shape= is for arrays, the samples are picture files";
-            return Err(DataError::new(ErrorKind::Usage, what, "the preprocessing", "give resize= instead"));
-        }
-        let ready = |&index: &usize| {
-            let path = paths.get(index).map_or(Path::new(""), PathBuf::as_path);
-            let picture = folder::decode(path, self.0.max_pixels)?;
-            prepare(picture, pre, &path.display().to_string()).map(Prepared::Levels)
-        };
-        let pictures = indices.par_iter().map(ready).collect::<Result<Vec<_>, _>>()?;
-        assemble(&pictures, pre, |i| indices.get(i).map_or(String::new(), |&i| self.sample_place(i)))
-    }
-
-    fn sample_place(&self, index: usize) -> String {
+    pub(crate) fn sample_place(&self, index: usize) -> String {
         match &self.0.source {
             Source::Files(paths) => paths.get(index).map_or(String::new(), |p| p.display().to_string()),
             Source::Arrays(_) => format!("{}, sample {index}", self.place()),

@@ -1,7 +1,8 @@
 //! Datasets, preprocessing, batching, splits and metrics.
 //!
 //! [`Dataset::open`] reads image folders, `.npz`, CSV and IDX; a [`Preprocess`] describes how its samples
-//! become a model's input, and [`Dataset::batches`] makes them. [`split()`] divides a dataset reproducibly, and
+//! become a model's input, and [`Dataset::batches`] makes them; for training, a [`Loader`] shuffles them anew in every
+//! epoch. [`split()`] divides a dataset reproducibly, and
 //! [`Classification`], [`paired_drop`] and [`Agreement`] measure what a model does with it.
 //!
 //! All files are treated as hostile: sizes are checked before memory is taken, and everything that is wrong
@@ -14,21 +15,27 @@ mod dataset;
 mod error;
 mod folder;
 mod idx;
+mod loader;
+mod make;
 mod metrics;
 pub mod npy;
 pub mod npz;
+mod order;
 mod picture;
 mod preprocess;
+mod random;
 mod resample;
 mod split;
 mod stream;
 mod table;
 
 pub use agreement::{Agreement, AgreementSummary};
-pub use batches::Batches;
-pub use dataset::{Batch, Dataset, LabelColumn, OpenOptions, SampleKind};
+pub use batches::{Batch, Batches};
+pub use dataset::{Dataset, LabelColumn, OpenOptions, SampleKind};
 pub use error::{DataError, ErrorKind};
+pub use loader::{Loader, LoaderOptions};
 pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClass, paired_drop, wilson};
+pub use order::Order;
 pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, Size};
 pub use split::{Split, SplitOptions, split};
 

@@ -1,5 +1,6 @@
 //! Dividing a dataset into parts that see different samples.
 
+use crate::random::mix;
 use crate::{DataError, ErrorKind};
 
 /// The fewest samples that can be divided.
@@ -104,24 +105,9 @@ fn spread(len: usize, labels: Option<&[usize]>, seed: u64) -> Vec<usize> {
     placed.into_iter().map(|p| p.3).collect()
 }
 
-/// One step of SplitMix64 from state `x`.
-fn mix(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_generator_is_splitmix64() {
-        // The first outputs of the reference generator from the states 0 and 1234567.
-        assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
-        assert_eq!(mix(1_234_567), 6_457_827_717_110_365_317);
-    }
 
     #[test]
     fn parts_are_disjoint_complete_and_stratified() {

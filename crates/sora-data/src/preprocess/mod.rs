@@ -13,6 +13,7 @@ use crate::{DataError, ErrorKind, SampleKind};
 
 pub(crate) use apply::{Prepared, assemble, from_array, pass_through, prepare};
 pub use text::Scale;
+pub(crate) use text::keywords;
 
 /// Height and width in pixels, written `HEIGHTxWIDTH`; one number alone is a square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

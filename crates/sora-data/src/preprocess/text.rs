@@ -39,7 +39,7 @@ macro_rules! keywords {
         }
     };
 }
-pub(super) use keywords;
+pub(crate) use keywords;
 
 /// A factor, written as a number or as a fraction such as `1/255`.
 #[derive(Clone, Copy, Debug, PartialEq)]
