@@ -20,6 +20,8 @@ pub struct Batch {
     pub inputs: Vec<(Option<String>, Tensor)>,
     /// The class of each sample; empty when the dataset has no labels.
     pub labels: Vec<usize>,
+    /// The probability of each class for each sample, `[samples, classes]`, where augmentations mix samples.
+    pub targets: Option<Tensor>,
     /// Number of samples.
     pub len: usize,
     /// Why samples could not be read that were left out of the batch, each with its place.

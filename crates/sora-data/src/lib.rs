@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod agreement;
+mod augment;
 mod batches;
 mod dataset;
 mod error;
@@ -25,11 +26,13 @@ mod picture;
 mod preprocess;
 mod random;
 mod resample;
+mod settings;
 mod split;
 mod stream;
 mod table;
 
 pub use agreement::{Agreement, AgreementSummary};
+pub use augment::{AUGMENTATIONS, Augmentation, AugmentationRow};
 pub use batches::{Batch, Batches};
 pub use dataset::{Dataset, LabelColumn, OpenOptions, SampleKind};
 pub use error::{DataError, ErrorKind};
@@ -37,6 +40,7 @@ pub use loader::{Loader, LoaderOptions};
 pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClass, paired_drop, wilson};
 pub use order::Order;
 pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, Size};
+pub use settings::{Setting, nearest};
 pub use split::{Split, SplitOptions, split};
 
 /// Rounds to f32.

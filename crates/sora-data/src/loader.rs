@@ -5,10 +5,10 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::make::Unreadable;
+use crate::make::Changes;
 use crate::order::{balanced, bucketed, shuffled};
 use crate::random::Random;
-use crate::{Batches, DataError, Dataset, ErrorKind, Order, Preprocess};
+use crate::{Augmentation, Batches, DataError, Dataset, ErrorKind, Order, Preprocess};
 
 /// How samples become the batches of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,10 @@ pub struct LoaderOptions {
     /// Whether samples that cannot be read are left out, and listed in [`Batch::skipped`](crate::Batch::skipped); else
     /// the first one is an error.
     pub skip_unreadable: bool,
+    /// Random changes of the samples, in order.
+    pub augment: Vec<Augmentation>,
+    /// The number of classes that mixed labels tell the probabilities of; 0 takes what the data says.
+    pub classes: usize,
 }
 
 impl Default for LoaderOptions {
@@ -45,6 +49,8 @@ impl Default for LoaderOptions {
             workers: 0,
             prefetch: 4,
             skip_unreadable: false,
+            augment: Vec::new(),
+            classes: 0,
         }
     }
 }
@@ -71,6 +77,8 @@ struct Inner {
 enum Purpose {
     Order,
     Buckets,
+    Sample,
+    Mixture,
 }
 
 impl Loader {
@@ -79,13 +87,13 @@ impl Loader {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when an option makes no sense or an index is out of range, [`ErrorKind::Empty`] when there is
-    /// no batch in an epoch, [`ErrorKind::Label`] for the order `balanced` without labels.
+    /// no batch in an epoch, [`ErrorKind::Label`] when balancing or mixing lacks labels, or one is out of range.
     pub fn new(
         data: &Dataset,
         indices: &[usize],
         lengths: Option<Vec<usize>>,
         preprocess: &Preprocess,
-        options: LoaderOptions,
+        mut options: LoaderOptions,
     ) -> Result<Self, DataError> {
         let error = |kind, what: String, hint: &str| DataError::new(kind, what, data.place(), hint);
         const MAX_WORKERS: usize = 256;
@@ -103,6 +111,18 @@ impl Loader {
         if options.order == Order::Balanced && data.labels().is_none() {
             let what = "an order that is balanced by class needs labels".to_owned();
             return Err(error(ErrorKind::Label, what, "choose the order `shuffled`"));
+        }
+        if options.augment.iter().any(Augmentation::mixes) {
+            let Some(labels) = data.labels() else {
+                let what = "mixing samples needs labels".to_owned();
+                return Err(error(ErrorKind::Label, what, "leave out mixup and cutmix"));
+            };
+            let known = data.classes().map_or(0, <[String]>::len);
+            let said = labels.iter().max().map_or(0, |&last| last + 1).max(known);
+            match options.classes {
+                0 => options.classes = said,
+                classes => data.check_labels(classes)?,
+            }
         }
         if options.bucket > 1 && lengths.as_ref().is_none_or(|lengths| lengths.len() != data.len()) {
             let what = "buckets of similar length need the length of every sample".to_owned();
@@ -146,18 +166,22 @@ impl Loader {
         let batches = self.plan(epoch);
         let (ahead, pool) = (inner.options.prefetch, inner.pool.clone());
         Batches::start(first.min(batches.len())..batches.len(), ahead, pool, move |number| {
-            let unreadable = match inner.options.skip_unreadable {
-                true => Unreadable::Skip,
-                false => Unreadable::Fail,
+            let random = |purpose, place| inner.random(epoch, purpose, place);
+            let changes = Changes {
+                augment: &inner.options.augment,
+                sample: &|at| random(Purpose::Sample, number * inner.options.batch + at),
+                batch: random(Purpose::Mixture, number),
+                classes: inner.options.classes,
+                skip_unreadable: inner.options.skip_unreadable,
             };
-            inner.data.make(&batches[number], &inner.preprocess, unreadable)
+            inner.data.make(&batches[number], &inner.preprocess, changes)
         })
     }
 
     /// The samples of each batch of an epoch.
     pub fn plan(&self, epoch: u32) -> Vec<Vec<usize>> {
         let Inner { data, indices, lengths, options, .. } = self.0.as_ref();
-        let mut random = self.random(epoch, Purpose::Order, 0);
+        let mut random = self.0.random(epoch, Purpose::Order, 0);
         let order = match options.order {
             Order::Shuffled => shuffled(indices, &mut random),
             Order::Balanced => balanced(indices, |index| data.label(index).unwrap_or(0), &mut random),
@@ -165,7 +189,7 @@ impl Loader {
         };
         let mut batches = match lengths {
             Some(lengths) if options.bucket > 1 => {
-                let mut random = self.random(epoch, Purpose::Buckets, 0);
+                let mut random = self.0.random(epoch, Purpose::Buckets, 0);
                 bucketed(&order, options.batch, options.bucket, |index| lengths[index], &mut random)
             }
             _ => order.chunks(options.batch).map(<[usize]>::to_vec).collect(),
@@ -173,15 +197,18 @@ impl Loader {
         batches.truncate(self.steps());
         batches
     }
+}
 
+impl Inner {
     /// The numbers for a purpose, at a place in an epoch.
     fn random(&self, epoch: u32, purpose: Purpose, place: usize) -> Random {
-        Random::of(&[self.0.options.seed, u64::from(epoch), purpose as u64, place as u64])
+        Random::of(&[self.options.seed, u64::from(epoch), purpose as u64, place as u64])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
     use std::path::Path;
 
@@ -206,21 +233,29 @@ mod tests {
         Loader::new(data, &indices, None, &"scale=1".parse().unwrap(), options).unwrap()
     }
 
-    /// What a training sees: inputs, and labels.
-    fn seen(batches: impl Iterator<Item = Result<Batch, DataError>>) -> Vec<(Tensor, Vec<usize>)> {
-        batches.map(|batch| batch.map(|mut b| (b.inputs.remove(0).1, b.labels)).unwrap()).collect()
+    /// What a training sees: inputs, labels, and probabilities of the classes.
+    fn seen(
+        batches: impl Iterator<Item = Result<Batch, DataError>>,
+    ) -> Vec<(Tensor, Vec<usize>, Option<Tensor>)> {
+        batches.map(|batch| batch.map(|mut b| (b.inputs.remove(0).1, b.labels, b.targets)).unwrap()).collect()
     }
 
     #[test]
     fn an_epoch_is_the_same_from_any_batch_and_on_any_number_of_workers() {
         let dir = tempfile::tempdir().unwrap();
         let data = folder(dir.path());
-        for order in [Order::Shuffled, Order::Balanced, Order::Sequential] {
-            let options = LoaderOptions { batch: 4, seed: 7, order, ..LoaderOptions::default() };
+        for (order, augment) in [
+            (Order::Sequential, &[][..]),
+            (Order::Balanced, &["horizontal_flip", "rotation", "rand_augment"]),
+            (Order::Shuffled, &["random_crop", "cutmix", "mixup"]),
+        ] {
+            let augment =
+                augment.iter().map(|name| Augmentation::new(name, &BTreeMap::new()).unwrap()).collect();
+            let options = LoaderOptions { batch: 4, seed: 7, order, augment, ..LoaderOptions::default() };
             let whole: Vec<_> =
                 (0..3).map(|epoch| seen(loader(&data, options.clone()).epoch(epoch, 0))).collect();
             assert_eq!(
-                whole[1].iter().map(|(_, labels)| labels.len()).collect::<Vec<_>>(),
+                whole[1].iter().map(|(_, labels, _)| labels.len()).collect::<Vec<_>>(),
                 [4, 4, 4, 4, 4, 3]
             );
             assert_eq!(whole[0] == whole[1], order == Order::Sequential);
@@ -246,7 +281,7 @@ mod tests {
         let data = folder(dir.path());
         let batches = seen(loader(&data, LoaderOptions { batch: 5, ..LoaderOptions::default() }).epoch(3, 0));
         let mut values = Vec::new();
-        for (pixels, labels) in &batches {
+        for (pixels, labels, _) in &batches {
             for (pixel, &label) in pixels.to_f32s().chunks(16).zip(labels) {
                 assert_eq!(label, usize::from(pixel[0] >= 15.0));
                 values.push(pixel[0] as u8);
@@ -257,7 +292,40 @@ mod tests {
         assert_eq!(values, (0..23).collect::<Vec<u8>>());
         let dropping = LoaderOptions { batch: 5, drop_last: true, ..LoaderOptions::default() };
         let batches = seen(loader(&data, dropping).epoch(3, 0));
-        assert!(batches.len() == 4 && batches.iter().all(|(_, labels)| labels.len() == 5));
+        assert!(batches.len() == 4 && batches.iter().all(|(_, labels, _)| labels.len() == 5));
+    }
+
+    #[test]
+    fn mixed_labels_are_what_the_pixels_say() {
+        // Class 0 is black, class 1 white: a mixed pixel tells the share of class 1.
+        let pixels: Vec<u8> = (0..20).flat_map(|i| [if i % 2 == 0 { 0 } else { 255 }; 4]).collect();
+        let array = Tensor::from_slice(&[20, 2, 2], &pixels).unwrap();
+        let labels = (0..20).map(|i| i % 2).collect();
+        let data = Dataset::from_arrays(vec![(Some("image".into()), array)], Some(labels)).unwrap();
+        let mixup = Augmentation::new("mixup", &BTreeMap::from([("alpha".to_owned(), 1.0)])).unwrap();
+        let options =
+            LoaderOptions { batch: 5, augment: vec![mixup], classes: 3, ..LoaderOptions::default() };
+        let indices: Vec<usize> = (0..20).collect();
+        let loader = Loader::new(&data, &indices, None, &Preprocess::default(), options.clone()).unwrap();
+        for batch in loader.epoch(0, 0).map(Result::unwrap) {
+            assert_eq!(batch.inputs[0].0.as_deref(), Some("image"));
+            let targets = batch.targets.unwrap();
+            assert_eq!(targets.shape(), [5, 3]);
+            for (row, pixels) in targets.to_f32s().chunks(3).zip(batch.inputs[0].1.to_f32s().chunks(4)) {
+                assert!(
+                    (row[1] - pixels[0]).abs() < 0.003
+                        && (row[0] + row[1] - 1.0).abs() < 1e-6
+                        && row[2] == 0.0
+                );
+            }
+        }
+        let refused =
+            |options| Loader::new(&data, &indices, None, &Preprocess::default(), options).unwrap_err();
+        assert_eq!(refused(LoaderOptions { classes: 1, ..options.clone() }).kind, ErrorKind::Label);
+        let reals = Tensor::from_slice(&[1, 2, 2], &[0f32; 4]).unwrap();
+        let reals = Dataset::from_arrays(vec![(None, reals)], Some(vec![0])).unwrap();
+        let loader = Loader::new(&reals, &[0], None, &Preprocess::default(), options).unwrap();
+        assert!(loader.epoch(0, 0).next().unwrap().unwrap_err().what.contains("not as 8-bit levels"));
     }
 
     #[test]

@@ -55,10 +55,10 @@ impl Prepared {
 pub(crate) fn prepare<T: Channel>(
     mut picture: Picture<T>,
     pre: &Preprocess,
-    where_: &str,
+    place: impl Fn() -> String,
 ) -> Result<Picture<T>, DataError> {
     let error = |what: String| {
-        DataError::new(ErrorKind::Mismatch, what, where_, "change resize or crop, or drop the picture")
+        DataError::new(ErrorKind::Mismatch, what, place(), "change resize or crop, or drop the picture")
     };
     if let Some(color) = pre.color {
         picture = picture.convert(color);
@@ -96,16 +96,14 @@ impl Resize {
     }
 }
 
-/// One batch of prepared pictures as a tensor; they must all have one size. `pre` has its defaults filled in.
-pub(crate) fn assemble(
-    pictures: &[Prepared],
-    pre: &Preprocess,
+/// Confirms that all pictures of a batch have one shape.
+pub(crate) fn check_alike(
+    shapes: impl Iterator<Item = (Size, usize)>,
     place: impl Fn(usize) -> String,
-) -> Result<Tensor, DataError> {
-    let Some(first) = pictures.first() else { return Ok(Tensor::vector::<f32>(&[])) };
-    let (size, channels) = first.shape();
-    if let Some(odd) = pictures.iter().position(|p| p.shape() != (size, channels)) {
-        let (other, count) = pictures[odd].shape();
+) -> Result<(), DataError> {
+    let mut shapes = shapes.enumerate();
+    let Some((_, (size, channels))) = shapes.next() else { return Ok(()) };
+    if let Some((odd, (other, count))) = shapes.find(|(_, shape)| *shape != (size, channels)) {
         let what = format!(
             "the picture is {other} with {count} channel(s), the one before it in the batch ({}) is {size} with {channels}",
             place(0)
@@ -113,6 +111,18 @@ pub(crate) fn assemble(
         let hint = "give resize=HEIGHTxWIDTH and color=rgb or gray, so that all pictures are alike";
         return Err(DataError::new(ErrorKind::Mismatch, what, place(odd), hint));
     }
+    Ok(())
+}
+
+/// One batch of prepared pictures as a tensor; they must all have one size. `pre` has its defaults filled in.
+pub(crate) fn assemble(
+    pictures: &[Prepared],
+    pre: &Preprocess,
+    place: impl Fn(usize) -> String,
+) -> Result<Tensor, DataError> {
+    let Some(first) = pictures.first() else { return Ok(Tensor::vector::<f32>(&[])) };
+    check_alike(pictures.iter().map(Prepared::shape), place)?;
+    let (size, channels) = first.shape();
     let Size { height, width } = size;
     let n = pictures.len();
     let layout = pre.layout.unwrap_or(Layout::Nhwc);
@@ -175,6 +185,43 @@ fn spread<T: Copy, U>(picture: &Picture<T>, planar: bool, out: &mut [U], value: 
     }
 }
 
+/// An array whose samples are pictures.
+pub(crate) struct ArrayPictures<'a> {
+    array: &'a Tensor,
+    shape: PictureShape,
+    pre: Preprocess,
+}
+
+impl<'a> ArrayPictures<'a> {
+    /// `array` as pictures. `pre` has its defaults filled in.
+    pub(crate) fn of(array: &'a Tensor, pre: &Preprocess, file: &str) -> Result<Self, DataError> {
+        let view = pre.view(array.shape().get(1..).unwrap_or_default())?;
+        let shape = PictureShape::of(&view).ok_or_else(|| {
+            let what = format!("samples of shape {view:?} are no pictures");
+            let hint = "store [height, width], with 1 or 3 channels first or last; or give shape=";
+            DataError::new(ErrorKind::Mismatch, what, file, hint)
+        })?;
+        let mut pre = pre.clone();
+        let layout = *pre.layout.get_or_insert(shape.layout);
+        if layout == Layout::Flat && shape.layout == Layout::Nchw && shape.channels > 1 {
+            let what =
+                "layout=flat of resized, cropped, converted or augmented pictures needs their channels last";
+            return Err(super::usage(what, "store the pictures as [height, width, channels]"));
+        }
+        Ok(ArrayPictures { array, shape, pre })
+    }
+
+    /// How they are prepared: with a layout.
+    pub(crate) fn pre(&self) -> &Preprocess {
+        &self.pre
+    }
+
+    /// A sample, if they are of 8 bits.
+    pub(crate) fn levels(&self, index: usize) -> Option<Picture<u8>> {
+        (self.array.dtype() == DType::U8).then(|| lift(self.array, index, self.shape, |v: u8| v))
+    }
+}
+
 /// The samples `indices` of an array `[samples, …]`, prepared. `pre` has its defaults filled in.
 pub(crate) fn from_array(
     array: &Tensor,
@@ -184,31 +231,20 @@ pub(crate) fn from_array(
 ) -> Result<Tensor, DataError> {
     let shape = pre.view(array.shape().get(1..).unwrap_or_default())?;
     if pre.rearranges() {
-        let picture = PictureShape::of(&shape).ok_or_else(|| {
-            let what = format!("samples of shape {shape:?} are no pictures");
-            let hint = "store [height, width], with 1 or 3 channels first or last; or give shape=";
-            DataError::new(ErrorKind::Mismatch, what, file, hint)
-        })?;
-        let mut pre = pre.clone();
-        let layout = *pre.layout.get_or_insert(picture.layout);
-        if layout == Layout::Flat && picture.layout == Layout::Nchw && picture.channels > 1 {
-            let what = "layout=flat of resized, cropped or converted pictures needs their channels last";
-            return Err(super::usage(what, "store the pictures as [height, width, channels]"));
-        }
+        let source = ArrayPictures::of(array, pre, file)?;
+        let pre = source.pre();
         let ready = |&index: &usize| {
-            let where_ = format!("{file}, sample {index}");
-            match array.dtype() {
-                DType::U8 => {
-                    prepare(lift(array, index, picture, |v: u8| v), &pre, &where_).map(Prepared::Levels)
-                }
-                dtype => with_element!(dtype, T => {
-                    let lifted = lift(array, index, picture, |v: T| crate::narrow(v.to_f64()));
-                    prepare(lifted, &pre, &where_).map(Prepared::Reals)
+            let place = || format!("{file}, sample {index}");
+            match source.levels(index) {
+                Some(levels) => prepare(levels, pre, place).map(Prepared::Levels),
+                None => with_element!(array.dtype(), T => {
+                    let lifted = lift(array, index, source.shape, |v: T| crate::narrow(v.to_f64()));
+                    prepare(lifted, pre, place).map(Prepared::Reals)
                 }),
             }
         };
         let pictures = indices.par_iter().map(ready).collect::<Result<Vec<_>, _>>()?;
-        return assemble(&pictures, &pre, |i| format!("{file}, sample {}", indices[i]));
+        return assemble(&pictures, pre, |i| format!("{file}, sample {}", indices[i]));
     }
     let count: usize = shape.iter().product();
     let mut batch = vec![indices.len()];

@@ -11,7 +11,7 @@ use sora_tensor::DType;
 
 use crate::{DataError, ErrorKind, SampleKind};
 
-pub(crate) use apply::{Prepared, assemble, from_array, pass_through, prepare};
+pub(crate) use apply::{ArrayPictures, Prepared, assemble, check_alike, from_array, pass_through, prepare};
 pub use text::Scale;
 pub(crate) use text::keywords;
 
