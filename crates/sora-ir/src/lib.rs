@@ -17,6 +17,7 @@ mod subgraph;
 pub mod text;
 mod types;
 mod verify;
+mod writer;
 
 pub use dim::Dim;
 pub use error::IrError;
@@ -28,3 +29,4 @@ pub use ops::Op;
 pub use subgraph::Subgraph;
 pub use types::{Real, TensorType};
 pub use verify::verify;
+pub use writer::Writer;

@@ -70,7 +70,8 @@ impl OpDef for Gather {
         let indices = cx.reshape(indices, &lines)?;
         let mut turned = shape.clone();
         turned[..=axis].rotate_right(1);
-        let zeros = cx.zeros(cx.dtype(data), &turned)?;
+        let dtype = cx.dtype(data);
+        let zeros = cx.zeros(dtype, &turned)?;
         let sum = cx.op(ScatterNd { reduction: Reduction::Add }, [zeros, indices, slices])?;
         let back: Vec<usize> = (1..=axis).chain([0]).chain(axis + 1..shape.len()).collect();
         Ok(vec![Some(cx.transpose(sum, &back)?), None])

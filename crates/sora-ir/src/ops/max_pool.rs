@@ -218,7 +218,8 @@ impl OpDef for MaxPool {
         }
         let (count, total) = (steps.iter().product(), shape.iter().product());
         let (positions, sent) = (cx.reshape(positions, &[count])?, cx.reshape(sent, &[count])?);
-        let zeros = cx.zeros(cx.dtype(x), &[total])?;
+        let dtype = cx.dtype(x);
+        let zeros = cx.zeros(dtype, &[total])?;
         let sum = cx.op(ScatterElements { axis: 0, reduction: Reduction::Add }, [zeros, positions, sent])?;
         Ok(vec![Some(cx.reshape(sum, &shape)?)])
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sora_tensor::{DType, Tensor};
 
-use super::movement::{MAX_RANK, described_rank, list, signed};
+use super::movement::{MAX_RANK, described_rank, is_single, list, signed};
 use super::{attrs, room};
 use crate::case::{Case, Gen};
 use crate::{EvalCx, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
@@ -18,8 +18,8 @@ pub enum Distribution {
 }
 
 attrs! {
-    /// Random numbers in the shape that input 0 lists. Networks are functions: the numbers follow from the seed, and
-    /// every run draws the same. Number `i` of a stream is SplitMix64 (Steele et al. 2014) of the seed's bits plus `i`
+    /// Random numbers in the shape that input 0 lists. Networks are functions: the numbers follow from the seed and from
+    /// the optional input 1, an integer such as the number of a training step; without it, every run draws the same. Number `i` of a stream is SplitMix64 (Steele et al. 2014) of the seed's bits plus `i`
     /// steps; a uniform number is its leading bits, as many as the dtype has, and a normal one takes two by the method of
     /// Box and Muller. Source: ONNX RandomUniform and RandomNormal.
     pub struct Random {
@@ -32,24 +32,45 @@ attrs! {
     }
 }
 
-/// Number `i` of the stream of a seed.
-fn bits(seed: f32, i: u64) -> u64 {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-    let start = u64::from(seed.to_bits()).wrapping_mul(0xd134_2543_de82_ef95);
-    let mut z = start.wrapping_add(i.wrapping_add(1).wrapping_mul(STEP));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// A stream of random numbers.
+#[derive(Clone, Copy, Debug)]
+struct Stream(u64);
+
+impl Stream {
+    /// The stream of a seed; of an integer beside it, where one is given.
+    fn new(seed: f32, run: Option<i64>) -> Self {
+        let start = u64::from(seed.to_bits()).wrapping_mul(0xd134_2543_de82_ef95);
+        // Streams of neighbouring integers must not overlap, so each begins at a random place.
+        Stream(run.map_or(start, |run| Stream(start.wrapping_add(!0 << 32)).bits(run as u64)))
+    }
+
+    fn bits(self, i: u64) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.0.wrapping_add(i.wrapping_add(1).wrapping_mul(STEP));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The leading `digits` bits of a number as a fraction, exact in a float of that many digits.
+    fn fraction(self, i: u64, digits: u32) -> f64 {
+        (self.bits(i) >> (64 - digits)) as f64 / 2f64.powi(digits as i32)
+    }
+
+    fn normal(self, i: u64) -> f64 {
+        let (a, b) = (self.fraction(2 * i, 53), self.fraction(2 * i + 1, 53));
+        (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+    }
 }
 
-/// The leading `digits` bits of a number of the stream as a fraction, exact in a float of that many digits.
-fn fraction(seed: f32, i: u64, digits: u32) -> f64 {
-    (bits(seed, i) >> (64 - digits)) as f64 / 2f64.powi(digits as i32)
-}
-
-fn normal(seed: f32, i: u64) -> f64 {
-    let (a, b) = (fraction(seed, 2 * i, 53), fraction(seed, 2 * i + 1, 53));
-    (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+impl Random {
+    /// Writes the uniform numbers of `f32` that the operator gives for `run`.
+    pub fn fill_uniform(&self, run: Option<i64>, out: &mut [f32]) {
+        let stream = Stream::new(self.seed.0, run);
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = (stream.bits(i as u64) >> 40) as f32 / (1u32 << 24) as f32;
+        }
+    }
 }
 
 /// The digits of a float's fraction.
@@ -65,7 +86,10 @@ fn digits(dtype: DType) -> Option<u32> {
 
 impl OpDef for Random {
     fn infer(&self, cx: &InferCx) -> Result<Vec<TensorType>, Mismatch> {
-        cx.arity(1..=1)?;
+        cx.arity(1..=2)?;
+        if let Some(run) = cx.opt(1) {
+            ensure!(run.dtype == DType::I64 && is_single(run), "input 1 must be one i64, found {run}");
+        }
         ensure!(digits(self.dtype).is_some(), "there are no random numbers of {}", self.dtype);
         let rank = described_rank(cx, 0)?;
         ensure!(rank <= MAX_RANK, "a rank of {rank} is above the limit of {MAX_RANK}");
@@ -80,12 +104,13 @@ impl OpDef for Random {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, Mismatch> {
         let (dtype, shape) = cx.output(self)?;
-        let (seed, digits) = (self.seed.0, digits(dtype).unwrap_or(24));
+        let run = cx.opt(1).and_then(|run| run.to_i64s().first().copied());
+        let (stream, digits) = (Stream::new(self.seed.0, run), digits(dtype).unwrap_or(24));
         let mut values: Vec<f64> = room(&shape)?;
         let numbers = 0..shape.iter().product::<usize>() as u64;
         values.extend(numbers.map(|i| match self.from {
-            Distribution::Uniform => fraction(seed, i, digits),
-            Distribution::Normal => normal(seed, i),
+            Distribution::Uniform => stream.fraction(i, digits),
+            Distribution::Normal => stream.normal(i),
         }));
         Ok(vec![Tensor::from_f64s(dtype, &shape, &values)?])
     }
@@ -120,6 +145,24 @@ mod tests {
         let variance = v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
         let neighbours = v.windows(2).map(|w| (w[0] - mean) * (w[1] - mean)).sum::<f64>() / n;
         [mean, variance.sqrt(), neighbours / variance]
+    }
+
+    #[test]
+    fn an_integer_beside_the_seed_gives_other_numbers() {
+        let op = Random { from: Distribution::Uniform, dtype: DType::F32, seed: Real(1.0) };
+        let shape = Tensor::vector(&[20_000i64]);
+        let draw =
+            |run: i64| super::super::movement::run(op.clone(), &[&shape, &Tensor::scalar(run)]).unwrap();
+        let (a, b) = (draw(0).to_f64s(), draw(1).to_f64s());
+        let mixed: Vec<f64> = a.iter().zip(&b).map(|(a, b)| (a - 0.5) * (b - 0.5) + 0.5).collect();
+        for numbers in [&a, &b] {
+            assert!((moments(numbers)[0] - 0.5).abs() < 0.01 && moments(numbers)[2].abs() < 0.03);
+        }
+        assert!((moments(&mixed)[0] - 0.5).abs() < 0.002, "{:?}", moments(&mixed));
+        let mut fast = vec![0.0f32; 20_000];
+        op.fill_uniform(Some(1), &mut fast);
+        assert_eq!(fast, draw(1).to_f32s());
+        assert_ne!(a, run(op.clone(), &[&shape]).unwrap().to_f64s());
     }
 
     #[test]

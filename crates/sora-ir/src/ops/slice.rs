@@ -169,7 +169,8 @@ impl OpDef for Slice {
             let places = cx.reshape(places, &line)?;
             let grad_shape = cx.shape(grad)?;
             let places = cx.expand(places, &grad_shape)?;
-            let zeros = cx.zeros(cx.dtype(grad), &partial)?;
+            let dtype = cx.dtype(grad);
+            let zeros = cx.zeros(dtype, &partial)?;
             let add = ScatterElements { axis: signed(axis), reduction: Reduction::Add };
             grad = cx.op(add, [zeros, places, grad])?;
         }

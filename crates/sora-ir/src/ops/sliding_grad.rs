@@ -51,24 +51,29 @@ impl Sliding<'_> {
         let (rank, group) = (kernel.len(), self.group);
         let (samples, channels) = (input[0], input[1] / group);
         let extents = &input[2..];
-        // [N, G·C, …] → [C, G·N, …]: each group convolves its own samples.
-        let x = cx.reshape(x, &[&[samples, group, channels], extents].concat())?;
-        let x = cx.transpose(x, &[2, 1, 0].into_iter().chain(3..3 + rank).collect::<Vec<_>>())?;
-        let mut x = cx.reshape(x, &[&[channels, group * samples], extents].concat())?;
-        let dy = cx.transpose(dy, &[1, 0].into_iter().chain(2..2 + rank).collect::<Vec<_>>())?;
-        let (mut pads, mut cut) = (self.pads.to_vec(), vec![0; 2 + rank]);
+        let (mut pads, mut read_to) = (self.pads.to_vec(), extents.to_vec());
         for axis in 0..rank {
             let read =
                 (kernel[axis] - 1) * self.dilations[axis] + (steps[2 + axis] - 1) * self.strides[axis] + 1;
             let given = extents[axis] + self.pads[axis];
             pads[rank + axis] = read.saturating_sub(given);
             // What no window reaches would make further taps.
-            cut[2 + axis] = -super::movement::signed(given.saturating_sub(read));
+            read_to[axis] -= given.saturating_sub(read);
         }
-        x = cx.pad(x, &vec![0; 2 + rank], &cut)?;
+        let exchange: Vec<usize> = [1, 0].into_iter().chain(2..2 + rank).collect();
+        let mut x = cx.take(x, 2, &read_to)?;
+        if group == 1 {
+            x = cx.transpose(x, &exchange)?;
+        } else {
+            // [N, G·C, …] → [C, G·N, …]: each group convolves its own samples.
+            x = cx.reshape(x, &[&[samples, group, channels], &read_to[..]].concat())?;
+            x = cx.transpose(x, &[2, 1, 0].into_iter().chain(3..3 + rank).collect::<Vec<_>>())?;
+            x = cx.reshape(x, &[&[channels, group * samples], &read_to[..]].concat())?;
+        }
+        let dy = cx.transpose(dy, &exchange)?;
         let (strides, dilations) = (self.dilations.to_vec(), self.strides.to_vec());
         let dw = cx.op(Conv { strides, pads, dilations, group }, [x, dy])?;
-        cx.transpose(dw, &[1, 0].into_iter().chain(2..2 + rank).collect::<Vec<_>>())
+        cx.transpose(dw, &exchange)
     }
 }
 

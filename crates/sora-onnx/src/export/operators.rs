@@ -214,7 +214,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
             w.write("Pad", vec![text("mode", mode)]);
         }
         Op::QuantizeLinear(op) => quantize::quantize(w, op)?,
-        Op::Random(op) => random(w, op),
+        Op::Random(op) => random(w, op)?,
         Op::Range(_) => range(w),
         Op::Reduce(op) => reduce(w, op),
         Op::Reshape(op) => {
@@ -279,7 +279,10 @@ fn reduction(reduction: Reduction) -> Vec<AttributeProto> {
 }
 
 /// ONNX takes the shape of another tensor where it is not an attribute.
-fn random(w: &mut NodeWriter, op: &Random) {
+fn random(w: &mut NodeWriter, op: &Random) -> Result<(), OnnxError> {
+    if w.ty(1).is_some() {
+        return Err(w.refuse("ONNX has no random numbers that follow from an input"));
+    }
     let name = match op.from {
         Distribution::Uniform => "RandomUniformLike",
         Distribution::Normal => "RandomNormalLike",
@@ -288,6 +291,7 @@ fn random(w: &mut NodeWriter, op: &Random) {
     let like = w.step("ConstantOfShape", vec![shape], Vec::new());
     let attributes = vec![int("dtype", i64::from(code_of(op.dtype))), float("seed", op.seed.0)];
     w.write_with(name, vec![like], attributes);
+    Ok(())
 }
 
 fn with_axes(w: &mut NodeWriter, op: &str, axes: &[i64]) {
