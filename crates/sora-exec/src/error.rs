@@ -55,6 +55,14 @@ pub enum ExecError {
         /// What went wrong.
         why: String,
     },
+    /// A tensor cannot stay in memory between runs.
+    #[error("state `{name}`: {why}")]
+    State {
+        /// Name of the input.
+        name: String,
+        /// What does not fit.
+        why: String,
+    },
     /// Worker threads could not be started.
     #[error("cannot start {threads} threads: {why}")]
     Threads {

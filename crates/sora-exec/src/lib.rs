@@ -48,7 +48,7 @@ pub use error::ExecError;
 pub use options::{Options, Precision};
 pub use peak::{Level, Peaks, Rate, Use};
 pub use profile::{Profile, StepInfo, StepTime};
-pub use program::{Port, Program};
+pub use program::{Port, Program, State};
 pub use session::{Session, with_outputs};
 pub use sora_kernels::Isa;
 pub use sora_kernels::peak::Arithmetic;

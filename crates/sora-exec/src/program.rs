@@ -39,6 +39,7 @@ pub struct Program {
     threads: Threads,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    states: Vec<Port>,
     infos: Vec<StepInfo>,
     body: Body,
 }
@@ -46,6 +47,35 @@ pub struct Program {
 /// Stages of a graph, and bodies in bodies, that are compiled; deeper ones run on the reference evaluator, lest a
 /// hostile file exhausts the stack.
 pub(crate) const DEEPEST: usize = 48;
+
+/// A tensor that a program keeps between runs: an input of the graph, and the output that replaces it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Name of the input.
+    pub input: String,
+    /// Name of the output.
+    pub next: String,
+}
+
+impl State {
+    /// The positions of input and output in a graph.
+    fn positions(&self, graph: &Graph) -> Result<[usize; 2], ExecError> {
+        let input = graph.inputs().iter().position(|&id| graph.value(id).name == self.input);
+        let next = graph.outputs().iter().position(|output| output.name == self.next);
+        let (Some(input), Some(next)) = (input, next) else {
+            let why = format!("there is no such input or no output `{}`", self.next);
+            return Err(ExecError::State { name: self.input.clone(), why });
+        };
+        let (old, new) = (graph.ty(graph.inputs()[input]), graph.ty(graph.outputs()[next].value));
+        match old == new && old.known_len().is_some() {
+            true => Ok([input, next]),
+            false => {
+                let why = format!("{old} cannot be replaced by {new}");
+                Err(ExecError::State { name: self.input.clone(), why })
+            }
+        }
+    }
+}
 
 enum Body {
     /// With the shapes of the outputs, and which steps the threads share.
@@ -61,6 +91,8 @@ pub(crate) struct Lowered {
     pub(crate) constants: Vec<Tensor>,
     pub(crate) outputs: Vec<Operand>,
     pub(crate) arena_bytes: usize,
+    /// Where the tensors lie that are kept between runs.
+    pub(crate) states: Vec<Range<usize>>,
 }
 
 /// A kernel call with its operands.
@@ -109,20 +141,42 @@ impl Program {
         setting: &Setting,
     ) -> Result<Program, ExecError> {
         let shapes: Vec<(&str, &[usize])> = shapes.iter().map(|(n, s)| (*n, s.as_slice())).collect();
-        Self::plan(graph.specialize(&shapes)?, setting)
+        Self::plan(graph.specialize(&shapes)?, &[], setting)
     }
 
-    /// As [`Program::compile`], of a graph with the shapes it is compiled for.
-    pub(crate) fn plan(mut graph: Graph, setting: &Setting) -> Result<Program, ExecError> {
+    /// As [`Program::compile`], of a graph with concrete shapes, some of whose inputs stay in the arena: no caller gives
+    /// them, and when a run ends, the output that belongs to each has replaced it ([`Program::state`],
+    /// [`Program::set_state`]). Where nothing reads the old tensor after the new one is written, both share memory. In
+    /// a new arena they are zeros.
+    ///
+    /// # Errors
+    /// As [`Program::compile`]; [`ExecError::State`] when a state names no input and output of one type.
+    pub fn with_state(graph: &Graph, states: &[State], options: &Options) -> Result<Program, ExecError> {
+        Self::plan(graph.specialize(&[])?, states, &Setting::new(graph, options)?)
+    }
+
+    /// As [`Program::with_state`], on threads that already run, with weights that may be packed already.
+    pub(crate) fn plan(mut graph: Graph, states: &[State], setting: &Setting) -> Result<Program, ExecError> {
         let Setting { options, kernels, threads, .. } = setting;
         if options.optimize && !options.reference_only {
             lower::optimize(&mut graph, options)?;
         }
         graph.compact()?;
         let port = |name: &str, id| Port { name: name.to_owned(), ty: graph.ty(id).clone() };
-        let inputs = graph.inputs().iter().map(|&id| port(&graph.value(id).name, id)).collect();
-        let outputs: Vec<Port> = graph.outputs().iter().map(|o| port(&o.name, o.value)).collect();
+        let kept = states.iter().map(|state| state.positions(&graph)).collect::<Result<Vec<_>, _>>()?;
+        let given = |side: usize, i: usize| kept.iter().all(|positions| positions[side] != i);
+        let all_inputs: Vec<Port> =
+            graph.inputs().iter().map(|&id| port(&graph.value(id).name, id)).collect();
+        let states: Vec<Port> = kept.iter().map(|&[input, _]| all_inputs[input].clone()).collect();
+        let numbered = all_inputs.into_iter().enumerate();
+        let inputs = numbered.filter(|(i, _)| given(0, *i)).map(|(_, port)| port).collect();
+        let outputs = graph.outputs().iter().enumerate().filter(|(i, _)| given(1, *i));
+        let outputs: Vec<Port> = outputs.map(|(_, o)| port(&o.name, o.value)).collect();
         let concrete = lower::has_concrete_shapes(&graph);
+        if let Some(state) = states.first().filter(|_| options.reference_only || !concrete) {
+            let why = "a program with state needs kernels and shapes that do not depend on data".to_owned();
+            return Err(ExecError::State { name: state.name.clone(), why });
+        }
         let (body, infos) = if options.reference_only || !concrete && setting.depth > DEEPEST {
             let interpreter = Interpreter::new(graph)?;
             let infos = interpreter.steps();
@@ -132,7 +186,7 @@ impl Program {
             let infos = staged.steps();
             (Body::Staged(Box::new(staged)), infos)
         } else {
-            let mut lowered = lower::lower(&graph, setting)?;
+            let mut lowered = lower::lower(&graph, &kept, setting)?;
             let infos = std::mem::take(&mut lowered.infos);
             let shapes = outputs.iter().map(|port| port.ty.known_shape().unwrap_or_default()).collect();
             let sharing = match threads.count() {
@@ -142,7 +196,7 @@ impl Program {
             (Body::Lowered(lowered, shapes, sharing), infos)
         };
         let (threads, precision) = (threads.clone(), options.precision);
-        Ok(Program { kernels: *kernels, precision, threads, inputs, outputs, infos, body })
+        Ok(Program { kernels: *kernels, precision, threads, inputs, outputs, states, infos, body })
     }
 
     /// The inputs, in the graph's order.
@@ -153,6 +207,52 @@ impl Program {
     /// The outputs, in the graph's order.
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
+    }
+
+    /// The inputs of the graph that stay in the arena.
+    pub fn states(&self) -> &[Port] {
+        &self.states
+    }
+
+    /// A tensor that stays in the arena, as it is now.
+    ///
+    /// # Errors
+    /// [`ExecError::UnknownInput`] for a name that is no state.
+    pub fn state(&self, arena: &Arena, name: &str) -> Result<Tensor, ExecError> {
+        let (port, range) = self.find_state(name)?;
+        let shape = port.ty.known_shape().unwrap_or_default();
+        let bytes = arena.bytes().get(range).unwrap_or_default();
+        Given::Bytes { dtype: port.ty.dtype, shape: &shape, bytes }.tensor().map_err(failed(name))
+    }
+
+    /// Replaces a tensor that stays in the arena.
+    ///
+    /// # Errors
+    /// [`ExecError::UnknownInput`] for a name that is no state, [`ExecError::Input`] for a tensor of another type.
+    pub fn set_state(&self, arena: &mut Arena, name: &str, tensor: &Tensor) -> Result<(), ExecError> {
+        let (port, range) = self.find_state(name)?;
+        let found = TensorType::of(tensor);
+        let bytes = arena.bytes_mut().get_mut(range);
+        match bytes.filter(|bytes| found == port.ty && bytes.len() == tensor.byte_len()) {
+            Some(bytes) => bytes.copy_from_slice(tensor.bytes()),
+            None => {
+                let (name, expected) = (name.to_owned(), port.ty.to_string());
+                return Err(ExecError::Input { name, expected, found: found.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    fn find_state(&self, name: &str) -> Result<(&Port, Range<usize>), ExecError> {
+        let ranges = match &self.body {
+            Body::Lowered(lowered, ..) => &lowered.states[..],
+            Body::Staged(_) | Body::Interpreted(_) => &[],
+        };
+        let found = self.states.iter().zip(ranges).find(|(port, _)| port.name == name);
+        found.map(|(port, range)| (port, range.clone())).ok_or_else(|| {
+            let names: Vec<&str> = self.states.iter().map(|port| port.name.as_str()).collect();
+            ExecError::UnknownInput { name: name.to_owned(), inputs: names.join(", ") }
+        })
     }
 
     /// The steps in order of execution. What can only be compiled when a run knows the shapes is listed node by node,

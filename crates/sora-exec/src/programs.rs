@@ -144,7 +144,7 @@ impl Programs {
         // Compiled outside the lock: others go on running meanwhile, and at worst a program is made twice.
         let names = self.graph.inputs().iter().map(|&id| self.graph.value(id).name.as_str());
         let named: Vec<_> = names.zip(shapes).filter_map(|(name, &shape)| Some((name, shape?))).collect();
-        let program = Program::plan(self.graph.specialize(&named)?, &self.setting)?;
+        let program = Program::plan(self.graph.specialize(&named)?, &[], &self.setting)?;
         let shapes = shapes.iter().map(|shape| shape.map(<[usize]>::to_vec)).collect();
         let entry = Arc::new(Entry { shapes, ..Entry::new(program) });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);

@@ -102,7 +102,7 @@ impl Staged {
             false => {
                 let (part, takes) = extract(graph, &head, &handed)?;
                 let takes = takes.iter().map(|&id| slots.of(graph, id)).collect::<Result<_, _>>()?;
-                Some((Entry::new(Program::plan(part, setting)?), takes))
+                Some((Entry::new(Program::plan(part, &[], setting)?), takes))
             }
         };
         slots.add(&handed);

@@ -35,6 +35,8 @@ extern crate alloc;
 
 mod aligned;
 pub mod bf16;
+mod columns;
+mod correlate;
 mod depthwise;
 pub mod elementwise;
 mod epilogue;
@@ -47,6 +49,7 @@ mod operands;
 mod pack;
 pub mod peak;
 pub mod pool;
+mod pool_grad;
 pub mod quantize;
 pub mod recurrent;
 #[cfg(target_arch = "x86_64")]
@@ -59,6 +62,8 @@ mod vector;
 mod winograd;
 
 pub use aligned::SharedBytes;
+pub use columns::column_sums;
+pub use correlate::correlate_f32;
 pub use depthwise::sliding::{
     SlideBf16Kernels, SlideF32Kernels, SlideI8Kernels, SlideWidth, Slides, SlidingBf16, SlidingF32,
     SlidingI8, slide_bf16, slide_f32, slide_u8i8,
@@ -75,6 +80,7 @@ pub use isa::{Isa, IsaError, Kernels};
 pub use layout::Window;
 pub use operands::{ARows, Dense, Dequant, Indirect, MatMut, Output, PAD, Quant, Stepped};
 pub use pack::{PackedBf16, PackedF32, PackedI8, fold_zero_point};
+pub use pool_grad::max_grad_f32;
 pub use quantize::RhsU8;
 pub use rows::Reduce;
 pub use saved::{Saved, packing};

@@ -334,6 +334,27 @@ impl PackedF32 {
         fill(&mut self.panels);
     }
 
+    /// [`Self::from_strided`] into the memory of an earlier operand.
+    ///
+    /// # Panics
+    /// When `source` is too short.
+    pub fn repack_strided(
+        &mut self,
+        (taps, kc, n): (usize, usize, usize),
+        source: &[f32],
+        origin: usize,
+        strides: [usize; 3],
+    ) {
+        self.panels.reshape(taps, kc, n);
+        self.panels.fill_strided(source, origin, strides, |w| w);
+    }
+
+    /// [`Self::pack`] into the memory of an earlier operand.
+    pub fn repack(&mut self, taps: usize, kc: usize, n: usize, value: impl Fn(usize, usize) -> f32) {
+        self.panels.reshape(taps, kc, n);
+        self.panels.fill(value);
+    }
+
     /// [`Self::from_kn`] into the memory of an earlier operand.
     ///
     /// # Panics

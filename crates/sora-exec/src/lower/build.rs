@@ -5,9 +5,11 @@ use sora_kernels::Kernels;
 use sora_tensor::{Buffer, DType, Tensor};
 
 use super::regions::join;
+use super::tape;
 use crate::StepInfo;
 use crate::plan::{Lifetime, place};
 use crate::program::{Lowered, Operand, Step};
+use crate::steps::movement::{CopyView, View};
 use crate::steps::{Cx, Io, Work};
 use crate::threads::Threads;
 
@@ -26,8 +28,8 @@ pub(super) struct Draft {
     pub(super) work: Box<dyn Work>,
     pub(super) reads: Vec<Buf>,
     pub(super) writes: Vec<Buf>,
-    /// The first output may take the memory of the first input.
-    pub(super) in_place: bool,
+    /// Outputs that may take the memory of an input, by their positions.
+    pub(super) in_place: Vec<(usize, usize)>,
 }
 
 /// Bytes that steps on constants, which are run once when the program is compiled, may make in any program; for each byte
@@ -89,7 +91,7 @@ impl Builder {
         let info = StepInfo { weight_bytes, bytes: (operands + weight_bytes) as u64, ..info };
         self.infos.push(info);
         let (reads, writes) = (reads.to_vec(), writes.to_vec());
-        self.drafts.push(Draft { work: Box::new(work), reads, writes, in_place: false });
+        self.drafts.push(Draft { work: Box::new(work), reads, writes, in_place: Vec::new() });
     }
 
     /// Appends a step whose first output may overwrite its first input, if nothing reads that afterwards.
@@ -103,7 +105,7 @@ impl Builder {
         let before = self.drafts.len();
         self.step(info, work, reads, writes);
         if let Some(draft) = self.drafts.get_mut(before) {
-            draft.in_place = true;
+            draft.in_place = vec![(0, 0)];
         }
     }
 
@@ -133,12 +135,18 @@ impl Builder {
         Some(())
     }
 
-    /// Plans the arena.
-    pub(crate) fn finish(self, outputs: &[Buf]) -> Lowered {
+    /// Plans the arena. `states`: tensors of the arena that no step writes, with those that replace them.
+    pub(crate) fn finish(self, outputs: &[Buf], states: &[(Buf, Buf)]) -> Lowered {
         let Builder { mut places, mut constants, drafts, infos, .. } = self;
-        let (drafts, infos) = needed(drafts, infos, places.len(), outputs);
+        let results: Vec<Buf> = outputs.iter().copied().chain(states.iter().map(|&(_, new)| new)).collect();
+        let (drafts, infos) = needed(drafts, infos, places.len(), &results);
         let sizes: Vec<usize> = places.iter().map(|&(_, bytes)| bytes).collect();
-        let (drafts, infos) = join(drafts, infos, &sizes, outputs);
+        let (mut drafts, mut infos) = join(drafts, infos, &sizes, &results);
+        if !states.is_empty() {
+            (drafts, infos) = tape::join(drafts, infos, &sizes, &results, states);
+        }
+        let (moved, outputs) = replace(&mut places, &mut drafts, &mut infos, outputs, states);
+        let outputs = &outputs[..];
         keep_used(&mut places, &mut constants, &drafts, outputs);
         let mut first = vec![0; places.len()];
         let mut last = vec![0; places.len()];
@@ -152,19 +160,22 @@ impl Builder {
 
         // `root[b]`: the buffer whose memory `b` uses.
         let mut root: Vec<usize> = (0..places.len()).collect();
+        for (&(old, _), &new) in states.iter().zip(&moved) {
+            (root[new.0], first[old.0], last[old.0]) = (old.0, 0, drafts.len());
+        }
         for (i, draft) in drafts.iter().enumerate() {
-            let (true, Some(read), Some(write)) = (draft.in_place, draft.reads.first(), draft.writes.first())
-            else {
-                continue;
-            };
-            let owner = root[read.0];
-            let free = matches!(places[owner].0, Place::Arena)
-                && last[owner] == i
-                && places[owner].1 == places[write.0].1
-                && draft.reads[1..].iter().all(|other| root[other.0] != owner);
-            if free {
-                root[write.0] = owner;
-                last[owner] = last[write.0];
+            for &(write, read) in &draft.in_place {
+                let (write, owner) = (draft.writes[write], root[draft.reads[read].0]);
+                let mut others = draft.reads.iter().enumerate().filter(|&(other, _)| other != read);
+                let free = root[write.0] == write.0
+                    && matches!(places[owner].0, Place::Arena)
+                    && last[owner] == i
+                    && places[owner].1 == places[write.0].1
+                    && others.all(|(_, other)| root[other.0] != owner);
+                if free {
+                    root[write.0] = owner;
+                    last[owner] = last[write.0];
+                }
             }
         }
         let owners: Vec<usize> =
@@ -197,8 +208,62 @@ impl Builder {
             constants,
             outputs: outputs.iter().map(|&b| operand(b)).collect(),
             arena_bytes,
+            states: states.iter().map(|&(old, _)| range(old)).collect(),
         }
     }
+}
+
+/// Gives what replaces each state: a tensor that may lie where the old one does, as nothing reads that any more when it
+/// is written. Where a step cannot write it there, a copy behind all steps does. Also gives the outputs, which no state
+/// overwrites.
+fn replace(
+    places: &mut Vec<(Place, usize)>,
+    drafts: &mut Vec<Draft>,
+    infos: &mut Vec<StepInfo>,
+    outputs: &[Buf],
+    states: &[(Buf, Buf)],
+) -> (Vec<Buf>, Vec<Buf>) {
+    let is_old = |buf: &Buf| states.iter().any(|(old, _)| old == buf);
+    let is_result = |buf: &Buf| outputs.contains(buf) || states.iter().any(|(_, new)| new == buf);
+    let (mut moved, mut copied) = (Vec::new(), Vec::new());
+    for &(old, new) in states {
+        let writer = drafts.iter().position(|draft| draft.writes.contains(&new));
+        let last_read = drafts.iter().rposition(|draft| draft.reads.contains(&old));
+        let free = writer.is_some_and(|writer| {
+            let Draft { reads, writes, in_place, .. } = &drafts[writer];
+            let over = in_place.iter().any(|&(write, read)| {
+                let mut others = reads.iter().enumerate().filter(|&(other, _)| other != read);
+                writes[write] == new && reads[read] == old && others.all(|(_, other)| *other != old)
+            });
+            last_read.is_none_or(|read| read < writer || read == writer && over)
+        });
+        let whole = if new == old || free && !is_result(&old) && !moved.contains(&new) {
+            new
+        } else {
+            copied.push((moved.len(), new));
+            old
+        };
+        moved.push(whole);
+    }
+    let mut copy = |from: Buf| {
+        let bytes = places[from.0].1;
+        places.push((Place::Arena, bytes));
+        let to = Buf(places.len() - 1);
+        let view = View { start: 0, shape: vec![bytes], strides: vec![1] };
+        let (name, kernel) = ("state".to_owned(), "copy".to_owned());
+        let (dtype, shape, bytes) = (DType::U8, vec![bytes], 2 * bytes as u64);
+        let (nodes, choice) = (Vec::new(), None);
+        infos.push(StepInfo { name, kernel, nodes, shape, dtype, macs: 0, weight_bytes: 0, bytes, choice });
+        let (work, reads, writes) = (Box::new(CopyView { view, size: 1 }), vec![from], vec![to]);
+        drafts.push(Draft { work, reads, writes, in_place: Vec::new() });
+        to
+    };
+    let outputs = outputs.iter().map(|&output| if is_old(&output) { copy(output) } else { output }).collect();
+    // One state that replaces another is put aside before any is overwritten.
+    let aside: Vec<_> =
+        copied.iter().map(|&(state, new)| (state, if is_old(&new) { copy(new) } else { new })).collect();
+    aside.into_iter().for_each(|(state, from)| moved[state] = copy(from));
+    (moved, outputs)
 }
 
 /// Drops the steps whose results nobody reads: others have been fused with what they compute.

@@ -24,20 +24,20 @@ pub(super) struct Convolution<'a> {
     pub(super) images: usize,
     pub(super) groups: usize,
     /// Input and output channels per group.
-    channels: [usize; 2],
+    pub(super) channels: [usize; 2],
     /// Position of a weight, by group, output channel, input channel and tap.
     pub(super) index: &'a dyn Fn(usize, usize, usize, usize) -> usize,
-    kernel: &'static str,
+    pub(super) kernel: &'static str,
 }
 
 /// The left operand as kernels read it.
-struct Gathered {
-    buf: Buf,
-    rows: Rows,
-    taps: usize,
-    kc: usize,
+pub(super) struct Gathered {
+    pub(super) buf: Buf,
+    pub(super) rows: Rows,
+    pub(super) taps: usize,
+    pub(super) kc: usize,
     /// Taps of the graph's window that one piece spans, side by side.
-    merged: usize,
+    pub(super) merged: usize,
 }
 
 /// Channels below which the taps along the last axis are merged to longer pieces, even if the image must be padded
@@ -128,6 +128,9 @@ impl Lowering<'_> {
     ) -> Option<()> {
         if self.dtype(x) != DType::F32 {
             return None;
+        }
+        if !self.is_constant(w) {
+            return self.convolve_live(c, x, w, node, chain);
         }
         let bias = node.inputs.get(2).copied().flatten().or(chain.bias);
         let layout = Layout::Last(c.groups * c.channels[0]);
@@ -313,7 +316,7 @@ impl Lowering<'_> {
 
     /// The left operand in the way that suits its number of channels. `granule`: multiple that kernels like
     /// pieces to have; `zero`: bytes of the padding element.
-    fn gathered(
+    pub(super) fn gathered(
         &mut self,
         c: &Convolution,
         x: Buf,
@@ -394,6 +397,7 @@ impl Lowering<'_> {
             rows: gathered.rows,
             groups,
             group_cols,
+            cols: c.groups * c.channels[1],
             pad,
             residual: residual.map(|r| r.1),
             activation: chain.activation,
@@ -407,7 +411,7 @@ impl Lowering<'_> {
 }
 
 impl Convolution<'_> {
-    fn is_depthwise(&self) -> bool {
+    pub(super) fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.channels == [1, 1]
     }
 
@@ -420,14 +424,14 @@ impl Convolution<'_> {
 
     /// Where the weights of a group begin, and how far apart those of neighbouring output channels, input
     /// channels and taps lie.
-    fn strides(&self, group: usize) -> (usize, [usize; 3]) {
+    pub(super) fn strides(&self, group: usize) -> (usize, [usize; 3]) {
         let at = |n: usize, channel: usize, tap: usize| (self.index)(group, n, channel, tap);
         let origin = at(0, 0, 0);
         (origin, [at(1, 0, 0) - origin, at(0, 1, 0) - origin, at(0, 0, 1) - origin])
     }
 
     /// The weight that element `k` of a packed column meets; `None` beyond the window's width.
-    fn weight(&self, group: usize, n: usize, k: usize, kc: usize, merged: usize) -> Option<usize> {
+    pub(super) fn weight(&self, group: usize, n: usize, k: usize, kc: usize, merged: usize) -> Option<usize> {
         let cin = self.channels[0];
         let (piece, within) = (k / kc, k % kc);
         let (tap, channel) = (piece * merged + within / cin, within % cin);

@@ -144,6 +144,7 @@ impl Lowering<'_> {
             rows: Rows::Dense { rows, k },
             groups: vec![weights],
             group_cols: n,
+            cols: n,
             pad: Vec::new(),
             residual: residual.map(|r| r.1),
             activation: chain.activation,

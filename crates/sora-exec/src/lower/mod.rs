@@ -15,7 +15,9 @@ mod conv;
 mod depthwise;
 mod dynamic;
 mod elementwise;
+mod gradient;
 pub(crate) mod layout;
+mod live;
 mod matmul;
 mod movement;
 mod norm;
@@ -25,6 +27,7 @@ mod recurrent;
 mod regions;
 mod resize;
 mod select;
+mod tape;
 mod weights;
 mod winograd;
 
@@ -89,8 +92,9 @@ pub(crate) fn has_concrete_shapes(graph: &Graph) -> bool {
     read.chain(ends).all(|&id| graph.ty(id).known_len().is_some())
 }
 
-/// Lowers a graph for which [`has_concrete_shapes`] holds.
-pub(crate) fn lower(graph: &Graph, setting: &Setting) -> Result<Lowered, ExecError> {
+/// Lowers a graph for which [`has_concrete_shapes`] holds. `kept`: the positions of the inputs that stay in the arena,
+/// and of the outputs that replace them.
+pub(crate) fn lower(graph: &Graph, kept: &[[usize; 2]], setting: &Setting) -> Result<Lowered, ExecError> {
     let Setting { options, kernels, threads, weights, .. } = setting;
     let (kernels, precision, threads) = (*kernels, options.precision, threads.count());
     let tuning = match &options.tuning {
@@ -123,8 +127,17 @@ pub(crate) fn lower(graph: &Graph, setting: &Setting) -> Result<Lowered, ExecErr
         claimed,
     };
 
+    let mut states = vec![None; kept.len()];
+    let mut given = 0;
     for (n, &id) in graph.inputs().iter().enumerate() {
-        let buf = lowering.build.input(n, lowering.len(id) * lowering.dtype(id).size());
+        let bytes = lowering.len(id) * lowering.dtype(id).size();
+        let buf = match kept.iter().position(|positions| positions[0] == n) {
+            Some(state) => *states[state].insert(lowering.build.arena(bytes)),
+            None => {
+                given += 1;
+                lowering.build.input(given - 1, bytes)
+            }
+        };
         lowering.define_exact(id, buf, Layout::Plain);
     }
     let mut pending: HashMap<NodeId, Chain> = HashMap::new();
@@ -153,7 +166,11 @@ pub(crate) fn lower(graph: &Graph, setting: &Setting) -> Result<Lowered, ExecErr
     for output in graph.outputs() {
         outputs.push(lowering.plain(output.value).ok_or_else(|| dangling(&output.name))?);
     }
-    Ok(lowering.build.finish(&outputs))
+    let next = |(old, positions): (&Option<Buf>, &[usize; 2])| Some((*old.as_ref()?, outputs[positions[1]]));
+    let states: Vec<_> = states.iter().zip(kept).filter_map(next).collect();
+    let given = |i: &usize| kept.iter().all(|positions| positions[1] != *i);
+    let outputs: Vec<Buf> = (0..outputs.len()).filter(given).map(|i| outputs[i]).collect();
+    Ok(lowering.build.finish(&outputs, &states))
 }
 
 impl Lowering<'_> {
@@ -201,7 +218,10 @@ impl Lowering<'_> {
     fn fused(&mut self, chain: &Chain) -> Option<()> {
         let head = self.graph.node(*chain.nodes.first()?)?;
         match &head.op {
-            Op::Conv(op) => self.conv(op, head, chain),
+            Op::Conv(op) => {
+                let id = *chain.nodes.first()?;
+                self.correlation(op, id, head, chain).or_else(|| self.conv(op, head, chain))
+            }
             Op::ConvTranspose(op) => self.conv_transpose(op, head, chain),
             Op::MatMul(_) => self.matmul(head, chain),
             Op::Binary(op) => self.binary(op.kind, head, chain),
@@ -231,12 +251,15 @@ impl Lowering<'_> {
             Op::Concat(op) => self.concat(op, id, node),
             Op::Expand(_) => self.expand(id, node),
             Op::Tile(_) => self.tile(id, node),
-            Op::Where(_) => self.choose(id, node),
+            Op::Random(op) => self.random(op, id, node),
+            Op::Where(_) => self.gate(id, node).or_else(|| self.choose(id, node)),
             Op::Cast(_) => self.cast(id, node),
             Op::ArgReduce(op) => self.arg_reduce(op, id, node),
             Op::Gather(op) => self.gather(op, id, node),
             Op::TopK(op) => self.top_k(op, id, node),
-            Op::ScatterElements(op) => self.scatter_elements(op, id, node),
+            Op::ScatterElements(op) => {
+                self.scatter(op, id, node).or_else(|| self.scatter_elements(op, id, node))
+            }
             Op::Pad(op) => self.pad(op, id, node),
             Op::Resize(op) => self.resize(op, id, node),
             Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),

@@ -58,7 +58,8 @@ impl Lowering<'_> {
             return Some(());
         }
         let view = View::of(&self.shape(x)).permuted(&perm);
-        if self.is_operand(y, &view) && self.affine(x).is_none() {
+        let viewed = self.is_operand(y, &view) || self.is_correlated(y, &perm);
+        if viewed && self.affine(x).is_none() {
             self.views.insert(y, (x, view));
             return Some(());
         }

@@ -120,6 +120,15 @@ impl Lowering<'_> {
         let mut sorted = axes.clone();
         sorted.sort_unstable();
         let order = [kept, sorted].concat();
+        if before.is_none()
+            && after.is_none()
+            && matches!(op.kind, ReduceKind::Sum | ReduceKind::Mean | ReduceKind::SumSquare)
+        {
+            let (squared, mean) = (op.kind == ReduceKind::SumSquare, op.kind == ReduceKind::Mean);
+            if let Some(done) = self.reduce_columns([x, y], &axes, squared, mean, chain) {
+                return Some(done);
+            }
+        }
         let mut from = self.plain(x)?;
         if !order.is_sorted() {
             let view = View::of(&shape).permuted(&order).collapsed();

@@ -62,7 +62,7 @@ pub(super) fn join(
 /// Whether a step computes its lines from those that another one gives.
 fn follows(source: &Draft, next: &Draft) -> bool {
     let (Some(from), Some(to)) = (source.work.lines(), next.work.lines()) else { return false };
-    let alone = |draft: &Draft| draft.writes.len() == 1 && !draft.in_place;
+    let alone = |draft: &Draft| draft.writes.len() == 1 && draft.in_place.is_empty();
     let fits = (from.images, from.output) == (to.images, to.input) && to.reach.is_some();
     fits && alone(source) && alone(next) && source.writes.first() == next.reads.first()
 }
@@ -87,5 +87,5 @@ fn as_one(mut chain: Vec<(Draft, StepInfo)>, plan: Plan, sizes: &[usize]) -> Opt
     let operands: usize = reads.iter().chain(&writes).map(|buf| sizes[buf.0]).sum();
     info.bytes = (operands + info.weight_bytes) as u64;
     let work = Box::new(Region::new(plan, works, usize::try_from(info.macs).unwrap_or(usize::MAX)));
-    Some((Draft { work, reads, writes, in_place: false }, info))
+    Some((Draft { work, reads, writes, in_place: Vec::new() }, info))
 }

@@ -4,6 +4,7 @@ use sora_kernels::elementwise::{self, Rhs};
 use sora_kernels::{Activation, Kernels, Quant, bf16, quantize};
 
 use super::quantize::dequant;
+use super::tape::Function;
 use super::{Cx, Io, Work};
 use crate::lower::layout::Affine;
 use crate::threads::MOVE_COST;
@@ -14,6 +15,10 @@ pub(crate) struct Unary {
 }
 
 impl Work for Unary {
+    fn function(&self) -> Option<Function> {
+        Some(Function::Unary(self.op))
+    }
+
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (x, out) = (io.input::<f32>(0), io.output::<f32>());
         cx.threads.chunks(out.len() * MOVE_COST, 64, out, |start, out| match x.is_empty() {
@@ -104,6 +109,14 @@ pub(crate) struct Binary {
 }
 
 impl Work for Binary {
+    fn function(&self) -> Option<Function> {
+        match (self.broadcast.pattern, &self.broadcast.starts[..]) {
+            (Pattern::Same, [0]) => Some(Function::Binary(self.op)),
+            (Pattern::Scalar, [0]) => Some(Function::Scaled(self.op)),
+            _ => None,
+        }
+    }
+
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (a, b, out) = (io.input::<f32>(0), io.input::<f32>(1), io.output::<f32>());
         self.broadcast.each(cx, b, out, |start, rhs, out| match a.is_empty() {

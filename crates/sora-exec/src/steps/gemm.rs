@@ -238,6 +238,8 @@ pub(crate) struct Product<W: Weights> {
     /// One per group; group `g` reads channels from `g * kc` on and writes columns from `g * group_cols` on.
     pub(crate) groups: Vec<W>,
     pub(crate) group_cols: usize,
+    /// Columns of all groups.
+    pub(crate) cols: usize,
     /// What padding reads, `kc` elements.
     pub(crate) pad: Vec<W::Input>,
     pub(crate) residual: Option<ResidualKind>,
@@ -301,10 +303,6 @@ pub(crate) fn residual_from(kind: ResidualKind, data: &[u8], skip: usize, ld: us
 }
 
 impl<W: Weights> Product<W> {
-    fn cols(&self) -> usize {
-        self.groups.len() * self.group_cols
-    }
-
     fn row_count(&self) -> usize {
         match &self.rows {
             Rows::Dense { rows, .. } => *rows,
@@ -313,8 +311,10 @@ impl<W: Weights> Product<W> {
     }
 
     /// Computes the part of the result that begins at row `first` and column `n0`.
+    #[allow(clippy::too_many_arguments)]
     fn part(
         &self,
+        groups: &[W],
         kernels: Kernels,
         x: &[W::Input],
         residual: &[u8],
@@ -325,18 +325,18 @@ impl<W: Weights> Product<W> {
         match &self.rows {
             Rows::Dense { k, .. } => {
                 let rows = ARows::Dense(Dense { data: &x[first * k..], rows: out.rows(), stride: *k, k: *k });
-                self.groups[0].multiply(kernels, &rows, n0, self.finish(residual, first, 0), out);
+                groups[0].multiply(kernels, &rows, n0, self.finish(residual, first, 0), out);
             }
             Rows::Windows(w) => {
                 for (range, base, offsets) in w.calls(first, first + out.rows()) {
                     let (_, rest) = out.reborrow().split_at_row(range.start - first);
                     let (mut band, _) = rest.split_at_row(range.len());
-                    if let [only] = &self.groups[..] {
+                    if let [only] = groups {
                         let rows = self.indirect(w, &x[base..], offsets);
                         only.multiply(kernels, &rows, n0, self.finish(residual, range.start, 0), band);
                         continue;
                     }
-                    for (g, group) in self.groups.iter().enumerate() {
+                    for (g, group) in groups.iter().enumerate() {
                         let (_, rest) = band.reborrow().split_at_col(g * self.group_cols);
                         let (cell, _) = rest.split_at_col(self.group_cols);
                         let rows = self.indirect(w, &x[base + g * w.kc..], offsets);
@@ -348,6 +348,22 @@ impl<W: Weights> Product<W> {
         }
     }
 
+    /// The whole result, with the weights of these groups.
+    pub(crate) fn multiply(&self, groups: &[W], cx: &Cx, x: &[W::Input], residual: &[u8], out: &mut [u8]) {
+        let out = self.stored(out, self.row_count());
+        let parts = cx.threads.parts(self.macs);
+        if parts == 1 {
+            return self.part(groups, cx.kernels, x, residual, 0, 0, out);
+        }
+        let granule = match groups {
+            [only] => only.granule(),
+            _ => None,
+        };
+        cx.threads.each(bands(out, parts, granule), |(first, n0, band)| {
+            self.part(groups, cx.kernels, x, residual, first, n0, band);
+        });
+    }
+
     fn indirect<'a>(&'a self, w: &Windows, base: &'a [W::Input], offsets: &'a [u32]) -> ARows<'a, W::Input> {
         match w.step {
             Some(step) => ARows::Stepped(Stepped { base, offsets, taps: w.taps, step, kc: w.kc }),
@@ -357,7 +373,7 @@ impl<W: Weights> Product<W> {
 
     /// Rows of the result in memory.
     fn stored<'a>(&self, bytes: &'a mut [u8], rows: usize) -> Output<'a> {
-        let cols = self.cols();
+        let cols = self.cols;
         match self.store {
             Store::Real => Output::F32(MatMut::new(bytemuck::cast_slice_mut(bytes), rows, cols, cols)),
             Store::Bf16 => Output::Bf16(MatMut::new(bytemuck::cast_slice_mut(bytes), rows, cols, cols)),
@@ -368,7 +384,7 @@ impl<W: Weights> Product<W> {
     }
 
     fn finish<'a>(&self, residual: &'a [u8], row: usize, col: usize) -> Finish<'a> {
-        let ld = self.cols();
+        let ld = self.cols;
         let skip = row * ld + col;
         let residual = self.residual.map(|kind| residual_from(kind, residual, skip, ld));
         Finish { residual, activation: self.activation }
@@ -377,21 +393,9 @@ impl<W: Weights> Product<W> {
 
 impl<W: Weights> Work for Product<W> {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
-        let x = io.input::<W::Input>(0);
         let residual = if self.residual.is_some() { io.ins[1] } else { &[] };
-        let out = self.stored(io.output(), self.row_count());
-        let parts = cx.threads.parts(self.macs);
-        if parts == 1 {
-            self.part(cx.kernels, x, residual, 0, 0, out);
-            return Ok(());
-        }
-        let granule = match &self.groups[..] {
-            [only] => only.granule(),
-            _ => None,
-        };
-        cx.threads.each(bands(out, parts, granule), |(first, n0, band)| {
-            self.part(cx.kernels, x, residual, first, n0, band);
-        });
+        let out = io.output();
+        self.multiply(&self.groups, cx, io.input(0), residual, out);
         Ok(())
     }
 
@@ -405,15 +409,15 @@ impl<W: Weights> Work for Product<W> {
 
     fn run_lines(&self, kernels: Kernels, strip: Strip<'_>, out: &mut [u8]) {
         let Some(Lines { output: [height, row], .. }) = self.lines else { return };
-        let width = row / (self.cols() * self.store.bytes());
+        let width = row / (self.cols * self.store.bytes());
         let residual = match self.residual {
-            Some(kind) => &strip.others[0][strip.image * height * width * self.cols() * kind.bytes()..],
+            Some(kind) => &strip.others[0][strip.image * height * width * self.cols * kind.bytes()..],
             None => &[],
         };
         let x = bytemuck::cast_slice(strip.x);
         let Rows::Dense { k, .. } = self.rows else {
             let out = self.stored(out, strip.lines.len() * width);
-            return self.part(kernels, x, residual, strip.lines.start * width, 0, out);
+            return self.part(&self.groups, kernels, x, residual, strip.lines.start * width, 0, out);
         };
         // Pieces of lines that lie side by side.
         let Range { mut start, end } = strip.lines;

@@ -8,6 +8,8 @@ pub(crate) mod depthwise;
 pub(crate) mod dynamic;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod gradient;
+pub(crate) mod live;
 pub(crate) mod matmul;
 pub(crate) mod movement;
 pub(crate) mod pool;
@@ -18,6 +20,7 @@ pub(crate) mod region;
 pub(crate) mod resize;
 pub(crate) mod rows;
 pub(crate) mod select;
+pub(crate) mod tape;
 pub(crate) mod window;
 pub(crate) mod winograd;
 pub(crate) mod winograd_bytes;
@@ -28,6 +31,7 @@ use sora_kernels::Kernels;
 
 use crate::threads::Threads;
 use region::{Lines, Strip};
+use tape::Function;
 
 /// What every step may use.
 pub(crate) struct Cx<'a> {
@@ -67,6 +71,11 @@ pub(crate) trait Work: Send + Sync {
     /// # Errors
     /// A sentence that says what is wrong with the values of the inputs.
     fn run(&self, cx: &Cx, io: Io) -> Result<(), String>;
+
+    /// The function, if the step computes elements of one tensor one by one.
+    fn function(&self) -> Option<Function> {
+        None
+    }
 
     /// Bytes of packed weights that the step holds.
     fn weight_bytes(&self) -> usize {

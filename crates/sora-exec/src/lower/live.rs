@@ -1,0 +1,71 @@
+//! Convolutions of two run-time operands, as training has them.
+
+use std::sync::Mutex;
+
+use sora_ir::{Node, ValueId};
+use sora_tensor::DType;
+
+use super::Lowering;
+use super::chain::Chain;
+use super::conv::Convolution;
+use super::layout::Layout;
+use crate::steps::gemm::Product;
+use crate::steps::live::{Arrangement, Live};
+
+impl Lowering<'_> {
+    /// A convolution with weights that are packed in every run; `None` for what only constants can do.
+    pub(super) fn convolve_live(
+        &mut self,
+        c: &Convolution,
+        x: ValueId,
+        w: ValueId,
+        node: &Node,
+        chain: &Chain,
+    ) -> Option<()> {
+        let plain = chain.bias.is_none() && chain.residual.is_none() && chain.quantize.is_none();
+        if !plain || c.is_depthwise() || self.dtype(w) != DType::F32 {
+            return None;
+        }
+        let layout = Layout::Last(c.groups * c.channels[0]);
+        let (x, weights) = (self.exact(x, layout)?, self.plain(w)?);
+        let mut reads = vec![x, weights];
+        let bias = node.inputs.get(2).copied().flatten();
+        if let Some(bias) = bias {
+            reads.push(self.plain(bias)?);
+        }
+        let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
+        reads[0] = gathered.buf;
+        let [_, n] = c.channels;
+        let (taps, kc) = (gathered.taps, gathered.kc);
+        let arrange = |g: usize| match gathered.merged {
+            1 => {
+                let (origin, strides) = c.strides(g);
+                Some(Arrangement::Strided(origin, strides))
+            }
+            merged => {
+                let at =
+                    |i: usize| c.weight(g, i % n, i / n, kc, merged).and_then(|at| u32::try_from(at).ok());
+                Some(Arrangement::Listed((0..taps * kc * n).map(at).collect::<Option<_>>()?))
+            }
+        };
+        let groups = (0..c.groups).map(arrange).collect::<Option<Vec<_>>>()?;
+        let (out, store, dtype) = self.store(chain, Layout::Last(c.groups * n));
+        let info = self.info(&format!("live_{}.f32", c.kernel), &chain.nodes, Some(chain.result), dtype);
+        let product = Product {
+            rows: gathered.rows,
+            groups: Vec::new(),
+            group_cols: n,
+            cols: c.groups * n,
+            pad: vec![0.0; kc],
+            residual: None,
+            activation: chain.activation,
+            store,
+            lines: None,
+            macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
+        };
+        let (extents, idle) = ((taps, kc, n), Mutex::default());
+        let work = Live { product, groups, extents, bias: bias.is_some(), idle };
+        self.build.step(info, work, &reads, &[out]);
+        Some(())
+    }
+}
