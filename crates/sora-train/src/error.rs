@@ -34,4 +34,50 @@ pub enum TrainError {
         /// Its type.
         ty: String,
     },
+    /// A name that is in no table.
+    #[error("there is no {what} `{name}`; {hint}")]
+    Unknown {
+        /// What kind of thing it should name.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The nearest name, or all.
+        hint: String,
+    },
+    /// A number that a loss, optimizer or schedule does not take.
+    #[error("`{name}` of `{row}`: {why}")]
+    Setting {
+        /// The loss, optimizer or schedule.
+        row: String,
+        /// The number's name.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The network cannot be trained as it is.
+    #[error("{0}")]
+    Network(String),
+    /// A checkpoint that does not belong to this training.
+    #[error("the checkpoint does not fit this training: {0}")]
+    Checkpoint(String),
+    /// The loss is no number any more.
+    #[error("the loss is {loss} at step {step}; lower the learning rate or clip gradients")]
+    Diverged {
+        /// The step, from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A program could not be compiled or run.
+    #[error(transparent)]
+    Exec(#[from] sora_exec::ExecError),
+    /// Data could not be read.
+    #[error(transparent)]
+    Data(#[from] sora_data::DataError),
+}
+
+impl From<sora_ir::Mismatch> for TrainError {
+    fn from(why: sora_ir::Mismatch) -> Self {
+        TrainError::Network(why.0)
+    }
 }

@@ -1,11 +1,32 @@
 //! Training on the graph language of inference.
 //!
-//! [`differentiate`] writes the gradients of a value into the graph that computes it. What results is a graph like any
-//! other: it is optimized, compiled and run by the same engine.
+//! [`differentiate`] writes the gradients of a value into the graph that computes it. [`training_step`] writes a whole step:
+//! forward, loss, backward and update, whose weights are inputs and outputs. What results is a graph like any other: it is
+//! optimized, compiled and run by the same engine, which keeps the weights where they lie ([`sora_exec::State`]).
+//! [`Trainer`] runs steps, [`fit`] does so over a data set, with validation, early stopping and checkpoints.
+//! Losses, optimizers and schedules are rows of tables ([`LOSSES`], [`OPTIMIZERS`], [`SCHEDULES`]).
 #![forbid(unsafe_code)]
 
 mod autodiff;
+mod checkpoint;
 mod error;
+mod fit;
+mod loss;
+mod network;
+mod optimizer;
+mod schedule;
+mod settings;
+mod step;
+mod trainer;
 
 pub use autodiff::differentiate;
+pub use checkpoint::{Checkpoint, Progress};
 pub use error::TrainError;
+pub use fit::{Epoch, Fitted, Plan, Samples, Watch, fit, shuffled};
+pub use loss::{LOSSES, Link, Loss, LossRow, Target};
+pub use network::{Dropout, Parameter, Trainable};
+pub use optimizer::{OPTIMIZERS, Optimizer, OptimizerRow};
+pub use schedule::{SCHEDULES, Schedule, ScheduleRow};
+pub use settings::{Setting, Settings, nearest};
+pub use step::{Recipe, StepGraph, evaluation, training_step};
+pub use trainer::{Outcome, Trainer};
