@@ -60,6 +60,11 @@ pub struct Model {
 const PROPERTY: &str = "sora.metadata";
 
 impl Model {
+    /// A graph that comes from no file.
+    pub fn of(graph: Graph) -> Model {
+        Model { graph, metadata: Metadata::default(), bytes: 0, warnings: Vec::new(), packed: None }
+    }
+
     /// Reads a model in the format that its ending names.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub(super) enum Command {
     Evaluate(Evaluate),
     /// Make a model smaller and faster inside an accuracy budget.
     Compress(Compress),
+    /// Train a network that a TOML file describes.
+    Train(Train),
     /// Measure a model's latency on this machine.
     Bench(Bench),
     /// Convert between model formats, by file ending: .onnx, .sora, .txt (text form).
@@ -38,6 +40,7 @@ impl Command {
             Command::Run(_) | Command::Convert(_) => false,
             Command::Evaluate(args) => args.json,
             Command::Compress(args) => args.json,
+            Command::Train(args) => args.json,
             Command::Bench(args) => args.json,
             Command::Zoo(args) => args.json,
         }
@@ -116,6 +119,23 @@ pub(super) struct Compress {
     /// Also list what graph optimization did and what the search tried
     #[arg(long)]
     pub(super) explain: bool,
+    #[command(flatten)]
+    pub(super) parallel: Threads,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Train {
+    /// What to train, on which data, how: see examples/fashion-mnist/train.toml. Paths in it count from its folder
+    pub(super) config: PathBuf,
+    /// Where the trained model goes, in place of what the file says: .onnx or .sora
+    #[arg(short, long, value_name = "OUT")]
+    pub(super) output: Option<PathBuf>,
+    /// Begin anew even if there is a checkpoint to continue from
+    #[arg(long)]
+    pub(super) restart: bool,
     #[command(flatten)]
     pub(super) parallel: Threads,
     /// Print one JSON object

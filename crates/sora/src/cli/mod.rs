@@ -11,6 +11,7 @@ mod run;
 mod shapes;
 mod support;
 mod table;
+mod train;
 mod tune;
 mod zoo;
 
@@ -37,6 +38,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Compress(args) => compress::compress(args),
+        Command::Train(args) => train::train(args),
         Command::Bench(args) => bench::bench(args),
         Command::Convert(args) => convert::convert(args),
         Command::Zoo(args) => zoo::zoo(args),

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sora_ir::ops::{Binary, BinaryKind, Op};
 use sora_ir::{Dim, Graph, TensorType, ValueId};
 use sora_tensor::{DType, Tensor};
+use sora_train::{Dropout, Parameter, Trainable};
 
 use super::init::{Distribution, Rng};
 use super::{Layer, LayerError};
@@ -48,17 +49,6 @@ impl Samples {
     }
 }
 
-/// A constant that belongs to a layer and that training changes or follows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parameter {
-    /// Full name, such as `layer1.conv2d.weight`.
-    pub name: String,
-    /// The constant.
-    pub value: ValueId,
-    /// Whether training moves it along its gradient; statistics are not.
-    pub trainable: bool,
-}
-
 /// A network under construction: a [`Graph`], its parameters, and the names given so far.
 #[derive(Debug)]
 pub struct Network {
@@ -70,6 +60,7 @@ pub struct Network {
     taken: HashSet<String>,
     inputs: Vec<(String, Samples)>,
     parameters: Vec<Parameter>,
+    dropouts: Vec<Dropout>,
     /// Values of samples that were pushed through the network, where they are known.
     pub(super) observed: HashMap<ValueId, Tensor>,
 }
@@ -88,6 +79,7 @@ impl Network {
             taken: HashSet::new(),
             inputs: Vec::new(),
             parameters: Vec::new(),
+            dropouts: Vec::new(),
             observed: HashMap::new(),
         }
     }
@@ -200,6 +192,11 @@ impl Network {
         self.keep(name, tensor, false)
     }
 
+    /// Records that training drops elements of `value`, the result of an `Identity` node.
+    pub(super) fn drop_out(&mut self, value: ValueId, rate: f64) {
+        self.dropouts.push(Dropout { value, rate });
+    }
+
     /// Adds a constant that is part of the structure and no parameter.
     pub fn constant(&mut self, name: &str, tensor: Tensor) -> ValueId {
         let name = self.unique(name);
@@ -251,6 +248,11 @@ impl Network {
     /// The graph so far.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// The network as training takes it.
+    pub fn into_trainable(self) -> Trainable {
+        Trainable { graph: self.graph, parameters: self.parameters, dropouts: self.dropouts }
     }
 
     /// The finished graph, for any batch.

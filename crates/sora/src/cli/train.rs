@@ -1,0 +1,192 @@
+//! `sora train`.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use sora::data::{Dataset, OpenOptions};
+use sora::exec::Options;
+use sora::train::{Checkpoint, Epoch, Fitted, Samples, TrainError, Trainer, Watch, fit};
+use sora::training::{Config, Prepared};
+use sora::{Failure, Metadata, Model, check_writable, compress, write_atomically};
+
+use super::args::Train;
+use super::evaluate::compression_failure;
+use super::progress::{Bars, interrupted};
+use super::{Printed, one_line};
+
+pub(super) fn train(args: &Train) -> Printed {
+    let begun = Instant::now();
+    let place = args.config.display().to_string();
+    let mut config = Config::load(&args.config)?;
+    if let Some(output) = &args.output {
+        config.output.clone_from(output);
+    }
+    sora::Kind::of(&config.output)?;
+    let checkpoint = config.checkpoint.as_ref().map(|checkpoint| checkpoint.path.clone());
+    for path in [Some(&config.output), config.history.as_ref(), checkpoint.as_ref()].into_iter().flatten() {
+        check_writable(path)?;
+    }
+    let test = match &config.data.test {
+        Some(path) => Some(Dataset::open(path, &OpenOptions::default())?),
+        None => None,
+    };
+    let failed = training_failure(&place);
+    let Prepared { network, recipe, plan, data, train, validation, preprocess } = config.prepare(&place)?;
+    let options = Options { threads: usize::from(args.parallel.threads), ..Options::default() };
+    let mut trainer = Trainer::new(network, plan.batch, recipe, options.clone()).map_err(&failed)?;
+    let from = checkpoint.as_deref().filter(|path| !args.restart && path.exists());
+    let from = from.map(Checkpoint::load).transpose().map_err(&failed)?;
+    let part = |indices| Samples { data: &data, indices, preprocess: &preprocess };
+    let validation = Some(validation).filter(|indices| !indices.is_empty()).map(part);
+    let mut watch = Line {
+        epochs: plan.epochs,
+        checkpoint,
+        terminal: std::io::stderr().is_terminal(),
+        tick: Instant::now(),
+    };
+    let fitted =
+        fit(&mut trainer, &plan, &part(train), validation.as_ref(), from, &mut watch).map_err(&failed)?;
+    let Fitted { state, progress, stopped } = fitted;
+    if stopped {
+        let hint = match &watch.checkpoint {
+            Some(path) => format!("Start the command again to continue from {}.", path.display()),
+            None => "Add [checkpoint] to the configuration to be able to continue.".to_owned(),
+        };
+        return Err(Failure::new("Interrupted.", "Ctrl-C", hint));
+    }
+
+    let mut metrics = Map::new();
+    if let Some(last) = progress.history.last() {
+        metrics.extend(figures(last));
+    }
+    let labels = data.classes().or_else(|| test.as_ref()?.classes()).map(<[String]>::to_vec);
+    let metadata = Metadata { preprocess: Some(preprocess.clone()), labels, ..Metadata::default() };
+    let model = Model { metadata, ..Model::of(trainer.graph_of(&state)) };
+    if let Some(test) = &test {
+        let result = compress::evaluate(&model.graph, test, &preprocess, None, &options, &Bars::new());
+        let result = result.map_err(|e| compression_failure(&e))?;
+        metrics.insert("accuracy".into(), json!(result.accuracy));
+        metrics.insert("ci95".into(), json!(result.ci95));
+        if let Some(top5) = result.top5 {
+            metrics.insert("top5".into(), json!(top5));
+        }
+        metrics.insert("samples".into(), json!(result.samples));
+    }
+    model.save(&config.output)?;
+    if let Some(path) = &config.history {
+        let history: Vec<Value> =
+            progress.history.iter().map(|epoch| Value::Object(figures(epoch))).collect();
+        write_atomically(path, json!(history).to_string().as_bytes())?;
+    }
+    // What is complete must not be continued.
+    if let Some(path) = &watch.checkpoint {
+        let _ = std::fs::remove_file(path);
+    }
+    let steps = trainer.steps().map_err(&failed)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    if args.json {
+        let object = json!({
+            "metrics": metrics, "seconds": seconds, "steps": steps, "output": config.output,
+            "training_seconds": progress.seconds, "epochs": progress.history.len(),
+        });
+        return Ok(one_line(&object));
+    }
+    let accuracy = metrics.get("accuracy").and_then(Value::as_f64);
+    let accuracy = accuracy.map_or(String::new(), |a| format!("accuracy {:.2} %, ", 100.0 * a));
+    Ok(format!("{accuracy}{steps} steps in {seconds:.1} s\nwritten to {}", config.output.display()))
+}
+
+/// The figures of an epoch by name.
+fn figures(epoch: &Epoch) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("loss".into(), json!(epoch.loss));
+    for (name, value) in [
+        ("training_accuracy", epoch.accuracy),
+        ("validation_loss", epoch.validation_loss),
+        ("validation_accuracy", epoch.validation_accuracy),
+    ] {
+        value.into_iter().for_each(|value| drop(map.insert(name.into(), json!(value))));
+    }
+    map.insert("rate".into(), json!(epoch.rate));
+    map.insert("epoch_seconds".into(), json!(epoch.seconds));
+    map
+}
+
+fn training_failure(place: &str) -> impl Fn(TrainError) -> Failure + '_ {
+    move |error| match error {
+        TrainError::Data(error) => error.into(),
+        error => {
+            let hint = match &error {
+                TrainError::Checkpoint(_) => "Give --restart to begin anew, or the checkpoint another name.",
+                TrainError::Diverged { .. } => {
+                    "Lower `rate`, add warm-up to the schedule or set `clip_norm`."
+                }
+                _ => "Correct the configuration.",
+            };
+            Failure::new(error.to_string(), place, hint)
+        }
+    }
+}
+
+/// Writes a line on standard error behind every epoch, and a moving one on a terminal; keeps checkpoints.
+struct Line {
+    epochs: u32,
+    checkpoint: Option<PathBuf>,
+    terminal: bool,
+    /// When the moving line was last written.
+    tick: Instant,
+}
+
+impl Line {
+    fn text(&self, figures: &Epoch) -> String {
+        let mut text = format!("loss {:.4}", figures.loss);
+        let percent = |name: &str, value: Option<f64>| {
+            value.map_or(String::new(), |v| format!(" - {name} {:.2} %", 100.0 * v))
+        };
+        text += &percent("accuracy", figures.accuracy);
+        text += &figures.validation_loss.map_or(String::new(), |v| format!(" - val loss {v:.4}"));
+        text += &percent("val accuracy", figures.validation_accuracy);
+        text
+    }
+}
+
+impl Watch for Line {
+    fn step(&mut self, epoch: u32, step: u64, steps: u64, so_far: &Epoch) {
+        if !self.terminal || self.tick.elapsed().as_millis() < 100 && step < steps {
+            return;
+        }
+        self.tick = Instant::now();
+        const WIDTH: u64 = 24;
+        let done = (step * WIDTH / steps.max(1)) as usize;
+        let bar = "=".repeat(done) + &".".repeat(WIDTH as usize - done);
+        let each = 1e3 * so_far.seconds / step.max(1) as f64;
+        let left = so_far.seconds / step.max(1) as f64 * (steps - step) as f64;
+        let text = self.text(so_far);
+        let _ = write!(
+            std::io::stderr(),
+            "\repoch {}/{} {step}/{steps} [{bar}] {left:.0} s left - {each:.1} ms/step - {text}\x1b[K",
+            epoch + 1,
+            self.epochs
+        );
+    }
+
+    fn epoch(&mut self, epoch: u32, figures: &Epoch) {
+        let start = if self.terminal { "\r" } else { "" };
+        let end = if self.terminal { "\x1b[K" } else { "" };
+        let text = self.text(figures);
+        let (epoch, epochs, seconds) = (epoch + 1, self.epochs, figures.seconds);
+        let _ = writeln!(std::io::stderr(), "{start}epoch {epoch}/{epochs} {seconds:.1} s - {text}{end}");
+    }
+
+    fn save(&mut self, checkpoint: &Checkpoint) -> Result<(), String> {
+        let Some(path) = &self.checkpoint else { return Ok(()) };
+        let bytes = checkpoint.to_bytes().map_err(|e| e.to_string())?;
+        write_atomically(Path::new(path), &bytes).map_err(|e| e.to_string())
+    }
+
+    fn stops(&self) -> bool {
+        interrupted()
+    }
+}

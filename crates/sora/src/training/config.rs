@@ -1,0 +1,333 @@
+//! The file that says what to train.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sora_data::{Dataset, OpenOptions, Preprocess, SplitOptions};
+use sora_train::{Loss, Optimizer, Plan, Recipe, Trainable, nearest};
+
+use super::spec::LayerSpec;
+use crate::layers::{Network, Samples};
+use crate::{Failure, Model};
+
+/// A training. Unknown keys are errors.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the trained model goes: .onnx or .sora.
+    pub output: PathBuf,
+    /// Where the history goes, as JSON.
+    pub history: Option<PathBuf>,
+    /// Weights, the order of the samples and dropout follow from it.
+    #[serde(default)]
+    pub seed: u64,
+    /// The samples.
+    pub data: Data,
+    /// The network.
+    pub network: NetworkSpec,
+    /// How to train it.
+    pub training: Training,
+    /// The loss: `name` and its numbers. Default: `sparse_categorical_crossentropy`.
+    #[serde(default = "default_loss")]
+    pub loss: Named,
+    /// The optimizer: `name`, `rate` and its numbers.
+    pub optimizer: OptimizerSpec,
+    /// The schedule of the learning rate: `name` and its numbers. Default: `constant`.
+    #[serde(default = "default_schedule")]
+    pub schedule: Schedule,
+    /// When to end early.
+    pub early_stopping: Option<Stopping>,
+    /// Where to keep checkpoints; without it there are none.
+    pub checkpoint: Option<Checkpoints>,
+}
+
+/// The samples of a training.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// What to train on, as `sora evaluate --data` takes it.
+    pub train: PathBuf,
+    /// The share of these samples, by class, that is kept from training and looked at behind every epoch.
+    pub validation: Option<f64>,
+    /// What the trained network is measured on.
+    pub test: Option<PathBuf>,
+    /// How a sample becomes an input, as `--preprocess` takes it.
+    pub preprocess: Option<String>,
+}
+
+/// A network as a list of layers.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Shape of a sample, without the batch: channels first for images.
+    pub input: Vec<usize>,
+    /// The layers in order.
+    pub layers: Vec<LayerSpec>,
+}
+
+/// How long and in what steps to train.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Passes over the samples.
+    pub epochs: u32,
+    /// Samples of a step.
+    pub batch: usize,
+    /// The largest norm that all gradients together may have.
+    pub clip_norm: Option<f64>,
+    /// The share of batch normalization's running averages that a step keeps.
+    #[serde(default = "momentum")]
+    pub batch_norm_momentum: f64,
+}
+
+/// A row of a table, with its numbers.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Named {
+    /// The row.
+    pub name: String,
+    /// Its numbers.
+    #[serde(flatten)]
+    pub numbers: BTreeMap<String, f64>,
+}
+
+/// A schedule, with its numbers.
+pub type Schedule = Named;
+
+/// An optimizer, with its numbers.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct OptimizerSpec {
+    /// The row.
+    pub name: String,
+    /// The learning rate.
+    pub rate: f64,
+    /// Its numbers.
+    #[serde(flatten)]
+    pub numbers: BTreeMap<String, f64>,
+}
+
+/// When to end early.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stopping {
+    /// Epochs to wait for a better validation; the best weights are kept.
+    pub patience: u32,
+}
+
+/// Where to keep checkpoints.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoints {
+    /// The file.
+    pub path: PathBuf,
+    /// Steps between two, besides the one behind every epoch.
+    pub every: Option<u64>,
+}
+
+fn momentum() -> f64 {
+    0.99
+}
+
+fn default_loss() -> Named {
+    Named { name: "sparse_categorical_crossentropy".to_owned(), numbers: BTreeMap::new() }
+}
+
+fn default_schedule() -> Named {
+    Named { name: "constant".to_owned(), numbers: BTreeMap::new() }
+}
+
+/// What [`sora_train::fit`] takes.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The network.
+    pub network: Trainable,
+    /// How its weights change.
+    pub recipe: Recipe,
+    /// How long.
+    pub plan: Plan,
+    /// All samples to train with.
+    pub data: Dataset,
+    /// Which of them to train on.
+    pub train: Vec<usize>,
+    /// Which of them to look at behind every epoch.
+    pub validation: Vec<usize>,
+    /// How they become inputs.
+    pub preprocess: Preprocess,
+}
+
+impl Config {
+    /// Reads a configuration; its paths then count from where the caller is.
+    ///
+    /// # Errors
+    /// [`Failure`] naming the line, and for unknown keys and names the nearest that there is.
+    pub fn load(path: &Path) -> Result<Self, Failure> {
+        let text =
+            std::fs::read_to_string(path).map_err(|e| Failure::io("read the configuration", path, &e))?;
+        let mut config = Self::parse(&text).map_err(|(what, line, hint)| {
+            let place = line.map_or(String::new(), |line| format!(", line {line}"));
+            Failure::new(what, format!("{}{place}", path.display()), hint)
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let below = |path: &mut PathBuf| *path = folder.join(&path);
+        below(&mut config.output);
+        below(&mut config.data.train);
+        config.data.test.iter_mut().for_each(below);
+        config.history.iter_mut().for_each(below);
+        config.checkpoint.iter_mut().for_each(|checkpoint| below(&mut checkpoint.path));
+        Ok(config)
+    }
+
+    /// Reads the text of a configuration; an error is what is wrong, its line and what to do.
+    fn parse(text: &str) -> Result<Self, (String, Option<usize>, String)> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+            let message = error.message();
+            (message.to_owned(), line, hint(message))
+        })
+    }
+
+    /// Opens the data and builds the network.
+    ///
+    /// # Errors
+    /// [`Failure`] when the data cannot be read, a layer does not fit, or a name or number is unknown.
+    pub fn prepare(&self, place: &str) -> Result<Prepared, Failure> {
+        let refused = |what: String, hint: &str| Failure::new(what, place, hint);
+        let unknown =
+            |error: sora_train::TrainError| refused(error.to_string(), "Correct it in the configuration.");
+        let recipe = Recipe {
+            loss: Loss::new(&self.loss.name, &self.loss.numbers).map_err(unknown)?,
+            optimizer: Optimizer::new(&self.optimizer.name, &self.optimizer.numbers).map_err(unknown)?,
+            clip: self.training.clip_norm,
+            momentum: self.training.batch_norm_momentum,
+            seed: self.seed,
+        };
+        let schedule =
+            sora_train::Schedule::new(&self.schedule.name, &self.schedule.numbers).map_err(unknown)?;
+        let Training { epochs, batch, clip_norm, batch_norm_momentum } = self.training;
+        for (name, value, fits) in [
+            ("training.batch", batch as f64, (1..=65_536).contains(&batch)),
+            ("training.epochs", f64::from(epochs), epochs > 0),
+            ("training.clip_norm", clip_norm.unwrap_or(1.0), clip_norm.is_none_or(|norm| norm > 0.0)),
+            ("training.batch_norm_momentum", batch_norm_momentum, (0.0..=1.0).contains(&batch_norm_momentum)),
+            (
+                "optimizer.rate",
+                self.optimizer.rate,
+                self.optimizer.rate > 0.0 && self.optimizer.rate.is_finite(),
+            ),
+        ] {
+            if !fits {
+                return Err(refused(format!("{value} makes no sense for `{name}`"), "Correct the number."));
+            }
+        }
+        let network = self.network(place)?;
+        let data = Dataset::open(&self.data.train, &OpenOptions::default())?;
+        let (train, validation) = self.split(&data)?;
+        if self.early_stopping.is_some() && validation.is_empty() {
+            let hint = "Add `validation = 0.1` to [data].";
+            return Err(refused("early stopping needs validation".to_owned(), hint));
+        }
+        let model = Model::of(network.graph.clone());
+        let given = self.data.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
+        let preprocess = model.preprocess_for(&data, given)?;
+        let plan = Plan {
+            epochs,
+            batch,
+            rate: self.optimizer.rate,
+            schedule,
+            seed: self.seed,
+            patience: self.early_stopping.as_ref().map(|stopping| stopping.patience),
+            save_every: self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.every),
+            name: self.name(data.len()),
+        };
+        Ok(Prepared { network, recipe, plan, data, train, validation, preprocess })
+    }
+
+    /// All that decides the weights, in words. Where files lie and when checkpoints are written does not.
+    fn name(&self, samples: usize) -> String {
+        let Config { seed, data, network, training, loss, optimizer, schedule, early_stopping, .. } = self;
+        let Data { validation, preprocess, .. } = data;
+        format!(
+            "{samples} {seed} {validation:?} {preprocess:?} {network:?} {training:?} {loss:?} {optimizer:?} \
+             {schedule:?} {early_stopping:?}"
+        )
+    }
+
+    /// The samples to train on, and those to look at behind every epoch.
+    fn split(&self, data: &Dataset) -> Result<(Vec<usize>, Vec<usize>), Failure> {
+        let Some(share) = self.data.validation.filter(|&share| share > 0.0) else {
+            return Ok(((0..data.len()).collect(), Vec::new()));
+        };
+        let half = share / 2.0;
+        let options =
+            SplitOptions { seed: self.seed, calibration: half, decision: half, max_calibration: data.len() };
+        let parts = sora_data::split(data.len(), data.labels(), &options)?;
+        let mut kept = [parts.calibration, parts.decision].concat();
+        kept.sort_unstable();
+        Ok((parts.report, kept))
+    }
+
+    fn network(&self, place: &str) -> Result<Trainable, Failure> {
+        let mut net = Network::new("trained", self.seed);
+        let mut x = net.input("x", &self.network.input, Samples::UNIT);
+        for (i, layer) in self.network.layers.iter().enumerate() {
+            x = layer.build(&mut net, x).map_err(|error| {
+                let what = format!("layer {} of the network: {error}", i + 1);
+                Failure::new(what, place, "Correct the layers in [network].")
+            })?;
+        }
+        net.output("y", x);
+        Ok(net.into_trainable())
+    }
+}
+
+/// What to do about an error of the parser: `unknown field `x`, expected one of `a`, `b``.
+fn hint(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown");
+    let (Some(given), true) = (quoted.next(), unknown) else {
+        return "Correct the line; examples/fashion-mnist/train.toml shows every key.".to_owned();
+    };
+    let known: Vec<&str> = quoted.collect();
+    match nearest(given, &known) {
+        Some(near) => format!("Did you mean `{near}`?"),
+        None => format!("There are {}.", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        output = "m.onnx"
+        [data]
+        train = "d"
+        [network]
+        input = [1, 8, 8]
+        layers = [{ layer = "flatten" }, { layer = "dense", units = 3, activation = "softmax" }]
+        [training]
+        epochs = 1
+        batch = 4
+        [optimizer]
+        name = "adam"
+        rate = 0.1
+        beta1 = 0.8
+    "#;
+
+    #[test]
+    fn files_are_read_and_errors_say_what_is_near() {
+        let config = Config::parse(GOOD).unwrap();
+        assert_eq!(config.optimizer.numbers, BTreeMap::from([("beta1".to_owned(), 0.8)]));
+        for (good, bad, line, hint) in [
+            ("epochs", "epoch", 9, "`epochs`"),
+            ("[training]", "[trainnig]", 8, "`training`"),
+            ("units", "unit", 7, "`units`"),
+            ("\"dense\"", "\"desne\"", 7, "`dense`"),
+            ("softmax", "sofmax", 7, "`softmax`"),
+        ] {
+            let (what, found, to_do) = Config::parse(&GOOD.replace(good, bad)).unwrap_err();
+            assert!(to_do.contains(hint), "{what} {to_do}");
+            assert_eq!(found, Some(line), "{what}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Layers as a TOML file writes them.
+
+use serde::Deserialize;
+use sora_ir::ValueId;
+
+use crate::layers::{
+    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, LayerError,
+    MaxPool2d, Network, Padding,
+};
+
+/// A layer: `{ layer = "conv2d", filters = 32, kernel = 3, activation = "relu" }`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "layer", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LayerSpec {
+    /// A convolution of images, of stride 1 and without padding unless said.
+    Conv2d {
+        /// Output channels.
+        filters: usize,
+        /// Extent of the window, as high as wide.
+        kernel: usize,
+        /// Step of the window.
+        #[serde(default = "one")]
+        strides: usize,
+        /// What surrounds the image.
+        #[serde(default)]
+        padding: Pads,
+        /// Whether channels get a bias.
+        #[serde(default = "yes")]
+        bias: bool,
+        /// Function behind it.
+        activation: Option<Function>,
+    },
+    /// A convolution of each channel by itself.
+    DepthwiseConv2d {
+        /// Extent of the window, as high as wide.
+        kernel: usize,
+        /// Step of the window.
+        #[serde(default = "one")]
+        strides: usize,
+        /// What surrounds the image.
+        #[serde(default)]
+        padding: Pads,
+        /// Whether channels get a bias.
+        #[serde(default = "yes")]
+        bias: bool,
+        /// Function behind it.
+        activation: Option<Function>,
+    },
+    /// The greatest value of each window.
+    MaxPool2d {
+        /// Extent and step of the window.
+        size: usize,
+    },
+    /// The mean of each window.
+    AvgPool2d {
+        /// Extent and step of the window.
+        size: usize,
+    },
+    /// The mean of each channel.
+    GlobalAvgPool2d {},
+    /// Batch normalization of images.
+    BatchNorm2d {
+        /// Added to the variance.
+        #[serde(default = "epsilon")]
+        epsilon: f32,
+        /// Function behind it.
+        activation: Option<Function>,
+    },
+    /// All elements of a sample as one row.
+    Flatten {},
+    /// A product with weights, and biases.
+    Dense {
+        /// Elements of the result.
+        units: usize,
+        /// Whether it gets biases.
+        #[serde(default = "yes")]
+        bias: bool,
+        /// Function behind it.
+        activation: Option<Function>,
+    },
+    /// Drops elements at random in training.
+    Dropout {
+        /// The share dropped.
+        rate: f64,
+    },
+    /// A function of every element.
+    Activation {
+        /// Which.
+        function: Function,
+    },
+}
+
+/// What surrounds an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pads {
+    /// Nothing.
+    #[default]
+    Valid,
+    /// As much as keeps the extents, divided by the step.
+    Same,
+}
+
+/// A function of every element; softmax of every row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Function {
+    Relu,
+    Relu6,
+    Silu,
+    HardSwish,
+    Gelu,
+    Sigmoid,
+    Tanh,
+    Softmax,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn epsilon() -> f32 {
+    1e-3
+}
+
+impl From<Pads> for Padding {
+    fn from(pads: Pads) -> Self {
+        match pads {
+            Pads::Valid => Padding::Valid,
+            Pads::Same => Padding::Same,
+        }
+    }
+}
+
+impl From<Function> for Activation {
+    fn from(function: Function) -> Self {
+        match function {
+            Function::Relu => Activation::Relu,
+            Function::Relu6 => Activation::Relu6,
+            Function::Silu => Activation::Silu,
+            Function::HardSwish => Activation::HardSwish,
+            Function::Gelu => Activation::Gelu,
+            Function::Sigmoid => Activation::Sigmoid,
+            Function::Tanh => Activation::Tanh,
+            Function::Softmax => Activation::Softmax,
+        }
+    }
+}
+
+impl LayerSpec {
+    /// Adds the layer to a network.
+    ///
+    /// # Errors
+    /// As [`crate::layers::Layer::build`].
+    pub fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        let convolution = |layer: Conv2d, strides, padding: Pads, bias| {
+            let layer = layer.strides(strides).padding(padding.into());
+            if bias { layer } else { layer.without_bias() }
+        };
+        let (y, function) = match self {
+            LayerSpec::Conv2d { filters, kernel, strides, padding, bias, activation } => {
+                let layer = convolution(Conv2d::new(*filters, *kernel), *strides, *padding, *bias);
+                (net.layer(x, &layer)?, *activation)
+            }
+            LayerSpec::DepthwiseConv2d { kernel, strides, padding, bias, activation } => {
+                let layer = convolution(Conv2d::depthwise(*kernel), *strides, *padding, *bias);
+                (net.layer(x, &layer)?, *activation)
+            }
+            LayerSpec::MaxPool2d { size } => (net.layer(x, &MaxPool2d::new(*size))?, None),
+            LayerSpec::AvgPool2d { size } => (net.layer(x, &AvgPool2d::new(*size))?, None),
+            LayerSpec::GlobalAvgPool2d {} => (net.layer(x, &GlobalAvgPool2d)?, None),
+            LayerSpec::BatchNorm2d { epsilon, activation } => {
+                (net.layer(x, &BatchNorm2d::new(*epsilon))?, *activation)
+            }
+            LayerSpec::Flatten {} => (net.layer(x, &Flatten)?, None),
+            LayerSpec::Dense { units, bias, activation } => {
+                let layer = Dense::new(*units);
+                (net.layer(x, &if *bias { layer } else { layer.without_bias() })?, *activation)
+            }
+            LayerSpec::Dropout { rate } => (net.layer(x, &Dropout::new(*rate))?, None),
+            LayerSpec::Activation { function } => (x, Some(*function)),
+        };
+        match function {
+            Some(function) => net.layer(y, &Activation::from(function)),
+            None => Ok(y),
+        }
+    }
+}

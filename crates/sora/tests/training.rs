@@ -1,0 +1,262 @@
+//! Training steps compute what the reference evaluator computes, and `sora train` survives being killed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sora::exec::Options;
+use sora::ir::evaluate;
+use sora::layers::{
+    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Layer, MaxPool2d,
+    Network, Padding, Samples,
+};
+use sora::tensor::Tensor;
+use sora::train::{Loss, Optimizer, Recipe, Trainable, Trainer, training_step};
+
+fn network(input: &[usize], layers: &[&dyn Layer]) -> Trainable {
+    let mut net = Network::new("net", 3);
+    let x = net.input("x", input, Samples::UNIT);
+    let y = net.sequence(x, layers).unwrap();
+    net.output("y", y);
+    net.into_trainable()
+}
+
+fn recipe(optimizer: &str, clip: Option<f64>) -> Recipe {
+    let none = BTreeMap::new();
+    let loss = Loss::new("sparse_categorical_crossentropy", &none).unwrap();
+    Recipe { loss, optimizer: Optimizer::new(optimizer, &none).unwrap(), clip, momentum: 0.9, seed: 5 }
+}
+
+/// Three steps of the compiled program, and of the reference evaluator fed with its own results, from the same weights
+/// on the same batches.
+fn check(
+    name: &str,
+    network: &Trainable,
+    input: &[usize],
+    optimizer: &str,
+    clip: Option<f64>,
+    kernels: &[&str],
+) {
+    const BATCH: usize = 4;
+    let recipe = recipe(optimizer, clip);
+    let step = training_step(network, BATCH, &recipe).unwrap();
+    let mut rng = fastrand::Rng::with_seed(9);
+    let shape = [&[BATCH], input].concat();
+    let batches: Vec<(Tensor, Tensor)> = (0..3)
+        .map(|_| {
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.f32() * 2.0 - 1.0).collect();
+            let classes: Vec<i64> = (0..BATCH).map(|_| rng.i64(0..3)).collect();
+            (Tensor::from_slice(&shape, &values).unwrap(), Tensor::vector(&classes))
+        })
+        .collect();
+    let rate = Tensor::scalar(0.05f32);
+    let mut states = step.initial.clone();
+    let mut losses = Vec::new();
+    for (x, target) in &batches {
+        let mut given = vec![("x", x), ("train/target", target), ("train/rate", &rate)];
+        given.extend(step.states.iter().map(|state| state.input.as_str()).zip(&states));
+        let mut results = evaluate(&step.graph, &given).unwrap();
+        losses.push(results[0].to_f64s()[0]);
+        states = results.split_off(2);
+    }
+    for threads in [1, 2] {
+        let options = Options { threads, ..Options::default() };
+        let mut trainer = Trainer::new(network.clone(), BATCH, recipe.clone(), options).unwrap();
+        let steps: Vec<String> =
+            trainer.compiled().unwrap().steps().iter().map(|s| s.kernel.clone()).collect();
+        for kernel in kernels {
+            assert!(steps.iter().any(|k| k == kernel), "{name}: no {kernel} in {steps:?}");
+        }
+        for ((x, target), expected) in batches.iter().zip(&losses) {
+            let found = trainer.step(BATCH, &[("x", x)], target, 0.05).unwrap().loss;
+            assert!(
+                (found - expected).abs() < 1e-4 * expected.abs().max(1.0),
+                "{name}: loss {found}, {expected}"
+            );
+        }
+        let found = trainer.state().unwrap();
+        for ((state, expected), (name_found, found)) in step.states.iter().zip(&states).zip(&found) {
+            assert_eq!(&state.input, name_found);
+            for (f, e) in found.to_f64s().iter().zip(expected.to_f64s()) {
+                assert!(
+                    (f - e).abs() < 1e-3 * e.abs().max(0.1),
+                    "{name}, {}: {f} instead of {e}",
+                    state.input
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_of_programs_are_those_of_the_reference() {
+    let relu = Activation::Relu;
+    let end: [&dyn Layer; 3] = [&Flatten, &Dense::new(3), &Activation::Softmax];
+    let fast =
+        ["live_conv.f32", "live_conv_transpose.f32", "correlate.f32", "maxpool_gradient.f32", "gate.f32"];
+    let of = |front: &[&dyn Layer], input: &[usize]| network(input, &[front, &end].concat());
+    let (conv, second, pool) = (Conv2d::new(5, 3), Conv2d::new(6, 3), MaxPool2d::new(2));
+
+    let plain = of(&[&conv, &relu, &pool, &second, &relu, &pool], &[2, 14, 12]);
+    check("plain", &plain, &[2, 14, 12], "momentum", None, &fast);
+    check("clipped", &plain, &[2, 14, 12], "adam", Some(0.1), &fast);
+    let wide = of(&[&Conv2d::new(20, 3), &relu, &Conv2d::new(17, 2), &relu], &[18, 6, 7]);
+    check("wide", &wide, &[18, 6, 7], "nesterov", None, &fast[..3]);
+    let same = Conv2d::new(8, 3).padding(Padding::Same).strides(2);
+    let strided = of(&[&conv, &same, &relu, &AvgPool2d::new(2)], &[1, 11, 13]);
+    check("strided", &strided, &[1, 11, 13], "adamw", None, &["correlate.f32", "live_conv_transpose.f32"]);
+    let deep = MaxPool2d::new(3).strides(2).padding(Padding::Each(1));
+    // A bias in front of a batch normalization has a gradient of zero: which way it is rounded would decide.
+    let free = Conv2d::new(5, 3).without_bias();
+    let normal = of(&[&free, &BatchNorm2d::new(1e-3), &relu, &deep, &GlobalAvgPool2d], &[3, 9, 9]);
+    check("normal", &normal, &[3, 9, 9], "rmsprop", None, &["correlate.f32", "maxpool_gradient.f32"]);
+    let dropped = network(&[6], &[&Dense::new(16), &relu, &Dropout::new(0.4), &Dense::new(3)]);
+    check("dropped", &dropped, &[6], "adagrad", None, &["random.f32", "gate.f32"]);
+    let grouped = of(&[&Conv2d::new(6, 3).groups(2), &relu, &Conv2d::depthwise(3)], &[4, 8, 8]);
+    check("grouped", &grouped, &[4, 8, 8], "sgd", None, &[]);
+}
+
+/// Steps change running statistics, and the network in the form of inference uses them.
+#[test]
+fn running_statistics_follow_the_batches() {
+    let network = network(&[1, 2, 2], &[&BatchNorm2d::new(1e-3), &Flatten, &Dense::new(2)]);
+    let mut trainer = Trainer::new(network, 2, recipe("sgd", None), Options::default()).unwrap();
+    let x = Tensor::from_slice(&[2, 1, 2, 2], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]).unwrap();
+    trainer.step(2, &[("x", &x)], &Tensor::vector(&[0i64, 1]), 0.1).unwrap();
+    let state = trainer.state().unwrap();
+    let of = |name: &str| state.iter().find(|(n, _)| n.ends_with(name)).unwrap().1.to_f64s()[0];
+    // Mean 4.5 and variance 5.25, of which a tenth is new.
+    assert!((of("running_mean") - 0.45).abs() < 1e-6);
+    assert!((of("running_var") - (0.9 + 0.525)).abs() < 1e-6);
+    let graph = trainer.graph_of(&state);
+    assert!(graph.find("batch_norm2d.running_mean").is_some());
+    sora::ir::verify(&graph).unwrap();
+}
+
+const CONFIG: &str = r#"
+    output = "trained.sora"
+    seed = 7
+    [data]
+    train = "data.npz"
+    validation = 0.2
+    [network]
+    input = [1, 8, 8]
+    layers = [
+        { layer = "conv2d", filters = 4, kernel = 3 },
+        { layer = "batch_norm2d", activation = "relu" },
+        { layer = "max_pool2d", size = 2 },
+        { layer = "flatten" },
+        { layer = "dropout", rate = 0.2 },
+        { layer = "dense", units = 2, activation = "softmax" },
+    ]
+    [training]
+    epochs = 20
+    batch = 12
+    [optimizer]
+    name = "adam"
+    rate = 0.01
+    [schedule]
+    name = "cosine"
+    [early_stopping]
+    patience = 100
+    [checkpoint]
+    path = "checkpoint.npz"
+    every = 3
+"#;
+
+/// Pictures whose brighter half says the class, in folder `name` with a configuration.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    for _ in 0..200 {
+        let class = rng.usize(0..2);
+        labels.push(class as i64);
+        for at in 0..64 {
+            let bright = (at / 32 == class) as u8 as f32;
+            pixels.push(0.4 * bright + rng.f32() * 0.8);
+        }
+    }
+    let (x, y) = (Tensor::from_slice(&[200, 8, 8], &pixels).unwrap(), Tensor::vector(&labels));
+    let mut bytes = Vec::new();
+    sora::data::npz::write(&mut bytes, &[("x", &x), ("y", &y)]).unwrap();
+    std::fs::write(folder.path().join("data.npz"), bytes).unwrap();
+    let config = folder.path().join("train.toml");
+    std::fs::write(&config, CONFIG).unwrap();
+    (folder, config)
+}
+
+fn command(config: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sora"));
+    command.arg("train").arg(config).args(options).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+#[test]
+fn what_is_killed_continues_as_if_it_had_not_been() {
+    let (whole, config) = folder();
+    let output = command(&config, &["--json"]).output().unwrap();
+    assert!(output.status.success());
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["steps"], 20 * 14);
+    assert!(result["metrics"]["validation_accuracy"].as_f64().unwrap() > 0.9, "{result}");
+    let expected = std::fs::read(whole.path().join("trained.sora")).unwrap();
+    assert!(!whole.path().join("checkpoint.npz").exists());
+
+    for signal in ["-KILL", "-INT"] {
+        let (folder, config) = folder();
+        let checkpoint = folder.path().join("checkpoint.npz");
+        let mut ends = 0;
+        // Each round gets a few steps further before it is ended.
+        for _ in 0..6 {
+            let before = std::fs::read(&checkpoint).unwrap_or_default();
+            let mut child = command(&config, &["--json"]).spawn().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while std::fs::read(&checkpoint).unwrap_or_default() == before
+                && child.try_wait().unwrap().is_none()
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let killed =
+                Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success();
+            let status = child.wait().unwrap();
+            ends += usize::from(killed && !status.success());
+            assert!(!killed || status.success() || checkpoint.exists());
+        }
+        assert!(ends > 0, "{signal} came too late every time");
+        assert!(command(&config, &["--json"]).output().unwrap().status.success());
+        let found = std::fs::read(folder.path().join("trained.sora")).unwrap();
+        assert!(found == expected, "{signal}: other weights");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_refused() {
+    let (folder, config) = folder();
+    let mut child = command(&config, &[]).spawn().unwrap();
+    let checkpoint = folder.path().join("checkpoint.npz");
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let kept = std::fs::read(&checkpoint).unwrap();
+    child.wait().unwrap();
+    std::fs::write(&checkpoint, kept).unwrap();
+    std::fs::write(&config, CONFIG.replace("rate = 0.01", "rate = 0.02")).unwrap();
+    let output = command(&config, &["--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!output.status.success() && text.contains("--restart"), "{text}");
+    assert!(command(&config, &["--restart"]).output().unwrap().status.success());
+}
+
+#[test]
+fn misspelled_keys_are_errors_with_the_nearest_key() {
+    let (_folder, config) = folder();
+    for (good, bad, near) in [("epochs", "epoch", "`epochs`"), ("\"adam\"", "\"adan\"", "`adam`")] {
+        std::fs::write(&config, CONFIG.replace(good, bad)).unwrap();
+        let output = command(&config, &["--json"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!output.status.success() && text.contains(near), "{text}");
+    }
+}
