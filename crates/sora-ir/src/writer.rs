@@ -318,6 +318,18 @@ impl<'a> Writer<'a> {
         self.op(Slice {}, [x, starts, ends, axes])
     }
 
+    /// `count` elements along an axis, from `first` on.
+    ///
+    /// # Errors
+    /// [`Mismatch`] when there is no such axis.
+    pub fn part(&mut self, x: ValueId, axis: usize, first: usize, count: usize) -> Result<ValueId, Mismatch> {
+        if self.shape(x)?.get(axis) == Some(&count) {
+            return Ok(x);
+        }
+        let [start, end, axis] = [first, first + count, axis].map(|n| self.extents(&[n]));
+        self.op(Slice {}, [x, start, end, axis])
+    }
+
     /// Zeros added before and after each axis; negative numbers cut off.
     ///
     /// # Errors

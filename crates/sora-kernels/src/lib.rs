@@ -52,6 +52,7 @@ pub mod pool;
 mod pool_grad;
 pub mod quantize;
 pub mod recurrent;
+pub mod recurrent_grad;
 #[cfg(target_arch = "x86_64")]
 mod requantize;
 pub mod resize;

@@ -31,6 +31,8 @@ fn a_network_of_each_kind_has_the_shape_that_the_field_expects() {
         (&[6, 9, 9], &[&GlobalAvgPool2d, &Flatten, &Dense::new(4)], "f32[batch,4]"),
         (&[6, 4], &[&Reshape(vec![3, -1]), &Activation::Tanh], "f32[batch,3,8]"),
         (&[5, 12], &[&Lstm::new(7).levels(2)], "f32[batch,5,7]"),
+        (&[5, 12], &[&Gru::new(7).levels(2).bidirectional()], "f32[batch,5,14]"),
+        (&[5, 12], &[&SimpleRnn::new(7).bidirectional().last()], "f32[batch,14]"),
         (&[5, 12], &[&MultiHeadAttention::new(3), &LayerNorm::new(1e-5)], "f32[batch,5,12]"),
     ];
     for (shape, layers, expected) in cases {

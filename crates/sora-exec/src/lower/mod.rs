@@ -263,6 +263,7 @@ impl Lowering<'_> {
             Op::Pad(op) => self.pad(op, id, node),
             Op::Resize(op) => self.resize(op, id, node),
             Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),
+            Op::RecurrentGrad(op) => self.recurrent_grad(op, id, node),
             _ => None,
         };
         if done.is_some() { Ok(()) } else { self.reference(id, node) }

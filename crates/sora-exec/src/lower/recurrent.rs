@@ -1,10 +1,10 @@
-//! Recurrent layers with constant weights over whole sequences.
+//! Recurrent layers over whole sequences.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use sora_ir::ops::{Direction as Order, RnnActivation};
+use sora_ir::ops::{RecurrentGrad, RnnActivation};
 use sora_ir::{Node, NodeId, Op, ValueId};
 use sora_kernels::{Activation, Kernels, PackedBf16, PackedF32, PackedI8, bf16};
 use sora_tensor::{DType, Tensor};
@@ -13,7 +13,8 @@ use super::Lowering;
 use super::layout::{Layout, numbers};
 use super::weights::ByteWeights;
 use crate::steps::dynamic::RowBytes;
-use crate::steps::recurrent::{Cell, Direction, Matrix, Recurrent, Share, share_of};
+use crate::steps::recurrent::{Cell, Direction, Live, Matrix, Recurrent, Share, scratch, share_of};
+use crate::steps::recurrent_grad::RecurrentGrad as BackSteps;
 
 /// Inputs of all recurrent operators, by position.
 const BIAS: usize = 3;
@@ -22,11 +23,13 @@ const STATES: usize = 5;
 const PEEPHOLES: usize = 7;
 
 /// The weights of all directions, one row for each gate of each unit.
-enum Values {
+enum Values<'a> {
     Real(Tensor),
     /// To be rounded.
     Bf16(Tensor),
     Bytes(ByteWeights),
+    /// Known at run time only.
+    Live(&'a [f32]),
 }
 
 /// The rows that some units have in a matrix with rows for each gate of each unit.
@@ -64,7 +67,7 @@ impl Rows {
     }
 }
 
-impl Drop for Values {
+impl Drop for Values<'_> {
     fn drop(&mut self) {
         if let Values::Real(values) | Values::Bf16(values) = self {
             values.release();
@@ -72,7 +75,7 @@ impl Drop for Values {
     }
 }
 
-impl Values {
+impl Values<'_> {
     /// Some rows of `depth` elements as columns; a bias is kept beside bytes.
     fn packed(&self, kernels: Kernels, rows: &Rows, depth: usize, bias: Option<&[f32]>) -> Matrix {
         let n = rows.len();
@@ -87,6 +90,10 @@ impl Values {
                     (rows.of(numbers(values), depth), |w| bf16::round(f32::from_ne_bytes(w)));
                 Matrix::Bf16(PackedBf16::from_strided(kernels, shape, &values, 0, strides, round))
             }
+            Values::Live(values) => {
+                let values = rows.of(values, depth);
+                Matrix::Real(PackedF32::from_strided(kernels, shape, &values, 0, strides, |w| w))
+            }
             Values::Bytes(bytes) => Matrix::Bytes(RowBytes {
                 packed: Arc::new(PackedI8::from_nk(
                     kernels,
@@ -99,6 +106,56 @@ impl Values {
                 bias: bias.map(<[f32]>::to_vec),
             }),
         }
+    }
+}
+
+/// The weights of a layer.
+struct Weights<'a> {
+    w: &'a Values<'a>,
+    r: &'a Values<'a>,
+    bias: Option<&'a [f32]>,
+    peepholes: Option<&'a [f32]>,
+}
+
+impl Weights<'_> {
+    /// Those of direction `d`, packed for shares of `each` units.
+    fn direction(
+        &self,
+        kernels: Kernels,
+        (d, reverse): (usize, bool),
+        (cell, features, hidden, each): (Cell, usize, usize, usize),
+    ) -> Direction {
+        let gates = cell.gates() * hidden;
+        let share = |first: usize| {
+            let units = each.min(hidden - first);
+            let all = Rows { first, gates: cell.gates(), units, hidden };
+            let rows = Rows { first: d * gates + first, ..all };
+            let (mut bias, mut of_state) = match self.bias {
+                Some(bias) => {
+                    let (input, state) = bias[d * 2 * gates..][..2 * gates].split_at(gates);
+                    (all.of(input, 1).into_owned(), all.of(state, 1).into_owned())
+                }
+                None => (vec![0.0; rows.len()], vec![0.0; rows.len()]),
+            };
+            let candidate_bias =
+                if cell == Cell::GruAfter { of_state.split_off(2 * units) } else { Vec::new() };
+            bias.iter_mut().zip(of_state).for_each(|(b, s)| *b += s);
+            let early = if cell == Cell::GruBefore { 2 } else { cell.gates() };
+            let late = early..cell.gates();
+            let state = |gates| self.r.packed(kernels, &rows.gates(gates), hidden, None);
+            let peephole =
+                |p: &[f32]| Rows { gates: 3, ..all }.of(&p[d * 3 * hidden..][..3 * hidden], 1).into_owned();
+            Share {
+                units,
+                input: self.w.packed(kernels, &rows, features, Some(&bias)),
+                state: state(0..early),
+                candidate: (!late.is_empty()).then(|| state(late)),
+                bias,
+                candidate_bias,
+                peephole: self.peepholes.map(peephole),
+            }
+        };
+        Direction { reverse, shares: (0..hidden).step_by(each.max(1)).map(share).collect() }
     }
 }
 
@@ -129,101 +186,102 @@ impl Lowering<'_> {
             known.is_some_and(|t| t.to_i64s().iter().all(|&n| usize::try_from(n) == Ok(steps)))
         };
         let lengths = input(LENGTHS).filter(|lengths| !all_steps(lengths));
-        let vector = |slot: usize| match input(slot) {
-            Some(v) => self.constant_f32(v).map(Some),
-            None => Some(None),
-        };
-        let reals = |slot: usize| self.constant(input(slot)?).filter(|t| t.dtype() == DType::F32);
         // Bytes meet bytes: X as it comes, the state as the layer says.
         let quantize_state = match &node.op {
             Op::Lstm(op) => op.quantize_state,
             Op::Gru(op) => op.quantize_state,
             _ => false,
         };
-        let real = if self.multiplies_bf16() { Values::Bf16 } else { Values::Real };
+        let real = |slot: usize| {
+            let tensor = self.constant(input(slot)?).filter(|t| t.dtype() == DType::F32)?;
+            Some(if self.multiplies_bf16() { Values::Bf16(tensor) } else { Values::Real(tensor) })
+        };
+        let vector = |slot: usize| match input(slot) {
+            Some(v) => self.constant_f32(v).map(Some),
+            None => Some(None),
+        };
         let dynamic = self.dynamic(x);
-        let w = match dynamic.and_then(|_| self.byte_lines(input(1)?)) {
-            Some(bytes) => Values::Bytes(bytes),
-            None => real(reals(1)?),
-        };
-        let r = match quantize_state {
-            true => Values::Bytes(self.byte_lines(input(2)?)?),
-            false => real(reals(2)?),
-        };
-        let bias = vector(BIAS)?;
-        let peepholes = if cell == Cell::Lstm { vector(PEEPHOLES)? } else { None };
+        let w = dynamic.and_then(|_| self.byte_lines(input(1)?)).map(Values::Bytes).or_else(|| real(1));
+        let r = if quantize_state { self.byte_lines(input(2)?).map(Values::Bytes) } else { real(2) };
+        let peepholes = if cell == Cell::Lstm { vector(PEEPHOLES) } else { Some(None) };
+        let known = (|| Some((w?, r?, vector(BIAS)?, peepholes?)))();
+        if known.is_none() && quantize_state {
+            return None;
+        }
 
-        let gates = cell.gates() * hidden;
-        let reversed: &[bool] = match order {
-            Order::Forward => &[false],
-            Order::Reverse => &[true],
-            Order::Bidirectional => &[false, true],
-        };
-        let kernels = self.kernels;
-        let each = share_of(cell, batch, hidden, self.threads);
-        let share = |d: usize, first: usize| {
-            let units = each.min(hidden - first);
-            let all = Rows { first, gates: cell.gates(), units, hidden };
-            let rows = Rows { first: d * gates + first, ..all };
-            let (mut bias, mut of_state) = match &bias {
-                Some(bias) => {
-                    let (input, state) = bias[d * 2 * gates..][..2 * gates].split_at(gates);
-                    (all.of(input, 1).into_owned(), all.of(state, 1).into_owned())
-                }
-                None => (vec![0.0; rows.len()], vec![0.0; rows.len()]),
-            };
-            let candidate_bias =
-                if cell == Cell::GruAfter { of_state.split_off(2 * units) } else { Vec::new() };
-            bias.iter_mut().zip(of_state).for_each(|(b, s)| *b += s);
-            let early = if cell == Cell::GruBefore { 2 } else { cell.gates() };
-            let late = early..cell.gates();
-            Share {
-                units,
-                input: w.packed(kernels, &rows, features, Some(&bias)),
-                state: r.packed(kernels, &rows.gates(0..early), hidden, None),
-                candidate: (!late.is_empty()).then(|| r.packed(kernels, &rows.gates(late), hidden, None)),
-                bias,
-                candidate_bias,
-                peephole: peepholes
-                    .as_ref()
-                    .map(|p| Rows { gates: 3, ..all }.of(&p[d * 3 * hidden..][..3 * hidden], 1).into_owned()),
-            }
-        };
-        let directions = reversed.iter().enumerate().map(|(d, &reverse)| {
-            let shares = (0..hidden).step_by(each.max(1)).map(|first| share(d, first)).collect();
-            Direction { reverse, shares }
-        });
-        let directions = directions.collect();
         let states: Vec<_> = (0..cell.states()).map(|s| input(STATES + s)).collect();
-        let initial = states.iter().map(Option::is_some).collect();
-        let work = Recurrent {
-            cell,
-            steps,
-            batch,
-            features,
-            hidden,
-            directions,
-            lengths: lengths.is_some(),
-            initial,
-        };
-
-        let mut reads = match (&w, dynamic) {
-            (Values::Bytes(_), Some(dynamic)) => dynamic.reads().to_vec(),
-            (Values::Bf16(_), _) => vec![self.rounded(x, Layout::Plain)?],
+        let mut reads = match (&known, dynamic) {
+            (Some((Values::Bytes(_), ..)), Some(dynamic)) => dynamic.reads().to_vec(),
+            (Some((Values::Bf16(_), ..)), _) => vec![self.rounded(x, Layout::Plain)?],
             _ => vec![self.plain(x)?],
         };
-        for given in lengths.into_iter().chain(states.into_iter().flatten()) {
+        for given in lengths.into_iter().chain(states.iter().copied().flatten()) {
             reads.push(self.plain(given)?);
         }
+        let (each, kernels) = (share_of(cell, batch, hidden, self.threads), self.kernels);
+        let (has_lengths, initial) =
+            (lengths.is_some(), states.iter().map(Option::is_some).collect::<Vec<_>>());
+        let layer = move |weights: &Weights| {
+            let direction =
+                |d| weights.direction(kernels, (d, order.reverses(d)), (cell, features, hidden, each));
+            let directions = (0..order.count()).map(direction).collect();
+            let (lengths, initial) = (has_lengths, initial.clone());
+            Recurrent { cell, steps, batch, features, hidden, directions, lengths, initial }
+        };
+        let mut writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, DType::F32)).collect();
+        writes.push(self.build.arena(scratch(cell, [steps, batch, hidden, each]) * size_of::<f32>()));
+        let dtype = match &known {
+            Some((_, Values::Bf16(_), ..)) => "bf16",
+            Some((_, Values::Bytes(_), ..)) => "dynamic",
+            _ => "f32",
+        };
+        let kind = if known.is_some() { "" } else { "live_" };
+        let kernel = format!("{kind}{}.{dtype}", node.op.name().to_lowercase());
+        let info = self.info(&kernel, &[id], node.outputs.first().copied(), DType::F32);
+        match known {
+            Some((w, r, bias, peepholes)) => {
+                let (bias, peepholes) = (bias.as_deref(), peepholes.as_deref());
+                let work = layer(&Weights { w: &w, r: &r, bias, peepholes });
+                self.build.step(info, work, &reads, &writes);
+            }
+            None => {
+                let peepholes = input(PEEPHOLES).filter(|_| cell == Cell::Lstm);
+                let weights = [input(1), input(2), input(BIAS), peepholes];
+                for v in weights.into_iter().flatten() {
+                    reads.push(self.plain(v)?);
+                }
+                let make = move |given: &[&[f32]]| {
+                    let mut given = given.iter().copied();
+                    let [w, r, bias, peepholes] = weights.map(|v| v.and_then(|_| given.next()));
+                    let (w, r) = (Values::Live(w.unwrap_or_default()), Values::Live(r.unwrap_or_default()));
+                    layer(&Weights { w: &w, r: &r, bias, peepholes })
+                };
+                let weights = weights.into_iter().flatten().count();
+                self.build.step(info, Live { weights, make: Box::new(make) }, &reads, &writes);
+            }
+        }
+        for (&v, &buf) in node.outputs.iter().zip(&writes) {
+            self.define_exact(v, buf, Layout::Plain);
+        }
+        Some(())
+    }
+
+    /// What flows back through the steps of a recurrent layer.
+    pub(crate) fn recurrent_grad(&mut self, op: &RecurrentGrad, id: NodeId, node: &Node) -> Option<()> {
+        let input = |slot: usize| node.inputs.get(slot).copied().flatten();
+        let (p, h) = (input(0)?, input(3)?);
+        let (&[steps, batch, _], &[.., hidden]) = (&self.shape(p)[..], &self.shape(h)[..]) else {
+            return None;
+        };
+        if self.dtype(p) != DType::F32 || batch * hidden == 0 {
+            return None;
+        }
+        let given = [5, 6, 7, 8].map(|slot| input(slot).is_some());
+        let reads = node.inputs.iter().flatten().map(|&v| self.plain(v)).collect::<Option<Vec<_>>>()?;
+        let work = BackSteps { cell: op.cell, reverse: op.reverse, steps, batch, hidden, given };
         let mut writes: Vec<_> = node.outputs.iter().map(|&v| self.fresh(v, DType::F32)).collect();
         writes.push(self.build.arena(work.scratch() * size_of::<f32>()));
-        let dtype = match &r {
-            Values::Real(_) => "f32",
-            Values::Bf16(_) => "bf16",
-            Values::Bytes(_) => "dynamic",
-        };
-        let kernel = format!("{}.{dtype}", node.op.name().to_lowercase());
-        let info = self.info(&kernel, &[id], node.outputs.first().copied(), DType::F32);
+        let info = self.info("recurrent_grad.f32", &[id], node.outputs.first().copied(), DType::F32);
         self.build.step(info, work, &reads, &writes);
         for (&v, &buf) in node.outputs.iter().zip(&writes) {
             self.define_exact(v, buf, Layout::Plain);

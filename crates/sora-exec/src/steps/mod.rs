@@ -15,6 +15,7 @@ pub(crate) mod movement;
 pub(crate) mod pool;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+pub(crate) mod recurrent_grad;
 pub(crate) mod reference;
 pub(crate) mod region;
 pub(crate) mod resize;

@@ -94,11 +94,35 @@ pub(crate) fn share_of(cell: Cell, batch: usize, hidden: usize, threads: usize) 
     hidden.div_ceil(most).next_multiple_of(if most > 1 { UNITS } else { 1 }).min(hidden)
 }
 
+/// Lengths of the parts of the scratch of a share of some units, in `f32` elements: the five of [`Part`], those of [`Rounding`].
+fn extents(cell: Cell, [steps, batch, hidden]: [usize; 3], units: usize) -> [usize; 9] {
+    let (columns, states) = (cell.gates() * units, batch * units);
+    let words = |bytes: usize| bytes.div_ceil(size_of::<f32>());
+    [
+        steps * batch * columns,
+        batch * columns,
+        states,
+        states,
+        states,
+        columns,
+        batch * hidden,
+        batch,
+        words(batch),
+    ]
+}
+
+/// Scratch of a layer with shares of `each` units, in `f32` elements: a second board, then that of the shares.
+pub(crate) fn scratch(cell: Cell, [steps, batch, hidden, each]: [usize; 4]) -> usize {
+    let units = (0..hidden).step_by(each.max(1)).map(|first| each.min(hidden - first));
+    let share = |units| extents(cell, [steps, batch, hidden], units).iter().sum::<usize>();
+    batch * hidden + units.map(share).sum::<usize>()
+}
+
 /// A recurrent layer.
 ///
 /// Inputs: X `[steps, batch, features]` in the type of the input's matrix, bytes with scales and zero points; then the lengths of
 /// the sequences, i32 `[batch]`, and the initial states `[directions, batch, hidden]`, those that are given.
-/// Outputs: Y `[steps, directions, batch, hidden]`, the final states, and scratch of [`Recurrent::scratch`].
+/// Outputs: Y `[steps, directions, batch, hidden]`, the final states, and [`scratch`].
 pub(crate) struct Recurrent {
     pub(crate) cell: Cell,
     pub(crate) steps: usize,
@@ -170,30 +194,6 @@ struct Part<'a> {
 }
 
 impl Recurrent {
-    /// Lengths of the parts of a share's scratch, in `f32` elements: the five of [`Part`], those of [`Rounding`].
-    fn parts(&self, units: usize) -> [usize; 9] {
-        let (columns, states) = (self.cell.gates() * units, self.batch * units);
-        let words = |bytes: usize| bytes.div_ceil(size_of::<f32>());
-        [
-            self.steps * self.batch * columns,
-            self.batch * columns,
-            states,
-            states,
-            states,
-            columns,
-            self.batch * self.hidden,
-            self.batch,
-            words(self.batch),
-        ]
-    }
-
-    /// Scratch, in `f32` elements: a second board, then that of the shares.
-    pub(crate) fn scratch(&self) -> usize {
-        let shares =
-            |d: &Direction| d.shares.iter().map(|s| self.parts(s.units).iter().sum::<usize>()).sum::<usize>();
-        self.batch * self.hidden + self.directions.iter().map(shares).max().unwrap_or(0)
-    }
-
     /// The input's part of all steps.
     fn inputs(&self, cx: &Cx, share: &Share, x: Features, out: &mut [f32]) {
         let (columns, features) = (self.cell.gates() * share.units, self.features);
@@ -389,7 +389,7 @@ impl Recurrent {
         let mut parts: Vec<Part> = Vec::with_capacity(direction.shares.len());
         for share in &direction.shares {
             let [inputs, sums, own_h, own_c, reset, integers, rounded, scales, zero_points] =
-                self.parts(share.units).map(&mut take);
+                extents(self.cell, [self.steps, self.batch, hidden], share.units).map(&mut take);
             let copy = |own: &mut [f32], all: &[f32]| {
                 for (own, all) in own.chunks_exact_mut(share.units).zip(all.chunks_exact(hidden)) {
                     own.copy_from_slice(&all[first..][..share.units]);
@@ -470,5 +470,22 @@ impl Work for Recurrent {
         let matrices =
             |s: &Share| s.input.bytes() + s.state.bytes() + s.candidate.as_ref().map_or(0, Matrix::bytes);
         self.directions.iter().flat_map(|d| &d.shares).map(matrices).sum()
+    }
+}
+
+/// A recurrent layer whose weights are known at run time only: the last inputs, which are packed in every run.
+pub(crate) struct Live {
+    pub(crate) weights: usize,
+    /// The layer with these weights.
+    pub(crate) make: Box<Make>,
+}
+
+type Make = dyn Fn(&[&[f32]]) -> Recurrent + Send + Sync;
+
+impl Work for Live {
+    fn run(&self, cx: &Cx, io: Io) -> Result<(), String> {
+        let first = io.ins.len() - self.weights;
+        let weights: Vec<&[f32]> = (first..io.ins.len()).map(|input| io.input(input)).collect();
+        (self.make)(&weights).run(cx, io)
     }
 }

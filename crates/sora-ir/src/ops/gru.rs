@@ -4,9 +4,10 @@ use sora_tensor::Tensor;
 
 use super::attrs;
 use super::recurrent::{Recurrent, rounding, sigmoid};
+use super::recurrent_grad::{self, Cell};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// Gated recurrent unit over D directions, with the gates update z, reset r, candidate n in this order along the
@@ -70,6 +71,12 @@ impl OpDef for Gru {
 
     fn quant(&self) -> QuantRule {
         if self.quantize_state { QuantRule::Float } else { QuantRule::Recurrent }
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        ensure!(self.linear_before_reset, "has no gradient where the reset comes before the product");
+        ensure!(!self.quantize_state, "has no gradient with a rounded state");
+        recurrent_grad::rule(cx, Cell::Gru, self.direction)
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {

@@ -4,9 +4,10 @@ use sora_tensor::Tensor;
 
 use super::attrs;
 use super::recurrent::{Recurrent, rounding, sigmoid};
+use super::recurrent_grad::{self, Cell};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, TensorType};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
 
 attrs! {
     /// Long short-term memory over D directions, with the gates input, output, forget, cell in this order along the
@@ -65,6 +66,12 @@ impl OpDef for Lstm {
 
     fn quant(&self) -> QuantRule {
         if self.quantize_state { QuantRule::Float } else { QuantRule::Recurrent }
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        ensure!(cx.opt(7).is_none(), "has no gradient with peepholes");
+        ensure!(!self.quantize_state, "has no gradient with a rounded state");
+        recurrent_grad::rule(cx, Cell::Lstm, self.direction)
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {

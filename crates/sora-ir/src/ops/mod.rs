@@ -42,6 +42,7 @@ mod quantize_linear;
 mod random;
 mod range;
 mod recurrent;
+mod recurrent_grad;
 mod reduce;
 mod resample;
 mod reshape;
@@ -105,6 +106,7 @@ pub use pad::{Pad, PadMode};
 pub use quantize_linear::QuantizeLinear;
 pub use random::{Distribution, Random};
 pub use range::Range;
+pub use recurrent_grad::{Cell, RecurrentGrad};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, Interpolation, Rounding, Taps};
 pub use reshape::Reshape;
@@ -265,6 +267,7 @@ ops! {
     QuantizeLinear,
     Random,
     Range,
+    RecurrentGrad,
     Reduce,
     Reshape,
     Resize,

@@ -117,6 +117,19 @@ impl Recurrent {
         Ok(types)
     }
 
+    /// The steps of each sequence: all, unless lengths are given.
+    pub(crate) fn lengths(
+        given: Option<&Tensor>,
+        steps: usize,
+        batch: usize,
+    ) -> Result<Vec<usize>, Mismatch> {
+        let Some(given) = given else { return Ok(vec![steps; batch]) };
+        let of = |length: i64| usize::try_from(length).ok().filter(|&length| length <= steps);
+        let lengths = given.to_i64s();
+        let found: Option<Vec<usize>> = lengths.iter().map(|&length| of(length)).collect();
+        found.ok_or_else(|| Mismatch::new(format!("sequence lengths {lengths:?} must lie in 0..={steps}")))
+    }
+
     /// Runs `cell` over every step of every sequence in each direction. It gets the weights, the features of the
     /// step, and the states to update.
     pub(crate) fn eval(
@@ -131,16 +144,7 @@ impl Recurrent {
         let mut finals = (0..self.states)
             .map(|_| room(&[directions, batch, hidden]))
             .collect::<Result<Vec<Vec<f64>>, Mismatch>>()?;
-        let lengths: Vec<usize> = match cx.opt(Self::LENGTHS) {
-            None => vec![steps; batch],
-            Some(lengths) => {
-                let of = |length: i64| usize::try_from(length).ok().filter(|&length| length <= steps);
-                let lengths = lengths.to_i64s();
-                lengths.iter().map(|&length| of(length)).collect::<Option<_>>().ok_or_else(|| {
-                    Mismatch::new(format!("sequence lengths {lengths:?} must lie in 0..={steps}"))
-                })?
-            }
-        };
+        let lengths = Self::lengths(cx.opt(Self::LENGTHS), steps, batch)?;
         let (xs, w, r) = (x.to_f64s(), cx.get(1)?.to_f64s(), cx.get(2)?.to_f64s());
         let bias = cx.opt(3).map(Tensor::to_f64s);
         let peepholes = cx.opt(self.peephole_input()).map(Tensor::to_f64s);

@@ -5,8 +5,9 @@ use sora_tensor::Tensor;
 
 use super::attrs;
 use super::recurrent::{Recurrent, sigmoid};
+use super::recurrent_grad::{self, Cell};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType};
 
 /// The order in which a recurrent layer reads a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +88,10 @@ impl OpDef for Rnn {
         self.layout().eval(cx, |weights, x, states| {
             states[0] = weights.both(0, x, &states[0]).into_iter().map(f).collect();
         })
+    }
+
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        recurrent_grad::rule(cx, Cell::Rnn(self.activation), self.direction)
     }
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {

@@ -216,6 +216,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::QuantizeLinear(op) => quantize::quantize(w, op)?,
         Op::Random(op) => random(w, op)?,
         Op::Range(_) => range(w),
+        Op::RecurrentGrad(_) => return Err(w.refuse("ONNX has no gradients")),
         Op::Reduce(op) => reduce(w, op),
         Op::Reshape(op) => {
             w.write("Reshape", if op.allow_zero { vec![flag("allowzero", true)] } else { vec![] })

@@ -40,7 +40,7 @@ pub use init::{Distribution, Initializer};
 pub use network::{Network, Samples};
 pub use norm::{BatchNorm2d, LayerNorm, Normalization};
 pub use pool::{AvgPool2d, GlobalAvgPool2d, MaxPool2d};
-pub use recurrent::Lstm;
+pub use recurrent::{Gru, Lstm, SimpleRnn};
 pub use shape::{Flatten, Reshape};
 pub use sora_train::Parameter;
 pub use squeeze_excite::SqueezeExcite;

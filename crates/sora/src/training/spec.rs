@@ -4,8 +4,8 @@ use serde::Deserialize;
 use sora_ir::ValueId;
 
 use crate::layers::{
-    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, LayerError,
-    MaxPool2d, Network, Padding,
+    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Gru, LayerError,
+    LayerNorm, Lstm, MaxPool2d, Network, Padding, Reshape, SimpleRnn,
 };
 
 /// A layer: `{ layer = "conv2d", filters = 32, kernel = 3, activation = "relu" }`.
@@ -66,8 +66,61 @@ pub enum LayerSpec {
         /// Function behind it.
         activation: Option<Function>,
     },
+    /// Layer normalization over the last axis.
+    LayerNorm {
+        /// Added to the variance.
+        #[serde(default = "epsilon")]
+        epsilon: f32,
+    },
     /// All elements of a sample as one row.
     Flatten {},
+    /// The elements of a sample in another shape.
+    Reshape {
+        /// Its extents; one may be -1: what is left.
+        shape: Vec<i64>,
+    },
+    /// Long short-term memory over sequences of steps, channels.
+    Lstm {
+        /// Elements of the state.
+        units: usize,
+        /// How many are stacked.
+        #[serde(default = "one")]
+        levels: usize,
+        /// Whether a second set of units reads sequences backwards.
+        #[serde(default)]
+        bidirectional: bool,
+        /// Whether the state of every step is given, instead of the last one.
+        #[serde(default)]
+        sequences: bool,
+    },
+    /// Gated recurrent units over sequences of steps, channels.
+    Gru {
+        /// Elements of the state.
+        units: usize,
+        /// How many are stacked.
+        #[serde(default = "one")]
+        levels: usize,
+        /// Whether a second set of units reads sequences backwards.
+        #[serde(default)]
+        bidirectional: bool,
+        /// Whether the state of every step is given, instead of the last one.
+        #[serde(default)]
+        sequences: bool,
+    },
+    /// Plain recurrent units over sequences of steps, channels.
+    SimpleRnn {
+        /// Elements of the state.
+        units: usize,
+        /// How many are stacked.
+        #[serde(default = "one")]
+        levels: usize,
+        /// Whether a second set of units reads sequences backwards.
+        #[serde(default)]
+        bidirectional: bool,
+        /// Whether the state of every step is given, instead of the last one.
+        #[serde(default)]
+        sequences: bool,
+    },
     /// A product with weights, and biases.
     Dense {
         /// Elements of the result.
@@ -162,6 +215,13 @@ impl LayerSpec {
             let layer = layer.strides(strides).padding(padding.into());
             if bias { layer } else { layer.without_bias() }
         };
+        macro_rules! recurrent {
+            ($layer:ident, $units:ident, $levels:ident, $bidirectional:ident, $sequences:ident) => {{
+                let layer = $layer::new(*$units).levels(*$levels);
+                let layer = if *$bidirectional { layer.bidirectional() } else { layer };
+                (net.layer(x, &if *$sequences { layer } else { layer.last() })?, None)
+            }};
+        }
         let (y, function) = match self {
             LayerSpec::Conv2d { filters, kernel, strides, padding, bias, activation } => {
                 let layer = convolution(Conv2d::new(*filters, *kernel), *strides, *padding, *bias);
@@ -177,7 +237,18 @@ impl LayerSpec {
             LayerSpec::BatchNorm2d { epsilon, activation } => {
                 (net.layer(x, &BatchNorm2d::new(*epsilon))?, *activation)
             }
+            LayerSpec::LayerNorm { epsilon } => (net.layer(x, &LayerNorm::new(*epsilon))?, None),
             LayerSpec::Flatten {} => (net.layer(x, &Flatten)?, None),
+            LayerSpec::Reshape { shape } => (net.layer(x, &Reshape(shape.clone()))?, None),
+            LayerSpec::Lstm { units, levels, bidirectional, sequences } => {
+                recurrent!(Lstm, units, levels, bidirectional, sequences)
+            }
+            LayerSpec::Gru { units, levels, bidirectional, sequences } => {
+                recurrent!(Gru, units, levels, bidirectional, sequences)
+            }
+            LayerSpec::SimpleRnn { units, levels, bidirectional, sequences } => {
+                recurrent!(SimpleRnn, units, levels, bidirectional, sequences)
+            }
             LayerSpec::Dense { units, bias, activation } => {
                 let layer = Dense::new(*units);
                 (net.layer(x, &if *bias { layer } else { layer.without_bias() })?, *activation)
