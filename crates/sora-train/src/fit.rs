@@ -275,13 +275,19 @@ fn operands<'a>(graph: &Graph, batch: &'a Batch, loss: &Loss) -> Result<Operands
     if batch.labels.len() != batch.len {
         return Err(TrainError::Network("the data has no labels to train with".to_owned()));
     }
+    let output = graph.outputs().first();
+    let classes = output.and_then(|output| graph.ty(output.value).shape.get(1)?.known());
+    if let Some(label) = batch.labels.iter().find(|&&label| classes.is_some_and(|classes| label >= classes)) {
+        let last = classes.unwrap_or(0).saturating_sub(1);
+        let why = format!("the data has class {label}, but the network tells 0 to {last} apart");
+        return Err(TrainError::Network(why));
+    }
     let target = match (loss.row.target, loss.row.from) {
         (Target::Class, _) => {
             Tensor::vector(&batch.labels.iter().map(|&label| label as i64).collect::<Vec<i64>>())
         }
         (Target::Same, Link::Softmax) => {
-            let output = graph.outputs().first().map(|output| graph.ty(output.value));
-            let classes = output.and_then(|ty| ty.shape.get(1)?.known()).unwrap_or(0);
+            let classes = classes.unwrap_or(0);
             let mut rows = vec![0f32; batch.len * classes];
             for (row, &label) in rows.chunks_mut(classes.max(1)).zip(&batch.labels) {
                 row.iter_mut().skip(label).take(1).for_each(|x| *x = 1.0);

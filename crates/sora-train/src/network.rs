@@ -3,7 +3,7 @@
 use sora_ir::{Graph, ValueId};
 
 /// A constant that belongs to a layer and that training changes or follows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// Full name, such as `layer1.conv2d.weight`.
     pub name: String,
@@ -11,6 +11,8 @@ pub struct Parameter {
     pub value: ValueId,
     /// Whether training moves it along its gradient; statistics are not.
     pub trainable: bool,
+    /// Its learning rate, as a share of the others'.
+    pub rate: f64,
 }
 
 /// A value that passes unchanged in inference and loses elements at random in training. Source: Srivastava et al. 2014.

@@ -23,6 +23,9 @@ pub struct Recipe {
     pub momentum: f64,
     /// What dropout follows from.
     pub seed: u64,
+    /// The share that an exponential moving average of the weights keeps in one step. It is what validation and the result
+    /// then use. In the first steps t the share is `(1 + t) / (10 + t)`, if that is less. Source: Polyak & Juditsky 1992.
+    pub average: Option<f64>,
 }
 
 /// Names of the step's own inputs and outputs. Parameters and slots keep their names as states.
@@ -31,6 +34,9 @@ pub(crate) const RATE: &str = "train/rate";
 pub(crate) const STEP: &str = "train/step";
 pub(crate) const LOSS: &str = "train/loss";
 pub(crate) const CORRECT: &str = "train/correct";
+
+/// What the name of a state that is a parameter's moving average ends with.
+pub(crate) const AVERAGE: &str = "/average";
 
 /// The graph of a step for batches of one size.
 pub struct StepGraph {
@@ -105,10 +111,17 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
             let values = vec![recipe.optimizer.initial(slot); count];
             step.initial.push(Tensor::from_f64s(ty.dtype, &shape, &values).map_err(Mismatch::from)?);
         }
+        let share = network.parameters[i].rate;
+        let rate = if share == 1.0 { rate } else { w.times(rate, share)? };
         let update = Update { weight, gradient, rate, step: now, slots: &old, decays: ty.rank() > 1 };
         let (new, kept) = recipe.optimizer.write(&mut w, &update)?;
         next[i] = new;
         slots.extend(old.into_iter().zip(kept));
+        if let Some(decay) = recipe.average {
+            let average = w.graph.input(&format!("{name}{AVERAGE}"), ty);
+            step.initial.push(step.initial[i].clone());
+            slots.push((average, moving(&mut w, average, new, now, decay)?));
+        }
     }
     for (running, moment) in moments {
         let kept = w.times(running, recipe.momentum)?;
@@ -164,6 +177,25 @@ fn of_batch(graph: &Graph, batch: usize) -> Result<Graph, TrainError> {
     let shapes = graph.inputs().iter().map(shape).collect::<Result<Vec<_>, TrainError>>()?;
     let shapes: Vec<_> = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     Ok(graph.specialize(&shapes)?)
+}
+
+/// The average of weights behind a step: `average + (1 − share) · (weight − average)`.
+fn moving(
+    w: &mut Writer,
+    average: ValueId,
+    weight: ValueId,
+    now: ValueId,
+    decay: f64,
+) -> Result<ValueId, Mismatch> {
+    let (above, below) = (w.plus(now, 1.0)?, w.plus(now, 10.0)?);
+    let early = w.div(above, below)?;
+    let most = w.number(decay, early)?;
+    let share = w.binary(BinaryKind::Min, early, most)?;
+    let one = w.number(1.0, share)?;
+    let rest = w.sub(one, share)?;
+    let distance = w.sub(weight, average)?;
+    let moved = w.mul(distance, rest)?;
+    w.add(average, moved)
 }
 
 /// What the loss takes: the first output, before the function at its end that belongs to the loss.

@@ -7,7 +7,7 @@ use sora_ir::Graph;
 use sora_tensor::Tensor;
 
 use crate::network::Trainable;
-use crate::step::{CORRECT, LOSS, RATE, Recipe, STEP, TARGET, training_step};
+use crate::step::{AVERAGE, CORRECT, LOSS, RATE, Recipe, STEP, TARGET, training_step};
 use crate::{Loss, TrainError};
 
 /// What a step found, before it changed the weights.
@@ -153,11 +153,13 @@ impl Trainer {
         Ok(step.first().map_or(0, |&step| step.unsigned_abs()))
     }
 
-    /// The network in the form of inference with the parameters of a state.
+    /// The network in the form of inference with the parameters of a state, averaged ones where there are.
     pub fn graph_of(&self, state: &[(String, Tensor)]) -> Graph {
         let mut graph = self.network.graph.clone();
+        let find = |name: &str| state.iter().find(|(known, _)| known == name);
         for parameter in &self.network.parameters {
-            if let Some((_, tensor)) = state.iter().find(|(name, _)| *name == parameter.name) {
+            let averaged = find(&format!("{}{AVERAGE}", parameter.name));
+            if let Some((_, tensor)) = averaged.or_else(|| find(&parameter.name)) {
                 graph.rename(parameter.value, "");
                 let value = graph.constant(&parameter.name, tensor.clone());
                 graph.replace_uses(parameter.value, value);

@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         clip: None,
         momentum: 0.99,
         seed: 0,
+        average: None,
     };
     let options = Options { threads, ..Options::default() };
     let shapes: Vec<(&str, Vec<usize>)> =

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use sora::exec::Options;
 use sora::ir::evaluate;
 use sora::layers::{
-    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Layer, MaxPool2d,
-    Network, Padding, Samples,
+    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Gru, Layer, Lstm,
+    MaxPool2d, Network, Padding, Samples, SimpleRnn,
 };
 use sora::tensor::Tensor;
 use sora::train::{Loss, Optimizer, Recipe, Trainable, Trainer, training_step};
@@ -25,7 +25,14 @@ fn network(input: &[usize], layers: &[&dyn Layer]) -> Trainable {
 fn recipe(optimizer: &str, clip: Option<f64>) -> Recipe {
     let none = BTreeMap::new();
     let loss = Loss::new("sparse_categorical_crossentropy", &none).unwrap();
-    Recipe { loss, optimizer: Optimizer::new(optimizer, &none).unwrap(), clip, momentum: 0.9, seed: 5 }
+    Recipe {
+        loss,
+        optimizer: Optimizer::new(optimizer, &none).unwrap(),
+        clip,
+        momentum: 0.9,
+        seed: 5,
+        average: Some(0.9),
+    }
 }
 
 /// Three steps of the compiled program, and of the reference evaluator fed with its own results, from the same weights
@@ -113,6 +120,13 @@ fn steps_of_programs_are_those_of_the_reference() {
     check("normal", &normal, &[3, 9, 9], "rmsprop", None, &["correlate.f32", "maxpool_gradient.f32"]);
     let dropped = network(&[6], &[&Dense::new(16), &relu, &Dropout::new(0.4), &Dense::new(3)]);
     check("dropped", &dropped, &[6], "adagrad", None, &["random.f32", "gate.f32"]);
+    let recurrent = |layer: &dyn Layer| network(&[6, 5], &[layer, &Dense::new(3)]);
+    let lstm = recurrent(&Lstm::new(20).levels(2).last());
+    check("lstm", &lstm, &[6, 5], "adam", None, &["live_lstm.f32", "recurrent_grad.f32"]);
+    let gru = recurrent(&Gru::new(9).bidirectional().levels(2).last());
+    check("gru", &gru, &[6, 5], "sgd", None, &["live_gru.f32", "recurrent_grad.f32"]);
+    let rnn = network(&[6, 5], &[&SimpleRnn::new(7), &Flatten, &Dense::new(3)]);
+    check("rnn", &rnn, &[6, 5], "sgd", None, &["live_rnn.f32", "recurrent_grad.f32"]);
     let grouped = of(&[&Conv2d::new(6, 3).groups(2), &relu, &Conv2d::depthwise(3)], &[4, 8, 8]);
     check("grouped", &grouped, &[4, 8, 8], "sgd", None, &[]);
 }
@@ -121,6 +135,7 @@ fn steps_of_programs_are_those_of_the_reference() {
 #[test]
 fn running_statistics_follow_the_batches() {
     let network = network(&[1, 2, 2], &[&BatchNorm2d::new(1e-3), &Flatten, &Dense::new(2)]);
+    let before = network.graph.const_value(network.graph.find("dense.weight").unwrap()).unwrap().to_f64s();
     let mut trainer = Trainer::new(network, 2, recipe("sgd", None), Options::default()).unwrap();
     let x = Tensor::from_slice(&[2, 1, 2, 2], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]).unwrap();
     trainer.step(2, &[("x", &x)], &Tensor::vector(&[0i64, 1]), 0.1).unwrap();
@@ -132,6 +147,13 @@ fn running_statistics_follow_the_batches() {
     let graph = trainer.graph_of(&state);
     assert!(graph.find("batch_norm2d.running_mean").is_some());
     sora::ir::verify(&graph).unwrap();
+    // Of the average of the weights, 1 - 2/11 is new; it is what the network then uses.
+    let all = |name: &str| state.iter().find(|(n, _)| n == name).unwrap().1.to_f64s();
+    let used = graph.const_value(graph.find("dense.weight").unwrap()).unwrap().to_f64s();
+    assert_eq!(used, all("dense.weight/average"));
+    for ((average, now), before) in used.iter().zip(all("dense.weight")).zip(before) {
+        assert!((average - (before + 9.0 / 11.0 * (now - before))).abs() < 1e-6);
+    }
 }
 
 const CONFIG: &str = r#"
@@ -258,5 +280,62 @@ fn misspelled_keys_are_errors_with_the_nearest_key() {
         let output = command(&config, &["--json"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(!output.status.success() && text.contains(near), "{text}");
+    }
+}
+
+/// A network with batch normalization, trained by nobody, as an ONNX file.
+fn model(path: &Path) {
+    let mut net = Network::as_trained("old", 4);
+    let x = net.input("x", &[1, 8, 8], Samples::UNIT);
+    let conv = Conv2d::new(6, 3);
+    let layers: [&dyn Layer; 5] =
+        [&conv, &BatchNorm2d::new(1e-3), &Activation::Relu, &MaxPool2d::new(2), &Flatten];
+    let x = net.sequence(x, &layers).unwrap();
+    let y = net.sequence(x, &[&Dense::new(1), &Activation::Softmax]).unwrap();
+    net.output("y", y);
+    sora::Model::of(net.into_graph()).save(path).unwrap();
+}
+
+fn fine_tune(folder: &Path, options: &[&str]) -> (bool, serde_json::Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sora"));
+    command.current_dir(folder).args(["fine-tune", "old.onnx", "--data", "data.npz", "-o", "new.onnx"]);
+    command.args(["--test", "data.npz", "--epochs", "30", "--batch", "16", "--json"]).args(options);
+    let output = command.output().unwrap();
+    (output.status.success(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn an_imported_model_learns_other_classes_and_keeps_what_is_frozen() {
+    let (folder, _) = folder();
+    let at = |name| folder.path().join(name);
+    model(&at("old.onnx"));
+    for options in [&["--freeze", "conv2d.*"][..], &["--batch-statistics"]] {
+        let (done, result) = fine_tune(folder.path(), &[&["--classes", "2"], options].concat());
+        assert!(done && result["metrics"]["accuracy"].as_f64().unwrap() > 0.9, "{result}");
+        let [old, new] = ["old.onnx", "new.onnx"].map(|name| sora::Model::load(at(name)).unwrap().graph);
+        let constant = |graph: &sora::ir::Graph, name: &str| {
+            graph.const_value(graph.find(name).unwrap_or_else(|| panic!("no {name}"))).unwrap().clone()
+        };
+        let same = |name| constant(&old, name) == constant(&new, name);
+        let frozen = options.contains(&"--freeze");
+        assert_eq!(same("conv2d.weight"), frozen);
+        assert!(!same("batch_norm2d.weight"));
+        assert_eq!(same("batch_norm2d.running_mean"), frozen);
+        assert_eq!(constant(&new, "head.weight").shape(), [54, 2]);
+    }
+}
+
+#[test]
+fn what_cannot_be_fine_tuned_says_why() {
+    let (folder, _) = folder();
+    model(&folder.path().join("old.onnx"));
+    for (options, what) in [
+        (&["--freeze", "con.*"][..], "No parameter matches `con.*`; there are conv2d.weight"),
+        (&["--freeze", "*"], "no float weights left"),
+        (&[], "The data has class 1, but the network tells 0 to 0 apart"),
+    ] {
+        let (done, result) = fine_tune(folder.path(), options);
+        let text = result["error"]["what"].as_str().unwrap_or_default().to_owned();
+        assert!(!done && text.contains(what), "{result}");
     }
 }

@@ -24,6 +24,8 @@ pub(super) enum Command {
     Compress(Compress),
     /// Train a network that a TOML file describes.
     Train(Train),
+    /// Train a trained model further on other data, perhaps for other classes.
+    FineTune(FineTune),
     /// Measure a model's latency on this machine.
     Bench(Bench),
     /// Convert between model formats, by file ending: .onnx, .sora, .txt (text form).
@@ -41,6 +43,7 @@ impl Command {
             Command::Evaluate(args) => args.json,
             Command::Compress(args) => args.json,
             Command::Train(args) => args.json,
+            Command::FineTune(args) => args.json,
             Command::Bench(args) => args.json,
             Command::Zoo(args) => args.json,
         }
@@ -133,6 +136,58 @@ pub(super) struct Train {
     /// Where the trained model goes, in place of what the file says: .onnx or .sora
     #[arg(short, long, value_name = "OUT")]
     pub(super) output: Option<PathBuf>,
+    /// Begin anew even if there is a checkpoint to continue from
+    #[arg(long)]
+    pub(super) restart: bool,
+    #[command(flatten)]
+    pub(super) parallel: Threads,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FineTune {
+    /// The model: .onnx or .sora, of floats
+    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Where the trained model goes: .onnx or .sora
+    #[arg(short, long, value_name = "OUT")]
+    pub(super) output: PathBuf,
+    /// Data that the trained model is measured on
+    #[arg(long, value_name = "DATA")]
+    pub(super) test: Option<PathBuf>,
+    /// Share of the data that is kept from training; the weights of the epoch that predicts it best are the result
+    #[arg(long, default_value_t = 0.1, value_parser = share)]
+    pub(super) validation: f64,
+    /// Passes over the data
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) epochs: u32,
+    /// Samples of a step
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) batch: u32,
+    /// Learning rate of Adam; it rises over the first tenth of the steps and falls along a cosine
+    #[arg(long, default_value_t = 1e-3)]
+    pub(super) rate: f64,
+    /// Learning rate of all but a new last layer, as a share of the other one
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    pub(super) old_rate: f64,
+    /// Parameters that stay as they are: names, in which * stands for any letters; repeat for several
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) freeze: Vec<String>,
+    /// Put a new last layer of so many classes in place of the old one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub(super) classes: Option<u32>,
+    /// Batch normalization takes the statistics of each batch instead of those that it has
+    #[arg(long)]
+    pub(super) batch_statistics: bool,
+    /// The order of the samples and the weights of a new layer follow from it
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Keep checkpoints here; the same command continues from there when it was interrupted
+    #[arg(long, value_name = "FILE.npz")]
+    pub(super) checkpoint: Option<PathBuf>,
     /// Begin anew even if there is a checkpoint to continue from
     #[arg(long)]
     pub(super) restart: bool,

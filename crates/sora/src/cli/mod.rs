@@ -39,6 +39,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Compress(args) => compress::compress(args),
         Command::Train(args) => train::train(args),
+        Command::FineTune(args) => train::fine_tune(args),
         Command::Bench(args) => bench::bench(args),
         Command::Convert(args) => convert::convert(args),
         Command::Zoo(args) => zoo::zoo(args),

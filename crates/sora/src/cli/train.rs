@@ -1,5 +1,6 @@
-//! `sora train`.
+//! `sora train` and `sora fine-tune`.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,21 +9,59 @@ use serde_json::{Map, Value, json};
 use sora::data::{Dataset, OpenOptions};
 use sora::exec::Options;
 use sora::train::{Checkpoint, Epoch, Fitted, Samples, TrainError, Trainer, Watch, fit};
-use sora::training::{Config, Prepared};
+use sora::training::{
+    Checkpoints, Config, Data, Imported, Named, OptimizerSpec, Prepared, Stopping, Training,
+};
 use sora::{Failure, Metadata, Model, check_writable, compress, write_atomically};
 
-use super::args::Train;
+use super::args::{FineTune, Train};
 use super::evaluate::compression_failure;
 use super::progress::{Bars, interrupted};
 use super::{Printed, one_line};
 
 pub(super) fn train(args: &Train) -> Printed {
-    let begun = Instant::now();
-    let place = args.config.display().to_string();
     let mut config = Config::load(&args.config)?;
     if let Some(output) = &args.output {
         config.output.clone_from(output);
     }
+    let place = args.config.display().to_string();
+    run(&config, &place, args.restart, args.parallel.threads, args.json)
+}
+
+pub(super) fn fine_tune(args: &FineTune) -> Printed {
+    let validation = Some(args.validation).filter(|&share| share > 0.0);
+    let config = Config {
+        output: args.output.clone(),
+        history: None,
+        seed: args.seed,
+        data: Data {
+            train: args.data.data.clone(),
+            validation,
+            test: args.test.clone(),
+            preprocess: args.data.preprocess.clone(),
+        },
+        network: None,
+        model: Some(Imported {
+            file: args.model.clone(),
+            freeze: args.freeze.clone(),
+            classes: args.classes.map(|classes| classes as usize),
+            rate: args.old_rate,
+            batch_statistics: args.batch_statistics,
+        }),
+        training: Training { epochs: args.epochs, batch: args.batch as usize, ..Training::default() },
+        loss: Named::of("sparse_categorical_crossentropy", &[]),
+        optimizer: OptimizerSpec { name: "adam".to_owned(), rate: args.rate, numbers: BTreeMap::new() },
+        schedule: Named::of("cosine", &[("warmup", 0.1)]),
+        early_stopping: validation.map(|_| Stopping { patience: args.epochs }),
+        checkpoint: args.checkpoint.clone().map(|path| Checkpoints { path, every: Some(500) }),
+    };
+    let place = args.model.display().to_string();
+    run(&config, &place, args.restart, args.parallel.threads, args.json)
+}
+
+/// Trains, and writes what a configuration asks for; `place` is where it comes from.
+fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) -> Printed {
+    let begun = Instant::now();
     sora::Kind::of(&config.output)?;
     let checkpoint = config.checkpoint.as_ref().map(|checkpoint| checkpoint.path.clone());
     for path in [Some(&config.output), config.history.as_ref(), checkpoint.as_ref()].into_iter().flatten() {
@@ -32,11 +71,12 @@ pub(super) fn train(args: &Train) -> Printed {
         Some(path) => Some(Dataset::open(path, &OpenOptions::default())?),
         None => None,
     };
-    let failed = training_failure(&place);
-    let Prepared { network, recipe, plan, data, train, validation, preprocess } = config.prepare(&place)?;
-    let options = Options { threads: usize::from(args.parallel.threads), ..Options::default() };
+    let failed = training_failure(place);
+    let Prepared { network, recipe, plan, data, train, validation, preprocess, metadata } =
+        config.prepare(place)?;
+    let options = Options { threads: usize::from(threads), ..Options::default() };
     let mut trainer = Trainer::new(network, plan.batch, recipe, options.clone()).map_err(&failed)?;
-    let from = checkpoint.as_deref().filter(|path| !args.restart && path.exists());
+    let from = checkpoint.as_deref().filter(|path| !restart && path.exists());
     let from = from.map(Checkpoint::load).transpose().map_err(&failed)?;
     let part = |indices| Samples { data: &data, indices, preprocess: &preprocess };
     let validation = Some(validation).filter(|indices| !indices.is_empty()).map(part);
@@ -62,7 +102,8 @@ pub(super) fn train(args: &Train) -> Printed {
         metrics.extend(figures(last));
     }
     let labels = data.classes().or_else(|| test.as_ref()?.classes()).map(<[String]>::to_vec);
-    let metadata = Metadata { preprocess: Some(preprocess.clone()), labels, ..Metadata::default() };
+    let labels = metadata.labels.clone().or(labels);
+    let metadata = Metadata { preprocess: Some(preprocess.clone()), labels, ..metadata };
     let model = Model { metadata, ..Model::of(trainer.graph_of(&state)) };
     if let Some(test) = &test {
         let result = compress::evaluate(&model.graph, test, &preprocess, None, &options, &Bars::new());
@@ -86,7 +127,7 @@ pub(super) fn train(args: &Train) -> Printed {
     }
     let steps = trainer.steps().map_err(&failed)?;
     let seconds = begun.elapsed().as_secs_f64();
-    if args.json {
+    if json {
         let object = json!({
             "metrics": metrics, "seconds": seconds, "steps": steps, "output": config.output,
             "training_seconds": progress.seconds, "epochs": progress.history.len(),
@@ -122,6 +163,12 @@ fn training_failure(place: &str) -> impl Fn(TrainError) -> Failure + '_ {
                 TrainError::Checkpoint(_) => "Give --restart to begin anew, or the checkpoint another name.",
                 TrainError::Diverged { .. } => {
                     "Lower `rate`, add warm-up to the schedule or set `clip_norm`."
+                }
+                TrainError::Network(why) if why.contains("the data has class") => {
+                    "Give the network as many classes as the data has; `--classes` or `classes` in [model] do."
+                }
+                TrainError::NotDifferentiable { .. } => {
+                    "Freeze the parameters before it, or export the model without it."
                 }
                 _ => "Correct the configuration.",
             };

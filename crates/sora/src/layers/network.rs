@@ -302,7 +302,7 @@ impl Network {
     pub(super) fn keep(&mut self, name: &str, tensor: Tensor, trainable: bool) -> ValueId {
         let name = self.unique(name);
         let value = self.graph.constant(&name, tensor);
-        self.parameters.push(Parameter { name, value, trainable });
+        self.parameters.push(Parameter { name, value, trainable, rate: 1.0 });
         value
     }
 

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sora_data::{Dataset, OpenOptions, Preprocess, SplitOptions};
-use sora_train::{Loss, Optimizer, Plan, Recipe, Trainable, nearest};
+use sora_train::{FineTuning, Loss, Optimizer, Plan, Recipe, Trainable, nearest};
 
 use super::spec::LayerSpec;
 use crate::layers::{Network, Samples};
-use crate::{Failure, Model};
+use crate::{Failure, Metadata, Model};
 
 /// A training. Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -24,8 +24,10 @@ pub struct Config {
     pub seed: u64,
     /// The samples.
     pub data: Data,
-    /// The network.
-    pub network: NetworkSpec,
+    /// A network of layers.
+    pub network: Option<NetworkSpec>,
+    /// A network that was trained before.
+    pub model: Option<Imported>,
     /// How to train it.
     pub training: Training,
     /// The loss: `name` and its numbers. Default: `sparse_categorical_crossentropy`.
@@ -66,7 +68,26 @@ pub struct NetworkSpec {
     pub layers: Vec<LayerSpec>,
 }
 
-/// How long and in what steps to train.
+/// A network that was trained before.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Imported {
+    /// The model: .onnx or .sora.
+    pub file: PathBuf,
+    /// Parameters that stay: names, in which `*` stands for any letters.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// Classes of a new last layer in place of the old one.
+    pub classes: Option<usize>,
+    /// The learning rate of all but the new layer, as a share.
+    #[serde(default = "whole")]
+    pub rate: f64,
+    /// Whether batch normalization takes the statistics of each batch instead of those that it has.
+    #[serde(default)]
+    pub batch_statistics: bool,
+}
+
+/// How long and in what steps to train. Default: one epoch in batches of 32.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
@@ -79,6 +100,14 @@ pub struct Training {
     /// The share of batch normalization's running averages that a step keeps.
     #[serde(default = "momentum")]
     pub batch_norm_momentum: f64,
+    /// The share that a moving average of the weights, which is then the result, keeps in a step.
+    pub average: Option<f64>,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Training { epochs: 1, batch: 32, clip_norm: None, batch_norm_momentum: momentum(), average: None }
+    }
 }
 
 /// A row of a table, with its numbers.
@@ -89,6 +118,14 @@ pub struct Named {
     /// Its numbers.
     #[serde(flatten)]
     pub numbers: BTreeMap<String, f64>,
+}
+
+impl Named {
+    /// A row with these numbers.
+    pub fn of(name: &str, numbers: &[(&str, f64)]) -> Self {
+        let numbers = numbers.iter().map(|&(name, number)| (name.to_owned(), number)).collect();
+        Named { name: name.to_owned(), numbers }
+    }
 }
 
 /// A schedule, with its numbers.
@@ -124,16 +161,20 @@ pub struct Checkpoints {
     pub every: Option<u64>,
 }
 
+fn whole() -> f64 {
+    1.0
+}
+
 fn momentum() -> f64 {
     0.99
 }
 
 fn default_loss() -> Named {
-    Named { name: "sparse_categorical_crossentropy".to_owned(), numbers: BTreeMap::new() }
+    Named::of("sparse_categorical_crossentropy", &[])
 }
 
 fn default_schedule() -> Named {
-    Named { name: "constant".to_owned(), numbers: BTreeMap::new() }
+    Named::of("constant", &[])
 }
 
 /// What [`sora_train::fit`] takes.
@@ -153,6 +194,8 @@ pub struct Prepared {
     pub validation: Vec<usize>,
     /// How they become inputs.
     pub preprocess: Preprocess,
+    /// What the file of an imported model says beside its graph.
+    pub metadata: Metadata,
 }
 
 impl Config {
@@ -169,6 +212,7 @@ impl Config {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let below = |path: &mut PathBuf| *path = folder.join(&path);
+        config.model.iter_mut().for_each(|model| below(&mut model.file));
         below(&mut config.output);
         below(&mut config.data.train);
         config.data.test.iter_mut().for_each(below);
@@ -200,14 +244,20 @@ impl Config {
             clip: self.training.clip_norm,
             momentum: self.training.batch_norm_momentum,
             seed: self.seed,
+            average: self.training.average,
         };
         let schedule =
             sora_train::Schedule::new(&self.schedule.name, &self.schedule.numbers).map_err(unknown)?;
-        let Training { epochs, batch, clip_norm, batch_norm_momentum } = self.training;
+        let Training { epochs, batch, clip_norm, batch_norm_momentum, average } = self.training;
         for (name, value, fits) in [
             ("training.batch", batch as f64, (1..=65_536).contains(&batch)),
             ("training.epochs", f64::from(epochs), epochs > 0),
             ("training.clip_norm", clip_norm.unwrap_or(1.0), clip_norm.is_none_or(|norm| norm > 0.0)),
+            (
+                "training.average",
+                average.unwrap_or(0.5),
+                average.is_none_or(|share| share > 0.0 && share < 1.0),
+            ),
             ("training.batch_norm_momentum", batch_norm_momentum, (0.0..=1.0).contains(&batch_norm_momentum)),
             (
                 "optimizer.rate",
@@ -219,14 +269,14 @@ impl Config {
                 return Err(refused(format!("{value} makes no sense for `{name}`"), "Correct the number."));
             }
         }
-        let network = self.network(place)?;
+        let (network, metadata) = self.network(place)?;
         let data = Dataset::open(&self.data.train, &OpenOptions::default())?;
         let (train, validation) = self.split(&data)?;
         if self.early_stopping.is_some() && validation.is_empty() {
             let hint = "Add `validation = 0.1` to [data].";
             return Err(refused("early stopping needs validation".to_owned(), hint));
         }
-        let model = Model::of(network.graph.clone());
+        let model = Model { metadata, ..Model::of(network.graph.clone()) };
         let given = self.data.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
         let preprocess = model.preprocess_for(&data, given)?;
         let plan = Plan {
@@ -239,15 +289,18 @@ impl Config {
             save_every: self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.every),
             name: self.name(data.len()),
         };
-        Ok(Prepared { network, recipe, plan, data, train, validation, preprocess })
+        let metadata = model.metadata;
+        Ok(Prepared { network, recipe, plan, data, train, validation, preprocess, metadata })
     }
 
     /// All that decides the weights, in words. Where files lie and when checkpoints are written does not.
     fn name(&self, samples: usize) -> String {
-        let Config { seed, data, network, training, loss, optimizer, schedule, early_stopping, .. } = self;
+        let Config {
+            seed, data, network, model, training, loss, optimizer, schedule, early_stopping, ..
+        } = self;
         let Data { validation, preprocess, .. } = data;
         format!(
-            "{samples} {seed} {validation:?} {preprocess:?} {network:?} {training:?} {loss:?} {optimizer:?} \
+            "{samples} {seed} {validation:?} {preprocess:?} {network:?} {model:?} {training:?} {loss:?} {optimizer:?} \
              {schedule:?} {early_stopping:?}"
         )
     }
@@ -266,17 +319,38 @@ impl Config {
         Ok((parts.report, kept))
     }
 
-    fn network(&self, place: &str) -> Result<Trainable, Failure> {
+    /// The network, and what its file says beside.
+    fn network(&self, place: &str) -> Result<(Trainable, Metadata), Failure> {
+        let spec = match (&self.network, &self.model) {
+            (Some(spec), None) => spec,
+            (None, Some(model)) => return self.imported(model),
+            _ => {
+                let what = "there must be one network, of layers or from a file".to_owned();
+                return Err(Failure::new(what, place, "Keep either [network] or [model]."));
+            }
+        };
         let mut net = Network::new("trained", self.seed);
-        let mut x = net.input("x", &self.network.input, Samples::UNIT);
-        for (i, layer) in self.network.layers.iter().enumerate() {
+        let mut x = net.input("x", &spec.input, Samples::UNIT);
+        for (i, layer) in spec.layers.iter().enumerate() {
             x = layer.build(&mut net, x).map_err(|error| {
                 let what = format!("layer {} of the network: {error}", i + 1);
                 Failure::new(what, place, "Correct the layers in [network].")
             })?;
         }
         net.output("y", x);
-        Ok(net.into_trainable())
+        Ok((net.into_trainable(), Metadata::default()))
+    }
+
+    fn imported(&self, from: &Imported) -> Result<(Trainable, Metadata), Failure> {
+        let model = Model::load(&from.file)?;
+        let Imported { freeze, classes, rate, batch_statistics, .. } = from.clone();
+        let tuning = FineTuning { freeze, rate, batch_statistics, classes, seed: self.seed };
+        let network = Trainable::imported(model.graph, &tuning).map_err(|error| {
+            let hint = "`sora inspect` lists the model's layers.";
+            Failure::new(error.to_string(), from.file.display().to_string(), hint)
+        })?;
+        let labels = model.metadata.labels.filter(|_| classes.is_none());
+        Ok((network, Metadata { labels, ..model.metadata }))
     }
 }
 

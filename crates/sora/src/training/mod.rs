@@ -5,5 +5,8 @@
 mod config;
 mod spec;
 
-pub use config::{Checkpoints, Config, Data, Prepared, Schedule, Stopping, Training};
+pub use config::{
+    Checkpoints, Config, Data, Imported, Named, NetworkSpec, OptimizerSpec, Prepared, Schedule, Stopping,
+    Training,
+};
 pub use spec::LayerSpec;
