@@ -40,7 +40,7 @@ pub use loader::{Loader, LoaderOptions};
 pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClass, paired_drop, wilson};
 pub use order::Order;
 pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, Size};
-pub use settings::{Setting, nearest};
+pub use settings::{Setting, Settings, nearest, setting, suggestion};
 pub use split::{Split, SplitOptions, split};
 
 /// Rounds to f32.

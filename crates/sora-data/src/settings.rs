@@ -16,24 +16,20 @@ pub struct Setting {
 }
 
 /// A setting of a row.
-pub(crate) const fn setting(name: &'static str, default: f64, low: f64, high: f64) -> Setting {
+pub const fn setting(name: &'static str, default: f64, low: f64, high: f64) -> Setting {
     Setting { name, default, range: [low, high] }
 }
 
 /// The numbers of a row: given ones, and defaults.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Settings(Vec<(&'static str, f64)>);
+pub struct Settings(Vec<(&'static str, f64)>);
 
 impl Settings {
     /// The numbers for `row`, which takes `known`.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for a name that the row does not take, with the nearest one, or a number out of range.
-    pub(crate) fn new(
-        row: &str,
-        known: &[Setting],
-        given: &BTreeMap<String, f64>,
-    ) -> Result<Self, DataError> {
+    pub fn new(row: &str, known: &[Setting], given: &BTreeMap<String, f64>) -> Result<Self, DataError> {
         let error = |what, hint| Err(DataError::new(ErrorKind::Usage, what, format!("`{row}`"), hint));
         for (name, &value) in given {
             let Some(setting) = known.iter().find(|setting| setting.name == name) else {
@@ -53,18 +49,18 @@ impl Settings {
     }
 
     /// A number of the row; 0 for one that it does not take.
-    pub(crate) fn get(&self, name: &str) -> f64 {
+    pub fn get(&self, name: &str) -> f64 {
         self.0.iter().find(|(known, _)| *known == name).map_or(0.0, |&(_, value)| value)
     }
 
     /// All of them, by name.
-    pub(crate) fn all(&self) -> BTreeMap<String, f64> {
+    pub fn all(&self) -> BTreeMap<String, f64> {
         self.0.iter().map(|&(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
 /// What to do about a name that is none of `names`.
-pub(crate) fn suggestion(name: &str, names: &[&str]) -> String {
+pub fn suggestion(name: &str, names: &[&str]) -> String {
     match nearest(name, names) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("there are {}", names.join(", ")),

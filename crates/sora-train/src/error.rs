@@ -44,15 +44,13 @@ pub enum TrainError {
         /// The nearest name, or all.
         hint: String,
     },
-    /// A number that a loss, optimizer or schedule does not take.
-    #[error("`{name}` of `{row}`: {why}")]
-    Setting {
-        /// The loss, optimizer or schedule.
-        row: String,
-        /// The number's name.
-        name: String,
-        /// What is wrong.
-        why: String,
+    /// A sample of a class that the network does not know.
+    #[error("the data has class {label}, but the network tells {classes} apart, from 0 on")]
+    Class {
+        /// The class.
+        label: usize,
+        /// Those of the network.
+        classes: usize,
     },
     /// The network cannot be trained as it is.
     #[error("{0}")]

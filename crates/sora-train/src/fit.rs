@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use sora_data::{Batch, Dataset, Preprocess};
+use sora_data::{Batch, DataError, Dataset, Loader, Preprocess};
 use sora_exec::{Options, Program};
 use sora_ir::Graph;
 use sora_tensor::Tensor;
@@ -19,14 +19,10 @@ use crate::{TrainError, Trainer};
 pub struct Plan {
     /// Passes over the samples.
     pub epochs: u32,
-    /// Samples of a step; the last one of an epoch may have fewer.
-    pub batch: usize,
     /// The learning rate.
     pub rate: f64,
     /// How it changes.
     pub schedule: Schedule,
-    /// What the order of the samples follows from.
-    pub seed: u64,
     /// Epochs to wait for a better validation before training ends; the best weights are kept then. `None`: the last
     /// ones are.
     pub patience: Option<u32>,
@@ -36,7 +32,7 @@ pub struct Plan {
     pub name: String,
 }
 
-/// Samples of a data set.
+/// Samples to look at behind every epoch.
 #[derive(Clone, Debug)]
 pub struct Samples<'a> {
     /// The data set.
@@ -73,6 +69,9 @@ pub trait Watch {
     /// Called behind every step of an epoch, counted from 0, with the figures so far.
     fn step(&mut self, _epoch: u32, _step: u64, _steps: u64, _so_far: &Epoch) {}
 
+    /// Called for a sample that was left out of its batch.
+    fn skipped(&mut self, _why: &DataError) {}
+
     /// Called behind every epoch, counted from 0.
     fn epoch(&mut self, _epoch: u32, _figures: &Epoch) {}
 
@@ -99,25 +98,6 @@ pub struct Fitted {
     pub progress: Progress,
     /// Whether it ended before its time because [`Watch::stops`].
     pub stopped: bool,
-}
-
-/// The order of the samples in an epoch: the shuffle of Fisher and Yates with numbers of SplitMix64. It follows from the
-/// arguments alone.
-pub fn shuffled(indices: &[usize], seed: u64, epoch: u32) -> Vec<usize> {
-    let mut order = indices.to_vec();
-    let mut state = seed ^ u64::from(epoch).wrapping_mul(0xd134_2543_de82_ef95);
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    for last in (1..order.len()).rev() {
-        // The high half of a product: even to one part in 2⁶⁴.
-        let pick = (u128::from(next()) * (last as u128 + 1)) >> 64;
-        order.swap(last, pick as usize);
-    }
-    order
 }
 
 /// Sums over the samples seen.
@@ -155,12 +135,12 @@ impl Sums {
 pub fn fit(
     trainer: &mut Trainer,
     plan: &Plan,
-    train: &Samples,
+    train: &Loader,
     validation: Option<&Samples>,
     from: Option<Checkpoint>,
     watch: &mut dyn Watch,
 ) -> Result<Fitted, TrainError> {
-    let steps = (train.indices.len() as u64).div_ceil(plan.batch.max(1) as u64);
+    let steps = train.steps() as u64;
     let total = steps * u64::from(plan.epochs);
     let mut progress = Progress { plan: plan.name.clone(), ..Progress::default() };
     let mut best = None;
@@ -178,13 +158,16 @@ pub fn fit(
     let mut stopped = false;
     while progress.epoch < plan.epochs && !ended(plan, &progress) && !stopped {
         let epoch_begun = Instant::now();
-        let order = shuffled(&train.indices, plan.seed, progress.epoch);
-        let skipped = (progress.batch as usize * plan.batch).min(order.len());
         let [loss_sum, correct, samples] = progress.sums.map(f64::from_bits);
         let mut sums = Sums { loss: loss_sum, correct, samples };
         let mut figures = Epoch::default();
-        for batch in train.data.batches(&order[skipped..], plan.batch, train.preprocess) {
+        for batch in train.epoch(progress.epoch, progress.batch as usize) {
             let batch = batch?;
+            batch.skipped.iter().for_each(|why| watch.skipped(why));
+            if batch.len == 0 {
+                progress.batch += 1;
+                continue;
+            }
             let step = u64::from(progress.epoch) * steps + progress.batch;
             let rate = plan.rate * plan.schedule.share(step, total);
             let (inputs, target) = operands(trainer.graph(), &batch, &loss)?;
@@ -277,22 +260,26 @@ fn operands<'a>(graph: &Graph, batch: &'a Batch, loss: &Loss) -> Result<Operands
     }
     let output = graph.outputs().first();
     let classes = output.and_then(|output| graph.ty(output.value).shape.get(1)?.known());
-    if let Some(label) = batch.labels.iter().find(|&&label| classes.is_some_and(|classes| label >= classes)) {
-        let last = classes.unwrap_or(0).saturating_sub(1);
-        let why = format!("the data has class {label}, but the network tells 0 to {last} apart");
-        return Err(TrainError::Network(why));
+    if let Some(&label) = batch.labels.iter().find(|&&label| classes.is_some_and(|classes| label >= classes))
+    {
+        return Err(TrainError::Class { label, classes: classes.unwrap_or(0) });
     }
-    let target = match (loss.row.target, loss.row.from) {
-        (Target::Class, _) => {
+    let target = match (loss.row.target, loss.row.from, &batch.targets) {
+        (Target::Class, _, None) => {
             Tensor::vector(&batch.labels.iter().map(|&label| label as i64).collect::<Vec<i64>>())
         }
-        (Target::Same, Link::Softmax) => {
+        (Target::Same, Link::Softmax, Some(mixed)) => mixed.clone(),
+        (Target::Same, Link::Softmax, None) => {
             let classes = classes.unwrap_or(0);
             let mut rows = vec![0f32; batch.len * classes];
             for (row, &label) in rows.chunks_mut(classes.max(1)).zip(&batch.labels) {
                 row.iter_mut().skip(label).take(1).for_each(|x| *x = 1.0);
             }
             Tensor::from_slice(&[batch.len, classes], &rows).map_err(sora_ir::Mismatch::from)?
+        }
+        (Target::Class, _, Some(_)) => {
+            let why = "mixed samples have probabilities of classes: they need `categorical_crossentropy`";
+            return Err(TrainError::Network(why.to_owned()));
         }
         _ => {
             let why = format!("the data gives classes, which `{}` cannot compare with", loss.row.name);
@@ -323,25 +310,4 @@ fn validate(graph: &Graph, samples: &Samples, loss: &Loss, options: &Options) ->
         sums.add(find(LOSS).unwrap_or(f64::NAN), find(CORRECT), batch.len);
     }
     Ok(sums)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_epoch_has_an_order_of_its_own_that_never_changes() {
-        let indices: Vec<usize> = (10..30).collect();
-        let (first, second) = (shuffled(&indices, 1, 0), shuffled(&indices, 1, 1));
-        assert_ne!(first, second);
-        assert_eq!(first, shuffled(&indices, 1, 0));
-        assert_ne!(first, shuffled(&indices, 2, 0));
-        let mut sorted = first;
-        sorted.sort_unstable();
-        assert_eq!(sorted, indices);
-        // Every sample comes first about as often.
-        let mut counts = [0; 4];
-        (0..4000).for_each(|epoch| counts[shuffled(&[0, 1, 2, 3], 7, epoch)[0]] += 1);
-        assert!(counts.iter().all(|&count| (850..1150).contains(&count)), "{counts:?}");
-    }
 }

@@ -58,7 +58,8 @@ impl Trainable {
             };
             let role = role(&graph, &uses, value);
             let trainable = role == Role::Weight;
-            if !trainable && !(role == Role::Statistic && tuning.batch_statistics) {
+            let followed = role == Role::Statistic && tuning.batch_statistics;
+            if !trainable && !followed {
                 continue;
             }
             if tensor.to_f32s().iter().any(|x| !x.is_finite()) {

@@ -1,11 +1,12 @@
 //! What training makes small.
 
+use sora_data::{Setting, Settings, setting};
 use sora_ir::ops::{ArgReduce, BinaryKind, Reduce, ReduceKind, Softmax, UnaryKind};
 use sora_ir::{Mismatch, ValueId, Writer};
 use sora_tensor::{DType, Tensor};
 
 use crate::TrainError;
-use crate::settings::{Setting, Settings, find, setting};
+use crate::table::find;
 
 /// What a loss compares the network's result with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +162,7 @@ impl Loss {
     /// The loss of this name.
     ///
     /// # Errors
-    /// [`TrainError::Unknown`] or [`TrainError::Setting`], with what is near.
+    /// [`TrainError::Unknown`], or [`TrainError::Data`] for a setting that it does not take, with what is near.
     pub fn new(name: &str, given: &std::collections::BTreeMap<String, f64>) -> Result<Self, TrainError> {
         let row = find("loss", LOSSES, |row| row.name, name)?;
         Ok(Loss { row, settings: Settings::new(name, row.settings, given)? })
@@ -220,6 +221,7 @@ impl Loss {
 mod tests {
     use std::collections::BTreeMap;
 
+    use sora_data::{Setting, Settings, setting};
     use sora_ir::{Graph, TensorType, evaluate};
 
     use super::*;

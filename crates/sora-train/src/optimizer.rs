@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use sora_data::{Setting, Settings, setting};
 use sora_ir::ops::{BinaryKind, Reduce, ReduceKind, UnaryKind};
 use sora_ir::{Mismatch, ValueId, Writer};
 
 use crate::TrainError;
-use crate::settings::{Setting, Settings, find, setting};
+use crate::table::find;
 
 /// What an update reads.
 pub(crate) struct Update<'a> {
@@ -183,7 +184,7 @@ impl Optimizer {
     /// The optimizer of this name.
     ///
     /// # Errors
-    /// [`TrainError::Unknown`] or [`TrainError::Setting`], with what is near.
+    /// [`TrainError::Unknown`], or [`TrainError::Data`] for a setting that it does not take, with what is near.
     pub fn new(name: &str, given: &BTreeMap<String, f64>) -> Result<Self, TrainError> {
         let row = find("optimizer", OPTIMIZERS, |row| row.name, name)?;
         Ok(Optimizer { row, settings: Settings::new(name, row.settings, given)? })

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
 
+use sora_data::{Setting, Settings, setting};
+
 use crate::TrainError;
-use crate::settings::{Setting, Settings, find, setting};
+use crate::table::find;
 
 /// A schedule: a row of [`SCHEDULES`].
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl Schedule {
     /// The schedule of this name.
     ///
     /// # Errors
-    /// [`TrainError::Unknown`] or [`TrainError::Setting`], with what is near.
+    /// [`TrainError::Unknown`], or [`TrainError::Data`] for a setting that it does not take, with what is near.
     pub fn new(name: &str, given: &BTreeMap<String, f64>) -> Result<Self, TrainError> {
         let row = find("schedule", SCHEDULES, |row| row.name, name)?;
         Ok(Schedule { row, settings: Settings::new(name, row.settings, given)? })

@@ -63,7 +63,7 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
     let mut step = StepGraph { graph: Graph::new(""), states: Vec::new(), initial: Vec::new() };
     let mut inputs = Vec::new();
     for parameter in &network.parameters {
-        let Some(tensor) = graph.const_value(parameter.value).map(Tensor::clone) else { continue };
+        let Some(tensor) = graph.const_value(parameter.value).cloned() else { continue };
         graph.rename(parameter.value, &format!("{}/initial", parameter.name));
         let input = graph.input(&parameter.name, TensorType::of(&tensor));
         graph.replace_uses(parameter.value, input);

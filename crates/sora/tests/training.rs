@@ -162,6 +162,7 @@ const CONFIG: &str = r#"
     [data]
     train = "data.npz"
     validation = 0.2
+    order = "balanced"
     [network]
     input = [1, 8, 8]
     layers = [
@@ -332,7 +333,7 @@ fn what_cannot_be_fine_tuned_says_why() {
     for (options, what) in [
         (&["--freeze", "con.*"][..], "No parameter matches `con.*`; there are conv2d.weight"),
         (&["--freeze", "*"], "no float weights left"),
-        (&[], "The data has class 1, but the network tells 0 to 0 apart"),
+        (&[], "The data has class 1, but the network tells 1 apart"),
     ] {
         let (done, result) = fine_tune(folder.path(), options);
         let text = result["error"]["what"].as_str().unwrap_or_default().to_owned();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use sora::data::{Dataset, OpenOptions};
+use sora::data::{DataError, Dataset, OpenOptions};
 use sora::exec::Options;
 use sora::train::{Checkpoint, Epoch, Fitted, Samples, TrainError, Trainer, Watch, fit};
 use sora::training::{
@@ -39,6 +39,7 @@ pub(super) fn fine_tune(args: &FineTune) -> Printed {
             validation,
             test: args.test.clone(),
             preprocess: args.data.preprocess.clone(),
+            ..Data::default()
         },
         network: None,
         model: Some(Imported {
@@ -75,7 +76,8 @@ fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) ->
     let Prepared { network, recipe, plan, data, train, validation, preprocess, metadata } =
         config.prepare(place)?;
     let options = Options { threads: usize::from(threads), ..Options::default() };
-    let mut trainer = Trainer::new(network, plan.batch, recipe, options.clone()).map_err(&failed)?;
+    let mut trainer =
+        Trainer::new(network, config.training.batch, recipe, options.clone()).map_err(&failed)?;
     let from = checkpoint.as_deref().filter(|path| !restart && path.exists());
     let from = from.map(Checkpoint::load).transpose().map_err(&failed)?;
     let part = |indices| Samples { data: &data, indices, preprocess: &preprocess };
@@ -85,9 +87,9 @@ fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) ->
         checkpoint,
         terminal: std::io::stderr().is_terminal(),
         tick: Instant::now(),
+        skipped: 0,
     };
-    let fitted =
-        fit(&mut trainer, &plan, &part(train), validation.as_ref(), from, &mut watch).map_err(&failed)?;
+    let fitted = fit(&mut trainer, &plan, &train, validation.as_ref(), from, &mut watch).map_err(&failed)?;
     let Fitted { state, progress, stopped } = fitted;
     if stopped {
         let hint = match &watch.checkpoint {
@@ -130,7 +132,7 @@ fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) ->
     if json {
         let object = json!({
             "metrics": metrics, "seconds": seconds, "steps": steps, "output": config.output,
-            "training_seconds": progress.seconds, "epochs": progress.history.len(),
+            "training_seconds": progress.seconds, "epochs": progress.history.len(), "skipped": watch.skipped,
         });
         return Ok(one_line(&object));
     }
@@ -164,7 +166,7 @@ fn training_failure(place: &str) -> impl Fn(TrainError) -> Failure + '_ {
                 TrainError::Diverged { .. } => {
                     "Lower `rate`, add warm-up to the schedule or set `clip_norm`."
                 }
-                TrainError::Network(why) if why.contains("the data has class") => {
+                TrainError::Class { .. } => {
                     "Give the network as many classes as the data has; `--classes` or `classes` in [model] do."
                 }
                 TrainError::NotDifferentiable { .. } => {
@@ -184,6 +186,8 @@ struct Line {
     terminal: bool,
     /// When the moving line was last written.
     tick: Instant,
+    /// Samples that could not be read.
+    skipped: usize,
 }
 
 impl Line {
@@ -217,6 +221,11 @@ impl Watch for Line {
             epoch + 1,
             self.epochs
         );
+    }
+
+    fn skipped(&mut self, why: &DataError) {
+        self.skipped += 1;
+        let _ = writeln!(std::io::stderr(), "left out: {why}");
     }
 
     fn epoch(&mut self, epoch: u32, figures: &Epoch) {

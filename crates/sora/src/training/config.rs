@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use sora_data::{Dataset, OpenOptions, Preprocess, SplitOptions};
-use sora_train::{FineTuning, Loss, Optimizer, Plan, Recipe, Trainable, nearest};
+use sora_data::{
+    Augmentation, Dataset, Loader, LoaderOptions, OpenOptions, Order, Preprocess, SplitOptions, nearest,
+};
+use sora_train::{FineTuning, Loss, Optimizer, Plan, Recipe, Trainable};
 
 use super::spec::LayerSpec;
 use crate::layers::{Network, Samples};
@@ -45,7 +47,7 @@ pub struct Config {
 }
 
 /// The samples of a training.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
     /// What to train on, as `sora evaluate --data` takes it.
@@ -56,6 +58,18 @@ pub struct Data {
     pub test: Option<PathBuf>,
     /// How a sample becomes an input, as `--preprocess` takes it.
     pub preprocess: Option<String>,
+    /// Random changes of the samples to train on: `name` and its numbers, in order.
+    #[serde(default)]
+    pub augment: Vec<Augmentation>,
+    /// Their order in an epoch.
+    #[serde(default)]
+    pub order: Order,
+    /// Whether samples that cannot be read are left out instead of ending the training.
+    #[serde(default)]
+    pub skip_unreadable: bool,
+    /// Threads that prepare batches; 0: one for each core.
+    #[serde(default)]
+    pub workers: usize,
 }
 
 /// A network as a list of layers.
@@ -188,8 +202,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// All samples to train with.
     pub data: Dataset,
-    /// Which of them to train on.
-    pub train: Vec<usize>,
+    /// Those to train on.
+    pub train: Loader,
     /// Which of them to look at behind every epoch.
     pub validation: Vec<usize>,
     /// How they become inputs.
@@ -279,12 +293,21 @@ impl Config {
         let model = Model { metadata, ..Model::of(network.graph.clone()) };
         let given = self.data.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
         let preprocess = model.preprocess_for(&data, given)?;
+        let Data { augment, order, skip_unreadable, workers, .. } = self.data.clone();
+        let options = LoaderOptions {
+            batch,
+            seed: self.seed,
+            order,
+            workers,
+            skip_unreadable,
+            augment,
+            ..LoaderOptions::default()
+        };
+        let train = Loader::new(&data, &train, None, &preprocess, options)?;
         let plan = Plan {
             epochs,
-            batch,
             rate: self.optimizer.rate,
             schedule,
-            seed: self.seed,
             patience: self.early_stopping.as_ref().map(|stopping| stopping.patience),
             save_every: self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.every),
             name: self.name(data.len()),
@@ -298,9 +321,9 @@ impl Config {
         let Config {
             seed, data, network, model, training, loss, optimizer, schedule, early_stopping, ..
         } = self;
-        let Data { validation, preprocess, .. } = data;
+        let Data { validation, preprocess, augment, order, .. } = data;
         format!(
-            "{samples} {seed} {validation:?} {preprocess:?} {network:?} {model:?} {training:?} {loss:?} {optimizer:?} \
+            "{samples} {seed} {validation:?} {preprocess:?} {augment:?} {order:?} {network:?} {model:?} {training:?} {loss:?} {optimizer:?} \
              {schedule:?} {early_stopping:?}"
         )
     }
