@@ -2,8 +2,8 @@
 //! ISA and number of threads.
 
 use sora_conformance::{all_cases, engines, reference, run};
-use sora_ir::case::{Arg, Case};
-use sora_ir::ops::{DequantizeLinear, QuantizeLinear};
+use sora_ir::case::{Arg, Case, Gen};
+use sora_ir::ops::{Binary, BinaryKind, Conv, DequantizeLinear, MatMul, QuantizeLinear};
 use sora_ir::{Graph, QuantRule, TensorType, ValueId};
 use sora_tensor::{DType, Tensor};
 
@@ -51,8 +51,8 @@ struct Quantized {
     step: f32,
 }
 
-/// The case in canonical quantized form; `None` where the quantizer would not touch it.
-fn quantized(case: &Case) -> Option<Quantized> {
+/// The case in canonical quantized form, perhaps but for the bias; `None` where the quantizer would not touch it.
+fn quantized(case: &Case, real_bias: bool) -> Option<Quantized> {
     let rule = case.op.quant();
     let f32s =
         case.inputs.iter().filter_map(Arg::tensor).all(|t| t.dtype() == DType::F32 || !t.dtype().is_float());
@@ -84,7 +84,7 @@ fn quantized(case: &Case) -> Option<Quantized> {
                 scales = channel_scales;
                 Some(id)
             }
-            Arg::Const(t) if weight && i == 2 && !scales.is_empty() => {
+            Arg::Const(t) if weight && i == 2 && !scales.is_empty() && !real_bias => {
                 // The bias at the scale of the accumulator, as the canonical form has it.
                 let x_scale = affine(&case.inputs[0].tensor()?.to_f64s()).0;
                 let bias_scales: Vec<f32> = scales.iter().map(|s| s * x_scale).collect();
@@ -122,7 +122,8 @@ fn quantized(case: &Case) -> Option<Quantized> {
 fn integers_are_within_one_step_and_equal_on_every_engine() {
     let mut count = 0;
     for (seed, case) in all_cases() {
-        let Some(Quantized { graph, given, step }) = quantized(&case) else { continue };
+        let real_bias = count % 2 == 0;
+        let Some(Quantized { graph, given, step }) = quantized(&case, real_bias) else { continue };
         let expected = reference(&graph, &given);
         let mut first: Option<Vec<Tensor>> = None;
         for options in engines() {
@@ -144,4 +145,63 @@ fn integers_are_within_one_step_and_equal_on_every_engine() {
         count += 1;
     }
     assert!(count > 200, "only {count} cases were quantized");
+}
+
+/// A bias that is no multiple of the product's step is added as it is. All numbers are multiples of powers of two, so
+/// that the reference is exact.
+#[test]
+fn a_bias_between_the_steps_is_not_rounded() {
+    let mut g = Gen::new(4);
+    // Shape of the input, of the weights, and groups; `None` for a matrix product.
+    let layers: [(&[usize], &[usize], Option<usize>); 7] = [
+        (&[3, 5, 7, 6], &[9, 5, 1, 1], Some(1)),
+        (&[1, 20, 9, 8], &[40, 20, 3, 3], Some(1)),
+        (&[2, 3, 9, 8], &[35, 3, 3, 3], Some(1)),
+        (&[1, 12, 7, 7], &[24, 4, 3, 3], Some(3)),
+        (&[1, 35, 8, 9], &[35, 1, 3, 3], Some(35)),
+        (&[6, 11], &[11, 37], None),
+        (&[2, 4, 16], &[16, 8], None),
+    ];
+    for (x_shape, w_shape, group) in layers {
+        let mut multiples = |shape: &[usize], of: f32, most: f64| -> Vec<f32> {
+            let counts = g.uniform(DType::F32, shape, -most, most).to_f64s();
+            counts.iter().map(|count| count.round() as f32 * of).collect()
+        };
+        let n = if group.is_some() { w_shape[0] } else { w_shape[1] };
+        let given = multiples(x_shape, 0.25, 40.0);
+        let weights: Vec<i8> = multiples(w_shape, 1.0, 3.0).into_iter().map(|w| w as i8).collect();
+        let bias = multiples(&[n], 1.0 / 64.0, 99.0);
+
+        let mut graph = Graph::new("bias");
+        let given = Tensor::from_slice(x_shape, &given).unwrap();
+        let x = graph.input("x", TensorType::of(&given));
+        let x = quantize(&mut graph, x, (0.5, 128), "x");
+        let w = graph.constant("w", Tensor::from_slice(w_shape, &weights).unwrap());
+        let scale = graph.constant("w.scale", Tensor::scalar(0.5f32));
+        let w = graph.op("w.dq", DequantizeLinear { axis: 0 }, [w, scale]).unwrap();
+        let bias = graph.constant("bias", Tensor::vector(&bias));
+        let y = match group {
+            Some(group) => {
+                let pads = vec![(w_shape[2] - 1) / 2; 2];
+                let conv = Conv {
+                    strides: vec![1; 2],
+                    pads: [&pads[..], &pads].concat(),
+                    dilations: vec![1; 2],
+                    group,
+                };
+                graph.op("conv", conv, [x, w, bias]).unwrap()
+            }
+            None => {
+                let product = graph.op("product", MatMul {}, [x, w]).unwrap();
+                graph.op("sum", Binary { kind: BinaryKind::Add }, [product, bias]).unwrap()
+            }
+        };
+        let y = quantize(&mut graph, y, (0.0625, 128), "y");
+        graph.output("y", y);
+        let given = vec![("x".to_owned(), given)];
+        let expected = reference(&graph, &given);
+        for options in engines() {
+            assert!(run(&graph, &given, &options) == expected, "{w_shape:?}, {options:?}");
+        }
+    }
 }

@@ -152,10 +152,10 @@ def quantized(g, x):
 
 
 def quantized_weight(g, array, axis, x):
-    """A constant of 8 bits, dequantized: by channels or as a whole; and a bias in steps of its products with `x`.
+    """A constant of 8 bits, dequantized: by channels or as a whole; and a bias, of real numbers or in steps of its
+    products with `x`.
 
-    Seven bits: onnxruntime adds products of unsigned and signed bytes in 16 bits where the processor has no VNNI. And
-    no bias of real numbers, which Sora rounds to those steps, as quantizers do.
+    Seven bits: onnxruntime adds products of unsigned and signed bytes in 16 bits where the processor has no VNNI.
     """
     weights = g.const(np.clip(np.round(array * 25), -64, 63).astype(np.int8))
     scale = np.array(0.04, np.float32) if axis is None else g.rng.uniform(0.02, 0.06, array.shape[axis]).astype(np.float32)
@@ -164,7 +164,10 @@ def quantized_weight(g, array, axis, x):
     weights = g.op("DequantizeLinear", weights, g.const(scale), g.const(np.zeros(scale.shape, np.int8)), **along)
     if g.chance(0.4):
         return [weights]
-    bias = g.const(g.rng.integers(-500, 500, array.shape[axis or 0] if array.ndim > 2 else array.shape[1]).astype(np.int32))
+    width = array.shape[axis or 0] if array.ndim > 2 else array.shape[1]
+    if g.chance(0.4):
+        return [weights, g.const(g.noise(width))]
+    bias = g.const(g.rng.integers(-500, 500, width).astype(np.int32))
     return [weights, g.op("DequantizeLinear", bias, g.const(step), axis=0)]
 
 

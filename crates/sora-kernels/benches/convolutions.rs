@@ -62,7 +62,13 @@ fn pointwise_bytes(k: Kernels, m: usize, depth: usize, n: usize, shortcut: bool)
     let [product, input] = [0.1, 0.2].map(|scale| Dequant { scale, zero_point: 9 });
     let sum = Residual::QuantizedSum { product, data: &residual, ld: n, input };
     let residual = shortcut.then_some(sum);
-    let ep = EpilogueI32 { bias: Some(&bias), scale: &scale, residual, activation: Activation::Relu };
+    let ep = EpilogueI32 {
+        bias: Some(&bias),
+        scale: &scale,
+        offset: None,
+        residual,
+        activation: Activation::Relu,
+    };
     let a = ARows::Dense(Dense { data: &x, rows: m, stride: depth, k: depth });
     report(&name, m * depth * n, copies, |i| {
         let out = Output::U8(MatMut::new(&mut y, m, n, n), Quant::new(0.3, 0));
@@ -82,7 +88,8 @@ fn stem_bytes(k: Kernels, side: usize, kernel: usize, n: usize) {
     let (x, pad) = (vec![99u8; image * row], vec![0u8; kc]);
     let packed = PackedI8::pack(k, kernel, kc, n, |i, j| ((i * j) % 5) as i8);
     let (scale, mut y) = (vec![1e-3; n], vec![0u8; m * n]);
-    let ep = EpilogueI32 { bias: None, scale: &scale, residual: None, activation: Activation::Relu };
+    let ep =
+        EpilogueI32 { bias: None, scale: &scale, offset: None, residual: None, activation: Activation::Relu };
     let a = Indirect { base: &x, offsets: &offsets, taps: kernel, kc, pad: &pad };
     report(&format!("stem u8 {side}, {kernel}x{kernel}x3x{n}"), m * kernel * kc * n, 1, |_| {
         let out = Output::U8(MatMut::new(&mut y, m, n, n), Quant::new(0.3, 0));

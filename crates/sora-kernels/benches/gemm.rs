@@ -97,7 +97,13 @@ fn run_u8i8(kernels: Kernels, m: usize, n: usize, k: usize) -> f64 {
     let mut c = vec![0u8; m * n];
     let scale = vec![0.01; n];
     let bias = vec![5; n];
-    let ep = EpilogueI32 { bias: Some(&bias), scale: &scale, residual: None, activation: Activation::Relu };
+    let ep = EpilogueI32 {
+        bias: Some(&bias),
+        scale: &scale,
+        offset: None,
+        residual: None,
+        activation: Activation::Relu,
+    };
     seconds(|| {
         let out = Output::U8(MatMut::new(&mut c, m, n, n), Quant::new(0.1, 3));
         gemm_u8i8(kernels, &rows, &b, 0, &ep, out);

@@ -54,7 +54,8 @@ fn convolutions(k: Kernels) {
     let (mut yf, mut yu) = (vec![0.0f32; m * n], vec![0u8; m * n]);
     let quant = Quant::new(0.1, 3);
     let scale = vec![0.01; n];
-    let ep = EpilogueI32 { bias: None, scale: &scale, residual: None, activation: Activation::Relu };
+    let ep =
+        EpilogueI32 { bias: None, scale: &scale, offset: None, residual: None, activation: Activation::Relu };
     let real = EpilogueF32 { activation: Activation::Relu, ..Default::default() };
 
     let wf = PackedF32::pack(k, taps, c, n, |i, j| ((i * j) % 5) as f32);
@@ -150,7 +151,7 @@ fn finishes(k: Kernels) {
         let wi = PackedI8::pack(k, 1, depth, n, |i, j| ((i * j) % 5) as i8);
         let (mut yf, mut yu) = (vec![0.0f32; m * n], vec![0u8; m * n]);
         let scale = vec![0.01; n];
-        let ep = EpilogueI32 { bias: None, scale: &scale, residual: None, activation };
+        let ep = EpilogueI32 { bias: None, scale: &scale, offset: None, residual: None, activation };
         let real = EpilogueF32 { activation, ..Default::default() };
         report(k, &format!("{name} f32"), m * n, "Gelem/s", || {
             gemm_f32(k, &f, &wf, 0, &real, Output::F32(MatMut::new(&mut yf, m, n, n)));

@@ -60,7 +60,7 @@ pub(crate) fn requantize<const N: usize, T>(
     const { assert!(size_of::<T>() == 1 && N <= MAX_COLS) };
     let wide = kernels.isa().includes(Isa::Avx512);
     let fits = if wide { N == 2 * Avx512::LANES } else { N == 2 * Avx2::LANES };
-    if !fits || !kernels.isa().includes(Isa::Avx2) || place.rows == 0 {
+    if !fits || !kernels.isa().includes(Isa::Avx2) || place.rows == 0 || e.offset.is_some() {
         return false;
     }
     let Some(bounds) = e.activation.bounds() else { return false };

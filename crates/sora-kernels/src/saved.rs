@@ -145,6 +145,7 @@ mod tests {
                     let epilogue = EpilogueI32 {
                         bias: None,
                         scale: &scale,
+                        offset: None,
                         residual: None,
                         activation: Default::default(),
                     };

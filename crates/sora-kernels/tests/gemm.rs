@@ -267,6 +267,7 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
         let zp = i32::from(rng.u8(..));
         let bias: Vec<i32> = (0..n).map(|_| rng.i32(-5000..5000)).collect();
         let scale: Vec<f32> = (0..n).map(|_| 1e-4 * (rng.f32() + 0.1)).collect();
+        let offset: Option<Vec<f32>> = rng.bool().then(|| (0..n).map(|_| rng.f32() - 0.5).collect());
         let residual: Vec<u8> = (0..m * n).map(|_| rng.u8(..)).collect();
         let activation = *rng
             .choice(&[
@@ -290,6 +291,7 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
             let plain = EpilogueI32 {
                 bias: Some(&folded),
                 scale: &ones,
+                offset: None,
                 residual: None,
                 activation: Activation::None,
             };
@@ -309,6 +311,7 @@ fn integer_rows_are_exact_and_equal_on_every_isa() {
             let full = EpilogueI32 {
                 bias: Some(&folded),
                 scale: &scale,
+                offset: offset.as_deref(),
                 residual: Some(Residual::U8 { data: &residual, ld: n, scale: 0.01, zero_point: 3 }),
                 activation,
             };
@@ -412,6 +415,7 @@ fn empty_shapes_are_fine_and_an_empty_sum_is_zero() {
             let ep = EpilogueI32 {
                 bias: Some(&vec![3; n]),
                 scale: &vec![0.5; n],
+                offset: None,
                 residual: None,
                 activation: Activation::None,
             };

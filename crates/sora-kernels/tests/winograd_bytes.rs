@@ -75,6 +75,7 @@ fn winograd_rows_equal_the_direct_product() {
             let epilogue = |first: usize| EpilogueI32 {
                 bias: Some(&bias),
                 scale: &scale,
+                offset: (round % 4 == 1).then_some(&scale[..]),
                 residual: residual_at(first),
                 activation: if round % 2 == 0 { Activation::Relu } else { Activation::Silu },
             };
@@ -148,7 +149,13 @@ fn results_at_the_bound_are_exact() {
                 zero: 0,
                 output: [4, 4],
             };
-            let ep = EpilogueI32 { bias: None, scale: &[1.0], residual: None, activation: Activation::None };
+            let ep = EpilogueI32 {
+                bias: None,
+                scale: &[1.0],
+                offset: None,
+                residual: None,
+                activation: Activation::None,
+            };
             let mut out = vec![0.0; 16];
             let mut scratch = vec![0; packed.scratch_len(1)];
             let view = Output::F32(MatMut::new(&mut out, 16, 1, 1));

@@ -2,7 +2,7 @@
 
 use sora_ir::ops::{Conv, ConvTranspose};
 use sora_ir::{Node, ValueId};
-use sora_kernels::{PackedBf16, PackedDwF32, PackedDwI8, PackedF32, PackedI8, bf16, fold_zero_point};
+use sora_kernels::{PackedBf16, PackedDwF32, PackedDwI8, PackedF32, PackedI8, bf16};
 use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
@@ -11,7 +11,7 @@ use super::chain::Chain;
 use super::layout::{Affine, Layout, numbers};
 use super::weights::ByteWeights;
 use super::winograd::Dense;
-use crate::steps::gemm::{Bytes, BytesDepthwise, Half, Product, Real, RealDepthwise, Rows, Weights};
+use crate::steps::gemm::{Bytes, BytesDepthwise, Columns, Half, Product, Real, RealDepthwise, Rows, Weights};
 use crate::steps::movement::Frame;
 use crate::steps::region::{Lines, Reach};
 use crate::steps::window::{Geometry, Windows};
@@ -138,9 +138,9 @@ impl Lowering<'_> {
             let n = c.groups * c.channels[1];
             let scale_of = |n: usize| if c.forward { n } else { n % c.channels[1] };
             let steps: Vec<f32> = (0..n).map(|n| weights.step(affine, scale_of(n))).collect();
-            if let Some(bias) = self.byte_bias(bias, &steps) {
+            if let Some(columns) = self.byte_columns(bias, steps) {
                 let (x, _) = self.quantized(x, layout)?;
-                return self.convolve_bytes(c, x, affine, &weights, &steps, &bias, chain);
+                return self.convolve_bytes(c, x, affine, &weights, &columns, chain);
             }
         }
         let weights = self.constant(w).filter(|w| w.dtype() == DType::F32)?;
@@ -250,37 +250,35 @@ impl Lowering<'_> {
         self.product(c, &format!("{}.bf16", c.kernel), gathered, groups, cout, vec![0; kc], chain)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn convolve_bytes(
         &mut self,
         c: &Convolution,
         x: Buf,
         input: Affine,
         weights: &ByteWeights,
-        steps: &[f32],
-        bias: &[i32],
+        columns: &Columns,
         chain: &Chain,
     ) -> Option<()> {
         let cout = c.channels[1];
         let kernels = self.kernels;
         let zero = u8::try_from(input.zero_point).ok()?;
         if c.is_depthwise() {
-            if self.slide_bytes(c, x, zero, weights, steps, bias, chain).is_some() {
+            if self.slide_bytes(c, x, zero, weights, columns, chain).is_some() {
                 return Some(());
             }
             let gathered = self.windows(c, x, c.groups)?;
             let values = weights.values();
             let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
             let packed = PackedDwI8::pack(kernels, gathered.taps, c.groups, value);
-            let bias = fold_zero_point(Some(bias), packed.col_sums(), input.zero_point);
-            let group = BytesDepthwise { packed, bias, scale: steps.to_vec() };
+            let columns = columns.clone().with_zeros(packed.col_sums(), input.zero_point);
+            let group = BytesDepthwise { packed, columns };
             let pad = vec![zero; c.groups];
             return self.product(c, "depthwise.u8i8", gathered, vec![group], c.groups, pad, chain);
         }
         if c.groups == 1 && c.forward {
             let dense = Dense { geometry: &c.geometry, images: c.images, channels: c.channels[0], n: cout };
             let weights = (weights, |n, channel, tap| (c.index)(0, n, channel, tap));
-            if let Some(done) = self.winograd_bytes(&dense, x, input, weights, steps, bias, chain) {
+            if let Some(done) = self.winograd_bytes(&dense, x, input, weights, columns, chain) {
                 return Some(done);
             }
             self.choose_first(chain);
@@ -299,9 +297,8 @@ impl Lowering<'_> {
                     }),
                 }
             });
-            let columns = g * cout..(g + 1) * cout;
-            let bias = fold_zero_point(Some(&bias[columns.clone()]), packed.col_sums(), input.zero_point);
-            Bytes { packed, bias, scale: steps[columns].to_vec() }
+            let columns = columns.part(g * cout..(g + 1) * cout);
+            Bytes { columns: columns.with_zeros(packed.col_sums(), input.zero_point), packed }
         });
         let groups = groups.collect();
         self.product(c, &format!("{}.u8i8", c.kernel), gathered, groups, cout, vec![zero; kc], chain)

@@ -11,6 +11,7 @@ use super::conv::Convolution;
 use super::layout::{Affine, Layout};
 use super::weights::ByteWeights;
 use crate::steps::depthwise::{ByteSlider, Depthwise, HalfSlider, RealSlider, Slider};
+use crate::steps::gemm::Columns;
 use crate::steps::region::{Lines, Reach};
 
 impl Lowering<'_> {
@@ -60,12 +61,12 @@ impl Lowering<'_> {
         x: Buf,
         zero_point: u8,
         weights: &ByteWeights,
-        steps: &[f32],
-        bias: &[i32],
+        columns: &Columns,
         chain: &Chain,
     ) -> Option<()> {
         let values = weights.values();
         let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
+        let Columns { scale: steps, bias, offset: None } = columns else { return None };
         let window = c.window().filter(|_| chain.residual.is_none() && chain.activation.only_clamps())?;
         let Affine { scale, zero_point: to } = chain.quantize?.affine;
         let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, steps)?;

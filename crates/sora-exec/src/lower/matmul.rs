@@ -1,7 +1,7 @@
 //! Matrix products: with constant weights, or of two run-time operands.
 
 use sora_ir::{Node, ValueId};
-use sora_kernels::{Activation, PackedBf16, PackedF32, PackedI8, bf16, fold_zero_point};
+use sora_kernels::{Activation, PackedBf16, PackedF32, PackedI8, bf16};
 use sora_tensor::DType;
 
 use super::Lowering;
@@ -50,8 +50,8 @@ impl Lowering<'_> {
             return self.dynamic_product(&dynamic, rows, RowBytes { packed, scale, bias }, chain);
         }
         if let (Some(affine), Some(weights)) = (self.affine(a), self.byte_weights(b, axis)) {
-            let steps: Vec<f32> = (0..n).map(|n| weights.step(affine, n)).collect();
-            if let Some(bias) = self.byte_bias(chain.bias, &steps) {
+            let steps = (0..n).map(|n| weights.step(affine, n)).collect();
+            if let Some(columns) = self.byte_columns(chain.bias, steps) {
                 let layout = self.row_layout(a, Encoding::Affine(affine));
                 let (x, _) = self.quantized(a, layout)?;
                 let pack = || {
@@ -63,8 +63,8 @@ impl Lowering<'_> {
                 };
                 let arranged = weights.order(&format!("KN {layout:?}"));
                 let packed = self.weights.get(weights.source(), &arranged, (1, k, n), pack);
-                let bias = fold_zero_point(Some(&bias), packed.col_sums(), affine.zero_point);
-                let group = Bytes { packed, bias, scale: steps };
+                let columns = columns.with_zeros(packed.col_sums(), affine.zero_point);
+                let group = Bytes { packed, columns };
                 return self.dense("gemm.u8i8", x, rows, k, n, group, chain);
             }
         }

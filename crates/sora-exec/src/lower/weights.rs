@@ -7,7 +7,7 @@ use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
 use super::layout::{Affine, Encoding, Form, Layout};
-use crate::steps::gemm::{ResidualKind, Store};
+use crate::steps::gemm::{Columns, ResidualKind, Store};
 
 /// Integer weights whose zero is 0.
 pub(crate) struct ByteWeights {
@@ -139,34 +139,25 @@ impl Lowering<'_> {
         }
     }
 
-    /// The bias in accumulator steps. A 32-bit bias of the right scale is taken as it is, any other is rounded;
-    /// `None` when it does not fit 32 bits.
-    pub(crate) fn byte_bias(&self, v: Option<ValueId>, steps: &[f32]) -> Option<Vec<i32>> {
-        let Some(v) = v else { return Some(vec![0; steps.len()]) };
-        if let Some(exact) = self.integer_bias(v, steps) {
-            return Some(exact);
-        }
-        let limit = f64::from(i32::MAX / 2);
-        let round = |(b, &step): (f32, &f32)| {
-            let q = (f64::from(b) / f64::from(step)).round_ties_even();
-            (q.abs() <= limit).then_some(q as i32)
+    /// What belongs to columns of products of these steps. A bias is counted in steps where it is such numbers, as far
+    /// as `f32` tells; otherwise it is added to the scaled sums.
+    pub(crate) fn byte_columns(&self, bias: Option<ValueId>, steps: Vec<f32>) -> Option<Columns> {
+        let none = vec![0; steps.len()];
+        let Some(bias) = bias else { return Some(Columns { scale: steps, bias: none, offset: None }) };
+        let reals = self.per_channel(bias, steps.len())?;
+        let counted = |(&real, &step): (&f32, &f32)| {
+            let (real, step) = (f64::from(real), f64::from(step));
+            let count = (real / step).round_ties_even();
+            // The scale of the bias, and its product with the integer, were rounded to `f32`.
+            let same = (count * step - real).abs() <= real.abs() * 4.0 * f64::from(f32::EPSILON);
+            // Room is left for the sums that it is added to.
+            (same && count.abs() <= f64::from(i32::MAX / 2)).then_some(count as i32)
         };
-        self.per_channel(v, steps.len())?.into_iter().zip(steps).map(round).collect()
-    }
-
-    fn integer_bias(&self, v: ValueId, steps: &[f32]) -> Option<Vec<i32>> {
-        let (_, node, _) = self.graph.producer(v)?;
-        let (Op::DequantizeLinear(_), None) = (&node.op, node.inputs.get(2).copied().flatten()) else {
-            return None;
+        let (bias, offset) = match reals.iter().zip(&steps).map(counted).collect() {
+            Some(counts) => (counts, None),
+            None => (none, Some(reals)),
         };
-        let q = self.graph.const_value((*node.inputs.first()?)?)?.as_slice::<i32>().ok()?.to_vec();
-        let scale = self.graph.const_value((*node.inputs.get(1)?)?)?.as_slice::<f32>().ok()?.to_vec();
-        let close = |(i, &step): (usize, &f32)| {
-            let scale = if scale.len() == 1 { scale[0] } else { scale[i] };
-            (scale - step).abs() <= step * 1e-5
-        };
-        let fits = q.len() == steps.len() && (scale.len() == 1 || scale.len() == steps.len());
-        (fits && steps.iter().enumerate().all(close)).then_some(q)
+        Some(Columns { scale: steps, bias, offset })
     }
 
     /// The residual of a chain in a layout, with the type it is read in.

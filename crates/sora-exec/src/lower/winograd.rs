@@ -2,7 +2,7 @@
 
 use std::cell::LazyCell;
 
-use sora_kernels::{Isa, Kernels, PackedWinograd, PackedWinogradI8, TileEdge, fold_zero_point};
+use sora_kernels::{Isa, Kernels, PackedWinograd, PackedWinogradI8, TileEdge};
 use sora_tensor::{DType, Tensor};
 
 use super::Lowering;
@@ -10,6 +10,7 @@ use super::build::Buf;
 use super::chain::Chain;
 use super::layout::{Affine, Layout, numbers};
 use super::weights::ByteWeights;
+use crate::steps::gemm::Columns;
 use crate::steps::window::Geometry;
 use crate::steps::winograd::Winograd;
 use crate::steps::winograd_bytes::WinogradBytes;
@@ -180,8 +181,7 @@ impl Lowering<'_> {
         x: Buf,
         input: Affine,
         (weights, index): (&ByteWeights, impl Fn(usize, usize, usize) -> usize),
-        steps: &[f32],
-        bias: &[i32],
+        columns: &Columns,
         chain: &Chain,
     ) -> Option<()> {
         let g = conv.geometry;
@@ -212,9 +212,8 @@ impl Lowering<'_> {
             pad: [top, left],
             zero,
             output: [down, across],
-            bias: fold_zero_point(Some(bias), packed.col_sums(), input.zero_point),
+            columns: columns.clone().with_zeros(packed.col_sums(), input.zero_point),
             packed,
-            scale: steps.to_vec(),
             residual: residual.map(|r| r.1),
             activation: chain.activation,
             store,

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use sora_kernels::{
     ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedBf16,
     PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Residual, Stepped, depthwise_f32, depthwise_u8i8,
-    gemm_bf16, gemm_f32, gemm_u8i8,
+    fold_zero_point, gemm_bf16, gemm_f32, gemm_u8i8,
 };
 
 use super::quantize::dequant;
@@ -59,11 +59,10 @@ pub(crate) struct Half {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
-/// Dense byte weights; `scale` is input scale × weight scale.
+/// Dense byte weights.
 pub(crate) struct Bytes {
     pub(crate) packed: Arc<PackedI8>,
-    pub(crate) bias: Vec<i32>,
-    pub(crate) scale: Vec<f32>,
+    pub(crate) columns: Columns,
 }
 
 /// Depthwise `f32` weights.
@@ -72,11 +71,42 @@ pub(crate) struct RealDepthwise {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
-/// Depthwise byte weights; `scale` is input scale × weight scale.
+/// Depthwise byte weights.
 pub(crate) struct BytesDepthwise {
     pub(crate) packed: PackedDwI8,
-    pub(crate) bias: Vec<i32>,
+    pub(crate) columns: Columns,
+}
+
+/// What belongs to the columns of a product of bytes, one each.
+#[derive(Clone)]
+pub(crate) struct Columns {
+    /// Input scale × weight scale.
     pub(crate) scale: Vec<f32>,
+    /// In steps of the scale.
+    pub(crate) bias: Vec<i32>,
+    /// A bias of which not all are such steps, in place of the other.
+    pub(crate) offset: Option<Vec<f32>>,
+}
+
+impl Columns {
+    /// Those of a group.
+    pub(crate) fn part(&self, columns: Range<usize>) -> Self {
+        Self {
+            scale: self.scale[columns.clone()].to_vec(),
+            bias: self.bias[columns.clone()].to_vec(),
+            offset: self.offset.as_ref().map(|offset| offset[columns].to_vec()),
+        }
+    }
+
+    /// Those for sums over an input whose zeros are not subtracted.
+    pub(crate) fn with_zeros(self, sums: &[i32], zero_point: i32) -> Self {
+        Self { bias: fold_zero_point(Some(&self.bias), sums, zero_point), ..self }
+    }
+
+    pub(crate) fn finished<'a>(&'a self, Finish { residual, activation }: Finish<'a>) -> EpilogueI32<'a> {
+        let Self { scale, bias, offset } = self;
+        EpilogueI32 { bias: Some(bias), scale, offset: offset.as_deref(), residual, activation }
+    }
 }
 
 impl Weights for Real {
@@ -125,9 +155,7 @@ impl Weights for Bytes {
     type Input = u8;
 
     fn multiply(&self, k: Kernels, rows: &ARows<'_, u8>, n0: usize, finish: Finish<'_>, out: Output<'_>) {
-        let Finish { residual, activation } = finish;
-        let epilogue = EpilogueI32 { bias: Some(&self.bias), scale: &self.scale, residual, activation };
-        gemm_u8i8(k, rows, &self.packed, n0, &epilogue, out);
+        gemm_u8i8(k, rows, &self.packed, n0, &self.columns.finished(finish), out);
     }
 
     fn granule(&self) -> Option<usize> {
@@ -163,10 +191,8 @@ impl Weights for BytesDepthwise {
     type Input = u8;
 
     fn multiply(&self, k: Kernels, rows: &ARows<'_, u8>, _: usize, finish: Finish<'_>, out: Output<'_>) {
-        let Finish { residual, activation } = finish;
         if let ARows::Indirect(rows) = rows {
-            let epilogue = EpilogueI32 { bias: Some(&self.bias), scale: &self.scale, residual, activation };
-            depthwise_u8i8(k, rows, &self.packed, &epilogue, out);
+            depthwise_u8i8(k, rows, &self.packed, &self.columns.finished(finish), out);
         }
     }
 

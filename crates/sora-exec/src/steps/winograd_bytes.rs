@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use sora_kernels::{
-    Activation, ByteImages, EpilogueI32, Kernels, MatMut, Output, PackedWinogradI8, Quant, winograd_u8i8,
-};
+use sora_kernels::{Activation, ByteImages, Kernels, MatMut, Output, PackedWinogradI8, Quant, winograd_u8i8};
 
-use super::gemm::{ResidualKind, Store, residual_from};
+use super::gemm::{Columns, Finish, ResidualKind, Store, residual_from};
 use super::{Cx, Io, Work};
 
 /// `store(activation(conv(images, weights) + bias + residual))`.
@@ -21,9 +19,7 @@ pub(crate) struct WinogradBytes {
     pub(crate) zero: u8,
     pub(crate) output: [usize; 2],
     pub(crate) packed: Arc<PackedWinogradI8>,
-    pub(crate) bias: Vec<i32>,
-    /// Input scale × weight scale, one per column.
-    pub(crate) scale: Vec<f32>,
+    pub(crate) columns: Columns,
     pub(crate) residual: Option<ResidualKind>,
     pub(crate) activation: Activation,
     pub(crate) store: Store,
@@ -57,14 +53,10 @@ impl WinogradBytes {
         scratch: &mut [i32],
         out: Output,
     ) {
-        let ld = self.scale.len();
+        let ld = self.columns.scale.len();
         let first = x.first_pixel(rows.start) * ld;
-        let epilogue = EpilogueI32 {
-            bias: Some(&self.bias),
-            scale: &self.scale,
-            residual: self.residual.map(|kind| residual_from(kind, residual, first, ld)),
-            activation: self.activation,
-        };
+        let residual = self.residual.map(|kind| residual_from(kind, residual, first, ld));
+        let epilogue = self.columns.finished(Finish { residual, activation: self.activation });
         winograd_u8i8(kernels, x, rows, &self.packed, &epilogue, scratch, out);
     }
 }
@@ -73,7 +65,7 @@ impl Work for WinogradBytes {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let x = self.view(io.input(0));
         let residual = if self.residual.is_some() { io.ins[1] } else { &[] };
-        let (n, pixels) = (self.scale.len(), self.images * self.output[0] * self.output[1]);
+        let (n, pixels) = (self.columns.scale.len(), self.images * self.output[0] * self.output[1]);
         let mut out = match self.store {
             Store::Real => Output::F32(MatMut::new(io.output_at(0), pixels, n, n)),
             Store::Bf16 => Output::Bf16(MatMut::new(io.output_at(0), pixels, n, n)),

@@ -358,6 +358,7 @@ mod tests {
                 let ep = EpilogueI32 {
                     bias: Some(&folded),
                     scale: &scale,
+                    offset: None,
                     residual: None,
                     activation: Activation::None,
                 };

@@ -529,7 +529,13 @@ mod tests {
                 let a = Indirect { base: &x[..], offsets: &offsets, taps, kc: c, pad: &pad };
                 let packed = PackedDwI8::pack(k, taps, c, weight);
                 let folded = fold_zero_point(Some(&bias), packed.col_sums(), zp.into());
-                let ep = EpilogueI32 { bias: Some(&folded), scale: &scale, residual: None, activation };
+                let ep = EpilogueI32 {
+                    bias: Some(&folded),
+                    scale: &scale,
+                    offset: None,
+                    residual: None,
+                    activation,
+                };
                 let mut want = vec![0; m * c];
                 depthwise_u8i8(k, &a, &packed, &ep, Output::U8(MatMut::new(&mut want, m, c, c), quant));
                 if let Some(packed) = SlidingI8::pack(k, &w, zp, weight, &bias, &scale) {

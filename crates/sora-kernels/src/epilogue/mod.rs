@@ -92,7 +92,7 @@ pub struct EpilogueF32<'a> {
 }
 
 /// Finish of an integer accumulator:
-/// `activation(f32(acc + bias[n]) * scale[n] + residual)`.
+/// `activation(f32(acc + bias[n]) * scale[n] + offset[n] + residual)`.
 #[derive(Clone, Copy, Debug)]
 pub struct EpilogueI32<'a> {
     /// One value per column, usually with the input's zero point folded in
@@ -100,6 +100,8 @@ pub struct EpilogueI32<'a> {
     pub bias: Option<&'a [i32]>,
     /// Input scale × weight scale, one value per column.
     pub scale: &'a [f32],
+    /// One value per column: a bias that is no multiple of the scale.
+    pub offset: Option<&'a [f32]>,
     /// A tensor of the output's shape.
     pub residual: Option<Residual<'a>>,
     /// Applied last.
@@ -220,15 +222,20 @@ impl Finish<i32> for EpilogueI32<'_> {
         }
         let scales = self.scale.len();
         assert!(scales >= n, "{scales} scales for {n} columns");
+        if let Some(offset) = self.offset {
+            assert!(offset.len() >= n, "{} offsets for {n} columns", offset.len());
+        }
         validate_residual(&self.residual, rows, n);
     }
 
-    type Columns<const N: usize> = ([i32; N], [f32; N]);
+    type Columns<const N: usize> = ([i32; N], [f32; N], Option<[f32; N]>);
 
     #[inline(always)]
     fn columns<const N: usize>(&self, first: usize, cols: usize) -> Self::Columns<N> {
-        let bias = self.bias.map_or(&[][..], |b| &b[first..first + cols]);
-        (padded(bias, 0), padded(&self.scale[first..first + cols], 0.0))
+        let range = first..first + cols;
+        let bias = self.bias.map_or(&[][..], |b| &b[range.clone()]);
+        let offset = self.offset.map(|offset| padded(&offset[range.clone()], 0.0));
+        (padded(bias, 0), padded(&self.scale[range], 0.0), offset)
     }
 
     #[inline(always)]
@@ -241,6 +248,11 @@ impl Finish<i32> for EpilogueI32<'_> {
     ) {
         for j in 0..N {
             y[j] = acc[j].wrapping_add(c.0[j]) as f32 * c.1[j];
+        }
+        if let Some(offset) = &c.2 {
+            for j in 0..N {
+                y[j] += offset[j];
+            }
         }
     }
 
