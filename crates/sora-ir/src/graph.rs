@@ -273,7 +273,7 @@ impl Graph {
         self.values().find(|(_, v)| v.name == name && v.def != Def::Removed).map(|(id, _)| id)
     }
 
-    /// Makes every reader and result that uses `old` use `new`.
+    /// Makes every reader and result that uses `old` use `new`. Looks at all nodes.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {
         for node in self.nodes.iter_mut().flatten() {
             for input in node.inputs.iter_mut().filter(|input| **input == Some(old)) {
@@ -282,6 +282,19 @@ impl Graph {
         }
         for output in self.outputs.iter_mut().filter(|output| output.value == old) {
             output.value = new;
+        }
+    }
+
+    /// Makes the inputs of one node that are `old` be `new`.
+    pub fn redirect(&mut self, node: NodeId, old: ValueId, new: ValueId) {
+        let inputs = self.nodes[node.index()].iter_mut().flat_map(|node| &mut node.inputs);
+        inputs.filter(|input| **input == Some(old)).for_each(|input| *input = Some(new));
+    }
+
+    /// Makes the result at a position be `value`.
+    pub fn set_output(&mut self, position: usize, value: ValueId) {
+        if let Some(output) = self.outputs.get_mut(position) {
+            output.value = value;
         }
     }
 

@@ -74,10 +74,7 @@ impl<'a> Editor<'a> {
             // Types of readers may depend on the type, the elements and on whether they are constant.
             let (from, to) = (self.graph.value(old), self.graph.value(new));
             sharper |= to.ty != from.ty || to.content != from.content || matches!(to.def, Def::Const(_));
-            self.graph.replace_uses(old, new);
-            let readers = std::mem::take(&mut self.uses.readers[old.index()]);
-            self.uses.readers[new.index()].extend(readers);
-            self.uses.results[new.index()] += std::mem::take(&mut self.uses.results[old.index()]);
+            self.uses.replace(self.graph, old, new);
             if matches!(term, Term::New(_)) {
                 renamed.push((new, self.graph.value(old).name.clone()));
             }
@@ -113,8 +110,7 @@ impl<'a> Editor<'a> {
             }
         };
         let count = values.iter().map(|value| value.index() + 1).max()?;
-        self.uses.readers.resize(count, Vec::new());
-        self.uses.results.resize(count, 0);
+        self.uses.grow(count);
         Some((values, node))
     }
 

@@ -3,27 +3,47 @@
 use sora_ir::{Dim, Graph, Node, NodeId, Op, TensorType, ValueId, ops};
 use sora_tensor::Tensor;
 
-/// Who reads each value: computed once per sweep and kept up to date by the editor.
+/// Who reads each value: computed once per sweep and kept up to date by it, so that a change costs no look at all nodes.
 #[derive(Clone, Debug)]
 pub(crate) struct Uses {
     /// By value index: reading nodes, once per reading input.
     pub(crate) readers: Vec<Vec<NodeId>>,
-    /// By value index: how many results of the graph it is.
-    pub(crate) results: Vec<usize>,
+    /// By value index: the positions of the results that it is.
+    pub(crate) results: Vec<Vec<usize>>,
 }
 
 impl Uses {
     pub(crate) fn of(graph: &Graph) -> Self {
         let readers = graph.uses();
-        let mut results = vec![0; readers.len()];
-        for output in graph.outputs() {
-            results[output.value.index()] += 1;
+        let mut results = vec![Vec::new(); readers.len()];
+        for (position, output) in graph.outputs().iter().enumerate() {
+            results[output.value.index()].push(position);
         }
         Uses { readers, results }
     }
 
     pub(crate) fn count(&self, value: ValueId) -> usize {
-        self.readers[value.index()].len() + self.results[value.index()]
+        self.readers[value.index()].len() + self.results[value.index()].len()
+    }
+
+    /// Makes room for values that the graph has now.
+    pub(crate) fn grow(&mut self, values: usize) {
+        self.readers.resize(values, Vec::new());
+        self.results.resize(values, Vec::new());
+    }
+
+    /// Makes every reader and result that uses `old` use `new`. What has no room here is not followed.
+    pub(crate) fn replace(&mut self, graph: &mut Graph, old: ValueId, new: ValueId) {
+        let readers = std::mem::take(&mut self.readers[old.index()]);
+        let results = std::mem::take(&mut self.results[old.index()]);
+        readers.iter().for_each(|&reader| graph.redirect(reader, old, new));
+        results.iter().for_each(|&position| graph.set_output(position, new));
+        if let (Some(all), Some(positions)) =
+            (self.readers.get_mut(new.index()), self.results.get_mut(new.index()))
+        {
+            all.extend(readers);
+            positions.extend(results);
+        }
     }
 }
 

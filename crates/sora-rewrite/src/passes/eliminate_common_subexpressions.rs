@@ -8,6 +8,7 @@ use sora_tensor::{DType, Tensor};
 
 use crate::Report;
 use crate::manager::{RewriteError, check_change};
+use crate::view::Uses;
 
 const NAME: &str = "eliminate_common_subexpressions";
 
@@ -20,6 +21,7 @@ pub(crate) fn eliminate_common_subexpressions(
 ) -> Result<(), RewriteError> {
     merge_constants(graph);
     check_change(graph, check, NAME, "constants")?;
+    let mut uses = Uses::of(graph);
     let mut seen: HashMap<(Op, Vec<Option<ValueId>>), Vec<ValueId>> = HashMap::new();
     for id in graph.order()? {
         let Some(node) = graph.node(id) else { continue };
@@ -37,7 +39,7 @@ pub(crate) fn eliminate_common_subexpressions(
                 let kept = firsts.first().map_or("", |&v| graph.value(v).name.as_str());
                 report.push(NAME, &name, format!("{} computes `{kept}` again", node.op.label()));
                 for (&first, &again) in firsts.iter().zip(&outputs) {
-                    graph.replace_uses(again, first);
+                    uses.replace(graph, again, first);
                 }
                 graph.remove(id);
                 check_change(graph, check, NAME, &name)?;

@@ -5,6 +5,7 @@ use sora_tensor::Tensor;
 
 use crate::Report;
 use crate::manager::{RewriteError, check_change};
+use crate::view::Uses;
 
 const NAME: &str = "fold_constants";
 
@@ -42,7 +43,7 @@ pub(crate) fn fold_constants(
     check: bool,
     report: &mut Report,
 ) -> Result<(), RewriteError> {
-    let uses = graph.uses();
+    let mut uses = Uses::of(graph);
     let before = report.fired.len();
     for id in graph.order()? {
         let Some(folded) = fold(graph, id, &uses, budget) else { continue };
@@ -53,7 +54,7 @@ pub(crate) fn fold_constants(
         for (old, tensor) in outputs.into_iter().zip(folded) {
             let name = graph.value(old).name.clone();
             let new = graph.constant(&name, tensor);
-            graph.replace_uses(old, new);
+            uses.replace(graph, old, new);
         }
         graph.remove(id);
         if check {
@@ -69,7 +70,7 @@ pub(crate) fn fold_constants(
 }
 
 /// The outputs of a node if they are known and affordable.
-fn fold(graph: &Graph, id: NodeId, uses: &[Vec<NodeId>], budget: &mut FoldBudget) -> Option<Vec<Tensor>> {
+fn fold(graph: &Graph, id: NodeId, uses: &Uses, budget: &mut FoldBudget) -> Option<Vec<Tensor>> {
     let node = graph.node(id)?;
     if let [output] = node.outputs[..]
         && let Some(tensor) = from_content(graph, output)
@@ -88,12 +89,13 @@ fn fold(graph: &Graph, id: NodeId, uses: &[Vec<NodeId>], budget: &mut FoldBudget
     // Inferred anew: inputs that just became constants may decide the shape.
     let (types, _) = graph.infer(&node.name, &node.op, &node.inputs).ok()?;
     let grown = types.iter().map(size).sum::<Option<usize>>()?;
-    // Constants made during this pass are not in `uses` yet; whatever they were folded from was paid for.
-    // What nothing else reads goes with the node. A constant made during this pass was paid for then.
+    // What nothing else reads goes with the node. A constant made during this pass, which `uses` does not follow, was
+    // paid for then.
     let only_here = |value: &&ValueId| {
-        let readers = uses.get(value.index());
-        let is_result = graph.outputs().iter().any(|output| output.value == **value);
-        readers.is_none_or(|readers| readers.iter().all(|&reader| reader == id)) && !is_result
+        let read_elsewhere = |readers: &Vec<NodeId>| readers.iter().any(|&reader| reader != id);
+        let is_result = |positions: &Vec<usize>| !positions.is_empty();
+        !uses.readers.get(value.index()).is_some_and(read_elsewhere)
+            && !uses.results.get(value.index()).is_some_and(is_result)
     };
     let inputs_here = node.inputs.iter().flatten().filter(only_here);
     let freed: usize = inputs_here.filter_map(|&value| size(graph.ty(value))).sum();
