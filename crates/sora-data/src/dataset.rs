@@ -10,7 +10,7 @@ use sora_tensor::{DType, Tensor};
 
 use crate::{DataError, ErrorKind, folder, idx, npy, npz, table};
 
-const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures per class, an .npz with `x` and `y`, \
+const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures or of WAV files per class, an .npz with `x` and `y`, \
                      a .csv or .csv.gz, or an IDX pair (…-images-idx3-ubyte and …-labels-idx1-ubyte, also .gz)";
 const LABELS_FILE: &str = "labels.txt";
 const MAX_LABELS_FILE: u64 = 1 << 24;
@@ -64,6 +64,8 @@ impl Default for OpenOptions {
 pub enum SampleKind {
     /// A PNG or JPEG file: 8-bit, one or three channels, of any size.
     Files,
+    /// A WAV file, of any length and rate.
+    Sounds,
     /// One array.
     Array {
         /// Type of its elements.
@@ -79,6 +81,7 @@ impl fmt::Display for SampleKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SampleKind::Files => f.write_str("picture files"),
+            SampleKind::Sounds => f.write_str("sound files"),
             SampleKind::Array { dtype, shape } => write!(f, "{dtype}{shape:?}"),
             SampleKind::Named(arrays) => {
                 let one =
@@ -107,6 +110,8 @@ struct Inner {
 pub(crate) enum Source {
     /// Files of pictures.
     Files(Vec<PathBuf>),
+    /// Files of sounds.
+    Sounds(Vec<PathBuf>),
     /// Arrays with the sample axis first.
     Arrays(Vec<(Option<String>, Tensor)>),
 }
@@ -116,6 +121,7 @@ impl Dataset {
     /// - a folder with one IDX pair, or the path of its images; the labels lie beside them;
     /// - a folder whose sub-folders are classes, numbered by sorted name, of PNG and JPEG pictures, which are
     ///   decoded when a batch needs them; pictures without sub-folders are unlabelled;
+    /// - the same of WAV files, as Google's Speech Commands lie: sub-folders whose name starts with `_` are no classes;
     /// - `.npz`: `y` are the labels, one other array is the input (named unless it is `x`), several are named
     ///   inputs;
     /// - `.csv` or `.csv.gz`: numbers, of which one column is the label ([`LabelColumn`]).
@@ -154,7 +160,10 @@ impl Dataset {
                     if !files.classes.is_empty() {
                         classes = Some(files.classes);
                     }
-                    (Source::Files(files.paths), files.labels)
+                    (
+                        if files.sounds { Source::Sounds(files.paths) } else { Source::Files(files.paths) },
+                        files.labels,
+                    )
                 }
             }
         } else if name.ends_with(".npz") {
@@ -220,7 +229,7 @@ impl Dataset {
     /// The number of samples; never zero.
     pub fn len(&self) -> usize {
         match &self.0.source {
-            Source::Files(paths) => paths.len(),
+            Source::Files(paths) | Source::Sounds(paths) => paths.len(),
             Source::Arrays(arrays) => samples(arrays),
         }
     }
@@ -248,6 +257,7 @@ impl Dataset {
         let rest = |t: &Tensor| t.shape().get(1..).unwrap_or_default().to_vec();
         match &self.0.source {
             Source::Files(_) => SampleKind::Files,
+            Source::Sounds(_) => SampleKind::Sounds,
             Source::Arrays(arrays) => match arrays.as_slice() {
                 [(_, one)] => SampleKind::Array { dtype: one.dtype(), shape: rest(one) },
                 several => {
@@ -291,7 +301,9 @@ impl Dataset {
 
     pub(crate) fn sample_place(&self, index: usize) -> String {
         match &self.0.source {
-            Source::Files(paths) => paths.get(index).map_or(String::new(), |p| p.display().to_string()),
+            Source::Files(paths) | Source::Sounds(paths) => {
+                paths.get(index).map_or(String::new(), |p| p.display().to_string())
+            }
             Source::Arrays(_) => format!("{}, sample {index}", self.place()),
         }
     }

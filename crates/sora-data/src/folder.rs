@@ -1,4 +1,4 @@
-//! Folders of picture files, one sub-folder a class.
+//! Folders of picture or sound files, one sub-folder a class.
 #![cfg_attr(not(test), deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used))]
 
 use std::fs::{self, File};
@@ -11,7 +11,8 @@ use crate::picture::Picture;
 use crate::preprocess::Size;
 use crate::{DataError, ErrorKind};
 
-const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+const PICTURES: &[&str] = &["png", "jpg", "jpeg"];
+const SOUNDS: &[&str] = &["wav"];
 /// Folders below a class folder: deeper ones are ignored, and cyclic links end.
 const MAX_DEPTH: usize = 8;
 /// The largest compressed picture in bytes.
@@ -23,9 +24,11 @@ pub(crate) struct Files {
     pub(crate) labels: Option<Vec<usize>>,
     /// Names of the classes; empty when there are no sub-folders.
     pub(crate) classes: Vec<String>,
+    /// Whether they are sounds, not pictures.
+    pub(crate) sounds: bool,
 }
 
-/// Lists the pictures below `folder`. Class numbers follow `order`, which must name every sub-folder; without it
+/// Lists the pictures below `folder`, or the sounds when there is one before any picture. Class numbers follow `order`, which must name every sub-folder; without it
 /// `known` if it does, else the sorted names. Pictures that lie directly in `folder` are the samples only when no
 /// sub-folder is a class.
 pub(crate) fn list(
@@ -34,9 +37,14 @@ pub(crate) fn list(
     known: Option<&[String]>,
 ) -> Result<Files, DataError> {
     let entries = entries(folder)?;
+    let endings = endings(&entries);
+    let sounds = endings == SOUNDS;
     let mut names = Vec::new();
     for path in entries.iter().filter(|p| p.is_dir()) {
         let name = path.file_name().unwrap_or_default();
+        if sounds && name.as_encoded_bytes().starts_with(b"_") {
+            continue;
+        }
         names.push(name.to_str().map(str::to_owned).ok_or_else(|| {
             let what = "the name of this class folder is not valid UTF-8";
             let hint = "rename the folder";
@@ -44,8 +52,8 @@ pub(crate) fn list(
         })?);
     }
     if names.is_empty() {
-        let paths: Vec<PathBuf> = entries.into_iter().filter(|p| is_picture(p)).collect();
-        return Ok(Files { paths, labels: None, classes: Vec::new() });
+        let paths: Vec<PathBuf> = entries.into_iter().filter(|p| is_one(p, endings)).collect();
+        return Ok(Files { paths, labels: None, classes: Vec::new(), sounds });
     }
     let known = known.filter(|known| names.iter().all(|n| known.contains(n)));
     let classes = match order.or(known) {
@@ -63,25 +71,35 @@ pub(crate) fn list(
         let label = classes.iter().position(|c| c == name).unwrap_or(0);
         let before = paths.len();
         let class = folder.join(name);
-        collect(&class, MAX_DEPTH, &mut paths)?;
+        collect(&class, endings, MAX_DEPTH, &mut paths)?;
         if paths.len() == before {
-            let what = "this class folder holds no PNG or JPEG picture";
+            let what = format!(
+                "this class folder holds no {}",
+                if sounds { "WAV file" } else { "PNG or JPEG picture" }
+            );
             let hint =
-                "add pictures, remove the folder, or give the path of the folder that holds the data itself";
+                "add some, remove the folder, or give the path of the folder that holds the data itself";
             return Err(DataError::new(ErrorKind::Empty, what, class.display().to_string(), hint));
         }
         labels.resize(paths.len(), label);
     }
-    Ok(Files { paths, labels: Some(labels), classes })
+    Ok(Files { paths, labels: Some(labels), classes, sounds })
 }
 
-fn collect(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), DataError> {
+/// The endings of what lies in a folder with these entries, or one below it.
+fn endings(folder: &[PathBuf]) -> &'static [&'static str] {
+    let below = folder.iter().filter(|path| path.is_dir()).flat_map(|path| entries(path).unwrap_or_default());
+    let known = |path: PathBuf| [PICTURES, SOUNDS].into_iter().find(|endings| is_one(&path, endings));
+    folder.iter().cloned().chain(below).find_map(known).unwrap_or(PICTURES)
+}
+
+fn collect(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), DataError> {
     for path in entries(folder)? {
-        if is_picture(&path) {
+        if is_one(&path, endings) {
             paths.push(path);
         } else if path.is_dir() {
             match depth.checked_sub(1) {
-                Some(depth) => collect(&path, depth, paths)?,
+                Some(depth) => collect(&path, endings, depth, paths)?,
                 None => continue,
             }
         }
@@ -103,9 +121,9 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(paths)
 }
 
-fn is_picture(path: &Path) -> bool {
+fn is_one(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().and_then(|e| e.to_str());
-    ending.is_some_and(|e| ENDINGS.iter().any(|known| e.eq_ignore_ascii_case(known))) && !path.is_dir()
+    ending.is_some_and(|e| endings.iter().any(|known| e.eq_ignore_ascii_case(known))) && !path.is_dir()
 }
 
 /// Decodes one PNG or JPEG to 8-bit grey or RGB: palettes are expanded, 16 bits narrowed, transparency

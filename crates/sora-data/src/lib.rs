@@ -1,6 +1,6 @@
 //! Datasets, preprocessing, batching, splits and metrics.
 //!
-//! [`Dataset::open`] reads image folders, `.npz`, CSV and IDX; a [`Preprocess`] describes how its samples
+//! [`Dataset::open`] reads folders of pictures and sounds, `.npz`, CSV and IDX; a [`Preprocess`] describes how its samples
 //! become a model's input, and [`Dataset::batches`] makes them; for training, a [`Loader`] shuffles them anew in every
 //! epoch. [`split()`] divides a dataset reproducibly, and
 //! [`Classification`], [`paired_drop`] and [`Agreement`] measure what a model does with it.
@@ -27,6 +27,7 @@ mod preprocess;
 mod random;
 mod resample;
 mod settings;
+mod sound;
 mod split;
 mod stream;
 mod table;
@@ -41,9 +42,15 @@ pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClas
 pub use order::Order;
 pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, Size};
 pub use settings::{Setting, Settings, nearest, setting, suggestion};
+pub use sound::{FEATURES, FeatureRow, Sound};
 pub use split::{Split, SplitOptions, split};
 
 /// Rounds to f32.
 fn narrow(value: f64) -> f32 {
     value as f32
+}
+
+/// A count as a number; exact below 2⁵³.
+fn real(count: usize) -> f64 {
+    count as f64
 }

@@ -112,6 +112,7 @@ impl Loader {
             let what = "an order that is balanced by class needs labels".to_owned();
             return Err(error(ErrorKind::Label, what, "choose the order `shuffled`"));
         }
+        options.augment.iter().try_for_each(|augmentation| augmentation.check(&data.sample_kind()))?;
         if options.augment.iter().any(Augmentation::mixes) {
             let Some(labels) = data.labels() else {
                 let what = "mixing samples needs labels".to_owned();
@@ -324,8 +325,8 @@ mod tests {
         assert_eq!(refused(LoaderOptions { classes: 1, ..options.clone() }).kind, ErrorKind::Label);
         let reals = Tensor::from_slice(&[1, 2, 2], &[0f32; 4]).unwrap();
         let reals = Dataset::from_arrays(vec![(None, reals)], Some(vec![0])).unwrap();
-        let loader = Loader::new(&reals, &[0], None, &Preprocess::default(), options).unwrap();
-        assert!(loader.epoch(0, 0).next().unwrap().unwrap_err().what.contains("not as 8-bit levels"));
+        let error = Loader::new(&reals, &[0], None, &Preprocess::default(), options).unwrap_err();
+        assert!(error.what.contains("`mixup` is not for samples that are f32[2, 2]"), "{error}");
     }
 
     #[test]

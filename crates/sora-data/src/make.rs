@@ -1,14 +1,20 @@
 //! Making batches of a dataset's samples.
 #![cfg_attr(not(test), deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used))]
 
+use std::path::{Path, PathBuf};
+
 use rayon::prelude::*;
 use sora_tensor::{Tensor, TensorError};
 
-use crate::augment::Augmentation;
+use crate::augment::{Augmentation, Mixable};
 use crate::dataset::Source;
 use crate::picture::Picture;
-use crate::preprocess::{ArrayPictures, Prepared, assemble, check_alike, from_array, pass_through, prepare};
+use crate::preprocess::{
+    ArrayPictures, Layout, Prepared, assemble, check_alike, from_array, pass_through, prepare,
+};
 use crate::random::Random;
+use crate::sound::features::Features;
+use crate::sound::wav;
 use crate::{Batch, Batches, DataError, Dataset, ErrorKind, Preprocess, folder};
 
 /// What is done to the samples of a batch besides preparing them.
@@ -80,38 +86,21 @@ impl Dataset {
                     let hint = "give resize= instead";
                     return Err(DataError::new(ErrorKind::Usage, what, "the preprocessing", hint));
                 }
-                let load = |index: usize| match paths.get(index) {
-                    Some(path) => folder::decode(path, self.max_pixels()),
-                    None => Err(self.no_sample(index)),
-                };
-                return self.pictures(&load, indices, pre, changes);
+                let decode = |index: usize| folder::decode(self.path(paths, index)?, self.max_pixels());
+                return self.pictures(decode, indices, pre, changes);
             }
+            Source::Sounds(paths) => return self.sounds(paths, indices, pre, changes),
             Source::Arrays(arrays) => arrays.as_slice(),
         };
         let inputs = match arrays {
             [(name, one)] if !changes.augment.is_empty() => {
                 let source = ArrayPictures::of(one, pre, self.place())?;
-                let load = |index: usize| {
-                    source.levels(index).ok_or_else(|| {
-                        let what = format!("the pictures are stored as {}, not as 8-bit levels", one.dtype());
-                        let hint = "store them as u8, or leave out the augmentations";
-                        DataError::new(ErrorKind::Usage, what, self.place(), hint)
-                    })
-                };
-                let mut batch = self.pictures(&load, indices, source.pre(), changes)?;
+                let lift = |index: usize| source.levels(index).ok_or_else(|| self.no_sample(index));
+                let mut batch = self.pictures(lift, indices, source.pre(), changes)?;
                 batch.inputs.iter_mut().for_each(|input| input.0.clone_from(name));
                 return Ok(batch);
             }
             [(name, one)] => vec![(name.clone(), from_array(one, indices, pre, self.place())?)],
-            _ if !changes.augment.is_empty() => {
-                let what = "augmentations are for pictures, but the samples have several arrays";
-                return Err(DataError::new(
-                    ErrorKind::Usage,
-                    what,
-                    self.place(),
-                    "leave out the augmentations",
-                ));
-            }
             several => {
                 let gathered = several.iter().map(|(name, t)| Ok((name.clone(), pass_through(t, indices)?)));
                 gathered.collect::<Result<_, DataError>>()?
@@ -120,53 +109,106 @@ impl Dataset {
         Ok(Batch { inputs, labels: self.labels_of(indices), len: indices.len(), ..Batch::default() })
     }
 
-    /// A batch of pictures: each loaded, prepared and changed, then all of them mixed.
+    /// A batch of pictures.
     fn pictures(
         &self,
-        load: &(dyn Fn(usize) -> Result<Picture<u8>, DataError> + Sync),
+        decode: impl Fn(usize) -> Result<Picture<u8>, DataError> + Sync,
         indices: &[usize],
+        pre: &Preprocess,
+        changes: Changes,
+    ) -> Result<Batch, DataError> {
+        let ready = |picture: Picture<u8>, index: usize, random: &mut Random| {
+            let mut picture = prepare(picture, pre, || self.sample_place(index))?;
+            changes.augment.iter().for_each(|augmentation| augmentation.change(&mut picture, random));
+            Ok(picture)
+        };
+        let read = self.read(decode, ready, indices, &changes)?;
+        self.finish(read, Prepared::Levels, pre, changes)
+    }
+
+    /// A batch of sounds.
+    fn sounds(
+        &self,
+        paths: &[PathBuf],
+        indices: &[usize],
+        pre: &Preprocess,
+        changes: Changes,
+    ) -> Result<Batch, DataError> {
+        let sound = pre.sound.clone().unwrap_or_default();
+        let features = Features::new(&sound);
+        let decode = |index: usize| wav::read(self.path(paths, index)?, sound.rate(), sound.length());
+        let ready = |mut wave: Vec<f32>, _, random: &mut Random| {
+            for augmentation in changes.augment {
+                augmentation.change_wave(&mut wave, sound.rate(), random);
+            }
+            let mut picture = features.of(wave);
+            changes
+                .augment
+                .iter()
+                .for_each(|augmentation| augmentation.change_spectrogram(&mut picture, random));
+            Ok(picture)
+        };
+        let read = self.read(decode, ready, indices, &changes)?;
+        let pre = Preprocess { layout: pre.layout.or(Some(Layout::Nhw)), ..pre.clone() };
+        self.finish(read, Prepared::Reals, &pre, changes)
+    }
+
+    /// Decodes samples and makes them ready, in parallel. Only what cannot be decoded may be left out.
+    fn read<D, T: Send>(
+        &self,
+        decode: impl Fn(usize) -> Result<D, DataError> + Sync,
+        ready: impl Fn(D, usize, &mut Random) -> Result<T, DataError> + Sync,
+        indices: &[usize],
+        changes: &Changes,
+    ) -> Result<Read<T>, DataError> {
+        // The outer error is the batch's, the inner one that of a sample that cannot be read.
+        let one = |(at, &index): (usize, &usize)| match decode(index) {
+            Err(error) if changes.skip_unreadable => Ok(Err(error)),
+            decoded => ready(decoded?, index, &mut (changes.sample)(at)).map(Ok),
+        };
+        let samples = indices.par_iter().enumerate().map(one).collect::<Result<Vec<_>, DataError>>()?;
+        let mut read = Read { samples: Vec::new(), indices: Vec::new(), skipped: Vec::new() };
+        for (sample, &index) in samples.into_iter().zip(indices) {
+            match sample {
+                Ok(sample) => {
+                    read.samples.push(sample);
+                    read.indices.push(index);
+                }
+                Err(error) => read.skipped.push(error),
+            }
+        }
+        match read.skipped.first() {
+            Some(first) if read.samples.is_empty() => {
+                let what = format!("no sample of a whole batch can be read; {}", first.what);
+                Err(DataError { what, ..first.clone() })
+            }
+            _ => Ok(read),
+        }
+    }
+
+    /// The batch of samples that are ready, mixed and normalized.
+    fn finish<T: Mixable>(
+        &self,
+        read: Read<Picture<T>>,
+        prepared: fn(Picture<T>) -> Prepared,
         pre: &Preprocess,
         mut changes: Changes,
     ) -> Result<Batch, DataError> {
-        // The outer error is the batch's, the inner one that of a sample that cannot be read.
-        let ready = |(at, &index): (usize, &usize)| -> Result<Result<Picture<u8>, DataError>, DataError> {
-            let loaded = match load(index) {
-                Err(error) if changes.skip_unreadable => return Ok(Err(error)),
-                loaded => loaded?,
-            };
-            let mut picture = prepare(loaded, pre, || self.sample_place(index))?;
-            let mut random = (changes.sample)(at);
-            changes.augment.iter().for_each(|augmentation| augmentation.change(&mut picture, &mut random));
-            Ok(Ok(picture))
-        };
-        let samples = indices.par_iter().enumerate().map(ready).collect::<Result<Vec<_>, _>>()?;
-        let (mut pictures, mut kept, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-        for (sample, &index) in samples.into_iter().zip(indices) {
-            match sample {
-                Ok(picture) => {
-                    pictures.push(picture);
-                    kept.push(index);
-                }
-                Err(error) => skipped.push(error),
-            }
-        }
-        match skipped.first() {
-            Some(first) if pictures.is_empty() => {
-                let what = format!("no sample of a whole batch can be read; {}", first.what);
-                return Err(DataError { what, ..first.clone() });
-            }
-            _ => {}
-        }
-        let place = |i: usize| kept.get(i).map_or(String::new(), |&i| self.sample_place(i));
-        let labels = self.labels_of(&kept);
+        let Read { mut samples, indices, skipped } = read;
+        let place = |i: usize| indices.get(i).map_or(String::new(), |&i| self.sample_place(i));
+        let labels = self.labels_of(&indices);
         let mut targets = None;
         if changes.augment.iter().any(Augmentation::mixes) {
-            check_alike(pictures.iter().map(|p| (p.size, p.channels)), place)?;
-            targets = Some(mix(&mut pictures, &labels, &mut changes)?);
+            check_alike(samples.iter().map(|p| (p.size, p.channels)), place)?;
+            targets = Some(mix(&mut samples, &labels, &mut changes)?);
         }
-        let pictures: Vec<Prepared> = pictures.into_iter().map(Prepared::Levels).collect();
-        let inputs = vec![(None, assemble(&pictures, pre, place)?)];
-        Ok(Batch { inputs, labels, targets, len: kept.len(), skipped })
+        let samples: Vec<Prepared> = samples.into_iter().map(prepared).collect();
+        let inputs = vec![(None, assemble(&samples, pre, place)?)];
+        Ok(Batch { inputs, labels, targets, len: indices.len(), skipped })
+    }
+
+    fn path<'a>(&self, paths: &'a [PathBuf], index: usize) -> Result<&'a Path, DataError> {
+        paths.get(index).map(PathBuf::as_path).ok_or_else(|| self.no_sample(index))
     }
 
     fn labels_of(&self, indices: &[usize]) -> Vec<usize> {
@@ -174,13 +216,24 @@ impl Dataset {
     }
 }
 
-/// Mixes pictures of one shape; the result is the probability of each class for each of them.
-fn mix(pictures: &mut [Picture<u8>], labels: &[usize], changes: &mut Changes) -> Result<Tensor, DataError> {
+/// Samples that could be read, with their indices, and why others could not.
+struct Read<T> {
+    samples: Vec<T>,
+    indices: Vec<usize>,
+    skipped: Vec<DataError>,
+}
+
+/// Mixes samples of one shape; the result is the probability of each class for each of them.
+fn mix<T: Mixable>(
+    samples: &mut [Picture<T>],
+    labels: &[usize],
+    changes: &mut Changes,
+) -> Result<Tensor, DataError> {
     let classes = changes.classes;
     let class_of = |label: usize| (0..classes).map(move |class| if class == label { 1f32 } else { 0.0 });
     let mut rows: Vec<f32> = labels.iter().flat_map(|&label| class_of(label)).collect();
     for augmentation in changes.augment {
-        if let Some(mixture) = augmentation.mix(pictures, &mut changes.batch) {
+        if let Some(mixture) = augmentation.mix(samples, &mut changes.batch) {
             mixture.mix_labels(&mut rows, classes);
         }
     }

@@ -53,9 +53,14 @@ impl Settings {
         self.0.iter().find(|(known, _)| *known == name).map_or(0.0, |&(_, value)| value)
     }
 
-    /// All of them, by name.
-    pub fn all(&self) -> BTreeMap<String, f64> {
-        self.0.iter().map(|&(name, value)| (name.to_owned(), value)).collect()
+    /// The numbers where none is given.
+    pub fn defaults(known: &[Setting]) -> Self {
+        Settings(known.iter().map(|setting| (setting.name, setting.default)).collect())
+    }
+
+    /// All of them with their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.0.iter().copied()
     }
 }
 

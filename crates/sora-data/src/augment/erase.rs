@@ -46,11 +46,11 @@ pub(super) fn random_erasing(picture: &mut Picture<u8>, settings: &Settings, ran
 }
 
 /// The rows of a rectangle.
-pub(super) fn parts(
-    picture: &mut Picture<u8>,
+pub(super) fn parts<T>(
+    picture: &mut Picture<T>,
     rows: Range<usize>,
     columns: Range<usize>,
-) -> impl Iterator<Item = &mut [u8]> {
+) -> impl Iterator<Item = &mut [T]> {
     let channels = picture.channels;
     let lines = picture.data.chunks_exact_mut(picture.size.width * channels);
     let inside = columns.start * channels..columns.end * channels;

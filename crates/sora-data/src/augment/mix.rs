@@ -1,7 +1,7 @@
 //! Augmentations that mix the samples of a batch.
 
 use super::erase::parts;
-use crate::picture::Picture;
+use crate::picture::{Channel, Picture};
 use crate::random::Random;
 use crate::settings::Settings;
 
@@ -33,20 +33,27 @@ impl Mixture {
     }
 }
 
-pub(super) fn mixup(pictures: &mut [Picture<u8>], settings: &Settings, random: &mut Random) -> Mixture {
+pub(super) fn mixup<T: Channel>(
+    pictures: &mut [Picture<T>],
+    settings: &Settings,
+    random: &mut Random,
+) -> Mixture {
     let mixture = Mixture::draw(pictures.len(), settings, random);
     let own = pictures.to_vec();
-    // 16 fractional bits.
-    let part = (mixture.share * 65536.0).round() as u32;
+    let parts = [T::weight(mixture.share), T::weight(1.0 - mixture.share)];
     for (picture, &partner) in pictures.iter_mut().zip(&mixture.partners) {
         for (to, from) in picture.data.iter_mut().zip(&own[partner].data) {
-            *to = ((u32::from(*to) * part + u32::from(*from) * (65536 - part) + (1 << 15)) >> 16) as u8;
+            *to = T::blend([(*to, parts[0]), (*from, parts[1])].into_iter());
         }
     }
     mixture
 }
 
-pub(super) fn cutmix(pictures: &mut [Picture<u8>], settings: &Settings, random: &mut Random) -> Mixture {
+pub(super) fn cutmix<T: Channel>(
+    pictures: &mut [Picture<T>],
+    settings: &Settings,
+    random: &mut Random,
+) -> Mixture {
     let mut mixture = Mixture::draw(pictures.len(), settings, random);
     let Some(size) = pictures.first().map(|picture| picture.size) else { return mixture };
     // Sides in proportion to the picture's, around any pixel, and cut off at its edge.

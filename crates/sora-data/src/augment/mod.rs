@@ -1,20 +1,22 @@
-//! Random changes of samples, which a network shall not mind: they act on 8-bit pictures after resizing and before
-//! scaling and normalization.
+//! Random changes of samples, which a network shall not mind: they act on 8-bit pictures after resizing, on waves and on
+//! features of them, all before scaling and normalization.
 
 mod color;
 mod erase;
 mod geometry;
 mod mix;
 mod rand_augment;
+mod sound;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sora_tensor::DType;
 
 use crate::picture::Picture;
 use crate::random::Random;
 use crate::settings::{Setting, Settings, setting, suggestion};
-use crate::{DataError, ErrorKind};
+use crate::{DataError, ErrorKind, SampleKind};
 
 pub(crate) use mix::Mixture;
 
@@ -34,9 +36,15 @@ pub struct AugmentationRow {
 enum Apply {
     /// One picture, which keeps its size.
     Picture(fn(&mut Picture<u8>, &Settings, &mut Random)),
-    /// All pictures of a batch, which have one shape; their labels mix as they do.
-    Batch(fn(&mut [Picture<u8>], &Settings, &mut Random) -> Mixture),
+    /// A wave of so many samples a second, which keeps its length.
+    Wave(fn(&mut [f32], usize, &Settings, &mut Random)),
+    /// Features of a wave, rows of frames.
+    Spectrogram(fn(&mut Picture<f32>, &Settings, &mut Random)),
+    /// All samples of a batch, which have one shape; their labels mix as they do.
+    Batch(Mix<u8>, Mix<f32>),
 }
+
+type Mix<T> = fn(&mut [Picture<T>], &Settings, &mut Random) -> Mixture;
 
 const HALF: Setting = setting("probability", 0.5, 0.0, 1.0);
 const ALWAYS: Setting = setting("probability", 1.0, 0.0, 1.0);
@@ -114,18 +122,49 @@ pub const AUGMENTATIONS: &[AugmentationRow] = &[
         apply: Apply::Picture(rand_augment::rand_augment),
     },
     AugmentationRow {
-        // The weighted mean with another picture of the batch, and of the labels. Source: Zhang et al., "mixup: beyond
+        // By up to `seconds` earlier or later; silence follows.
+        name: "time_shift",
+        settings: &[setting("seconds", 0.1, 0.0, 60.0)],
+        apply: Apply::Wave(sound::time_shift),
+    },
+    AugmentationRow {
+        // White noise, as many decibels below the sound as a number between `loudest` and `quietest`.
+        name: "noise",
+        settings: &[ALWAYS, setting("loudest", 5.0, -40.0, 100.0), setting("quietest", 30.0, -40.0, 100.0)],
+        apply: Apply::Wave(sound::noise),
+    },
+    AugmentationRow {
+        // Played 1 - `spread` to 1 + `spread` times as fast, which changes the pitch, too. Source: Ko et al., "Audio
+        // augmentation for speech recognition", 2015.
+        name: "speed",
+        settings: &[setting("spread", 0.1, 0.0, 0.5)],
+        apply: Apply::Wave(sound::speed),
+    },
+    AugmentationRow {
+        // Stretches of frames and of bands, of up to these parts of all, become the mean. Source: Park et al.,
+        // "SpecAugment: a simple data augmentation method for automatic speech recognition", 2019.
+        name: "spec_augment",
+        settings: &[
+            setting("time_masks", 2.0, 0.0, 100.0),
+            setting("time", 0.2, 0.0, 1.0),
+            setting("frequency_masks", 2.0, 0.0, 100.0),
+            setting("frequency", 0.2, 0.0, 1.0),
+        ],
+        apply: Apply::Spectrogram(sound::spec_augment),
+    },
+    AugmentationRow {
+        // The weighted mean with another sample of the batch, and of the labels. Source: Zhang et al., "mixup: beyond
         // empirical risk minimization", 2018.
         name: "mixup",
         settings: &[setting("alpha", 0.2, 1e-3, 1e3), ALWAYS],
-        apply: Apply::Batch(mix::mixup),
+        apply: Apply::Batch(mix::mixup, mix::mixup),
     },
     AugmentationRow {
         // A rectangle from another picture of the batch; the labels mix by area. Source: Yun et al., "CutMix:
         // regularization strategy to train strong classifiers with localizable features", 2019.
         name: "cutmix",
         settings: &[setting("alpha", 1.0, 1e-3, 1e3), ALWAYS],
-        apply: Apply::Batch(mix::cutmix),
+        apply: Apply::Batch(mix::cutmix, mix::cutmix),
     },
 ];
 
@@ -166,24 +205,73 @@ impl Augmentation {
 
     /// Whether it mixes the samples of a batch, which gives labels that are class probabilities.
     pub fn mixes(&self) -> bool {
-        matches!(self.row.apply, Apply::Batch(_))
+        matches!(self.row.apply, Apply::Batch(..))
     }
 
-    /// Changes one picture, unless it is for batches.
+    /// Changes a picture, unless it is for something else.
     pub(crate) fn change(&self, picture: &mut Picture<u8>, random: &mut Random) {
         if let Apply::Picture(apply) = self.row.apply {
             apply(picture, &self.settings, random);
         }
     }
 
-    /// Mixes the pictures of a batch, unless it is for single ones.
-    pub(crate) fn mix(&self, pictures: &mut [Picture<u8>], random: &mut Random) -> Option<Mixture> {
-        match self.row.apply {
-            Apply::Batch(apply) if random.chance(self.settings.get("probability")) => {
-                Some(apply(pictures, &self.settings, random))
-            }
-            _ => None,
+    /// Changes a wave of so many samples a second, unless it is for something else.
+    pub(crate) fn change_wave(&self, wave: &mut [f32], rate: usize, random: &mut Random) {
+        if let Apply::Wave(apply) = self.row.apply {
+            apply(wave, rate, &self.settings, random);
         }
+    }
+
+    /// Changes features of a wave, unless it is for something else.
+    pub(crate) fn change_spectrogram(&self, features: &mut Picture<f32>, random: &mut Random) {
+        if let Apply::Spectrogram(apply) = self.row.apply {
+            apply(features, &self.settings, random);
+        }
+    }
+
+    /// Mixes the samples of a batch, unless it is for single ones.
+    pub(crate) fn mix<T: Mixable>(&self, samples: &mut [Picture<T>], random: &mut Random) -> Option<Mixture> {
+        let Apply::Batch(levels, reals) = self.row.apply else { return None };
+        let mix = T::choose(levels, reals);
+        random.chance(self.settings.get("probability")).then(|| mix(samples, &self.settings, random))
+    }
+
+    /// Confirms that it acts on samples of this kind.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when it does not.
+    pub(crate) fn check(&self, kind: &SampleKind) -> Result<(), DataError> {
+        let fits = match (self.row.apply, kind) {
+            (Apply::Picture(_), SampleKind::Files) => true,
+            (Apply::Picture(_) | Apply::Batch(..), SampleKind::Array { dtype, .. }) => *dtype == DType::U8,
+            (Apply::Wave(_) | Apply::Spectrogram(_), SampleKind::Sounds) => true,
+            (Apply::Batch(..), SampleKind::Files | SampleKind::Sounds) => true,
+            _ => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let what = format!("the augmentation `{}` is not for samples that are {kind}", self.row.name);
+        let hint = "pictures must be files or arrays of u8, sounds WAV files; or leave it out";
+        Err(DataError::new(ErrorKind::Usage, what, "the augmentations", hint))
+    }
+}
+
+/// Values that augmentations mix.
+pub(crate) trait Mixable: Copy {
+    /// The function for these values.
+    fn choose(levels: Mix<u8>, reals: Mix<f32>) -> Mix<Self>;
+}
+
+impl Mixable for u8 {
+    fn choose(levels: Mix<u8>, _: Mix<f32>) -> Mix<u8> {
+        levels
+    }
+}
+
+impl Mixable for f32 {
+    fn choose(_: Mix<u8>, reals: Mix<f32>) -> Mix<f32> {
+        reals
     }
 }
 
@@ -203,7 +291,11 @@ impl TryFrom<Named> for Augmentation {
 
 impl From<Augmentation> for Named {
     fn from(augmentation: Augmentation) -> Self {
-        Named { name: augmentation.row.name.to_owned(), settings: augmentation.settings.all() }
+        let own = |(name, value): (&str, f64)| (name.to_owned(), value);
+        Named {
+            name: augmentation.row.name.to_owned(),
+            settings: augmentation.settings.iter().map(own).collect(),
+        }
     }
 }
 
@@ -225,7 +317,9 @@ mod tests {
 
     #[test]
     fn every_one_keeps_any_shape_and_follows_from_the_random_numbers() {
-        for row in AUGMENTATIONS {
+        for row in
+            AUGMENTATIONS.iter().filter(|row| matches!(row.apply, Apply::Picture(_) | Apply::Batch(..)))
+        {
             let one = augmentation(row.name, &[]);
             let mut changed = false;
             for seed in 0..30 {

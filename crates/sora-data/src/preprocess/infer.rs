@@ -19,7 +19,8 @@ impl Preprocess {
     /// - size: a picture of another size is resized to exactly the model's, without regard to its aspect; when
     ///   only `resize` is given and larger, the middle is cropped.
     ///
-    /// Samples with several named arrays pass through as stored. Integers other than u8 do too: the caller
+    /// For sounds, only the layout is filled in: the first of nchw, nhwc, nhw and flat that fits. Samples with several
+    /// named arrays pass through as stored. Integers other than u8 do too: the caller
     /// casts them when the model wants floats.
     ///
     /// # Errors
@@ -31,6 +32,24 @@ impl Preprocess {
             return Ok(filled);
         };
         let sides = Sides { model, kind };
+        if let Some(sound) = &filled.sound {
+            let Size { height, width } = sound.size();
+            let layouts = [
+                (Layout::Nchw, vec![1, height, width]),
+                (Layout::Nhwc, vec![height, width, 1]),
+                (Layout::Nhw, vec![height, width]),
+                (Layout::Flat, vec![height * width]),
+            ];
+            let mut given =
+                layouts.into_iter().filter(|(layout, _)| filled.layout.is_none_or(|l| l == *layout));
+            let (layout, _) = given.find(|(_, shape)| fits(axes, shape)).ok_or_else(|| {
+                sides
+                    .mismatch(&format!("{height} frames of {width} values do not fit"))
+                    .with_hint(format!("change layout=, or the lengths in sound={sound}"))
+            })?;
+            filled.layout = Some(layout);
+            return Ok(filled);
+        }
         let (size, channels) = match kind {
             SampleKind::Array { shape, .. } => {
                 let shape = filled.view(shape)?;

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sora_tensor::DType;
 
-use crate::{DataError, ErrorKind, SampleKind};
+use crate::{DataError, ErrorKind, SampleKind, Sound};
 
 pub(crate) use apply::{ArrayPictures, Prepared, assemble, check_alike, from_array, pass_through, prepare};
 pub use text::Scale;
@@ -124,6 +124,9 @@ pub struct Preprocess {
     /// Order of the axes; by default as stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Layout>,
+    /// What becomes of a sound: by default `log_mel` at 16 kHz, one second.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "text::form")]
+    pub sound: Option<Sound>,
     /// Element type: by default f32 for u8 and floats, as stored for other integers and truth values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Output>,
@@ -162,6 +165,15 @@ impl Preprocess {
         let mut filled = self.clone();
         let dtype = match kind {
             SampleKind::Files => DType::U8,
+            SampleKind::Sounds => {
+                let picture = self.color.is_some() || self.resize.is_some() || self.crop.is_some();
+                if picture || self.shape.is_some() || self.dtype == Some(Output::Stored) {
+                    let what = "shape, color, resize, crop and dtype=stored are not for sounds";
+                    return Err(usage(what, "leave them out; sound= says what becomes of a sound"));
+                }
+                filled.sound.get_or_insert_default();
+                DType::F32
+            }
             SampleKind::Array { dtype, .. } => *dtype,
             SampleKind::Named(_) if *self == Self::default() || *self == Self::stored() => {
                 return Ok(Self::stored());
@@ -174,6 +186,9 @@ impl Preprocess {
                 ));
             }
         };
+        if self.sound.is_some() && *kind != SampleKind::Sounds {
+            return Err(usage(format!("sound= is for sounds, the samples are {kind}"), "leave it out"));
+        }
         if self.resize.is_some() {
             filled.filter.get_or_insert_default();
         }

@@ -9,8 +9,8 @@ use crate::DataError;
 /// The largest height or width: larger ones are typing errors or attacks.
 pub(super) const MAX_EXTENT: usize = 1 << 14;
 
-pub(super) const KEYS: [&str; 10] =
-    ["shape", "color", "resize", "filter", "crop", "scale", "mean", "std", "layout", "dtype"];
+pub(super) const KEYS: [&str; 11] =
+    ["shape", "color", "resize", "filter", "crop", "scale", "mean", "std", "layout", "sound", "dtype"];
 
 /// Declares an enum whose variants are words, with its `Display`, `FromStr` and serde forms.
 macro_rules! keywords {
@@ -119,6 +119,7 @@ impl fmt::Display for Preprocess {
             self.mean.as_ref().map(|v| join(v, ":")),
             self.std.as_ref().map(|v| join(v, ":")),
             self.layout.map(|v| v.to_string()),
+            self.sound.as_ref().map(|v| v.to_string()),
             self.dtype.map(|v| v.to_string()),
         ];
         let given = KEYS.iter().zip(fields).filter_map(|(key, value)| Some(format!("{key}={}", value?)));
@@ -148,6 +149,7 @@ impl FromStr for Preprocess {
                 "mean" => set(&mut read.mean, list(value, ':', real)),
                 "std" => set(&mut read.std, list(value, ':', real)),
                 "layout" => set(&mut read.layout, value.parse()),
+                "sound" => set(&mut read.sound, value.parse()),
                 "dtype" => set(&mut read.dtype, value.parse()),
                 _ => return Err(usage(format!("the key `{key}` is unknown"), keys())),
             };
@@ -268,6 +270,7 @@ mod tests {
                 mean: maybe(Preprocess { mean: Some(vec![0.485, -1e-7, 3e20]), ..none() }).mean,
                 std: maybe(Preprocess { std: Some(vec![0.1]), ..none() }).std,
                 layout: maybe(Preprocess { layout: Some(Layout::Flat), ..none() }).layout,
+                sound: maybe(Preprocess { sound: "mfcc:mels=20:low=125.5".parse().ok(), ..none() }).sound,
                 dtype: maybe(Preprocess { dtype: Some(Output::Stored), ..none() }).dtype,
             };
             assert_eq!(full.to_string().parse::<Preprocess>().unwrap(), full, "{full}");
@@ -290,6 +293,7 @@ mod tests {
             ("mean=1:a", "`mean`"),
             ("std=0", "std is zero"),
             ("layout=chw", "nchw"),
+            ("sound=mfc", "`mfcc`"),
             ("color=rgb,color=rgb", "twice"),
         ] {
             let error = text.parse::<Preprocess>().unwrap_err();
