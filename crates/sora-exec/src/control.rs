@@ -23,7 +23,8 @@ pub(crate) struct Control {
 }
 
 enum Kind {
-    If(Box<[Body; 2]>),
+    /// Without a branch that no input of these shapes can take, but with why.
+    If(Box<[Result<Body, String>; 2]>),
     Loop(Loop, Body),
     Scan(Scan, Body),
 }
@@ -67,8 +68,14 @@ impl Control {
         }
         let kind = match op {
             Op::If(op) => {
-                let branch = |body| Body::new(body, rest(1)?, setting);
-                Kind::If(Box::new([branch(&op.else_branch)?, branch(&op.then_branch)?]))
+                let given = rest(1)?;
+                let branches =
+                    [&op.else_branch, &op.then_branch].map(|body| Body::new(body, &given, setting));
+                // As in inference, one branch that fits is enough.
+                if branches.iter().all(Result::is_err) {
+                    return None;
+                }
+                Kind::If(Box::new(branches))
             }
             Op::Loop(op) => {
                 let ones = |i: usize| Some(vec![1; op.body.input_type(i).ok()?.rank()]);
@@ -79,7 +86,7 @@ impl Control {
                 for (i, (input, ty)) in inputs.iter_mut().skip(2).zip(outputs).take(op.carried).enumerate() {
                     *input = Bound::Open(changing(ty, i));
                 }
-                Kind::Loop(op.clone(), Body::new(&op.body, inputs, setting)?)
+                Kind::Loop(op.clone(), Body::new(&op.body, &inputs, setting).ok()?)
             }
             Op::Scan(op) => {
                 let mut inputs = rest(0)?;
@@ -94,7 +101,7 @@ impl Control {
                     ty.shape.remove(resolve_axis(op.input_axes[i], ty.rank()).ok()?);
                     *input = Bound::Open(ty);
                 }
-                Kind::Scan(op.clone(), Body::new(&op.body, inputs, setting)?)
+                Kind::Scan(op.clone(), Body::new(&op.body, &inputs, setting).ok()?)
             }
             _ => return None,
         };
@@ -121,6 +128,7 @@ impl Control {
                 let [otherwise, then] = &**branches;
                 let condition = is_true(required(inputs, 0).map_err(&failed)?).map_err(&failed)?;
                 let body = if condition { then } else { otherwise };
+                let body = body.as_ref().map_err(|why| failed(format!("its body: {why}")))?;
                 let given = body.inputs(|i| required(inputs, i + 1)).map_err(&failed)?;
                 body.run(&given, give)
             }
@@ -244,7 +252,9 @@ impl Control {
 }
 
 impl Body {
-    fn new(body: &Subgraph, inputs: Vec<Bound>, setting: &Setting) -> Option<Self> {
+    /// # Errors
+    /// Why the body does not take such inputs.
+    fn new(body: &Subgraph, inputs: &[Bound], setting: &Setting) -> Result<Self, String> {
         let source = body.graph();
         let uses = source.uses();
         let (mut graph, mut takes) = (Graph::new(&source.name), Vec::new());
@@ -253,20 +263,20 @@ impl Body {
             let name = &source.value(id).name;
             let used = !uses[id.index()].is_empty() || source.outputs().iter().any(|o| o.value == id);
             values.push(match bound {
-                Bound::Constant(tensor) => graph.constant(name, tensor),
+                Bound::Constant(tensor) => graph.constant(name, tensor.clone()),
                 Bound::Open(ty) if used => {
                     takes.push(i);
-                    graph.input(name, ty)
+                    graph.input(name, ty.clone())
                 }
                 // Nobody reads it.
                 Bound::Open(_) => graph.constant(name, Tensor::scalar(0u8)),
             });
         }
-        let outputs = graph.splice(source, &values, &mut str::to_owned).ok()?;
+        let outputs = graph.splice(source, &values, &mut str::to_owned).map_err(|e| e.to_string())?;
         for (output, value) in source.outputs().iter().zip(outputs) {
             graph.output(&output.name, value);
         }
-        Some(Body { graph, setting: setting.clone(), programs: OnceLock::new(), takes })
+        Ok(Body { graph, setting: setting.clone(), programs: OnceLock::new(), takes })
     }
 
     /// The inputs of the program, from those of the body as written.

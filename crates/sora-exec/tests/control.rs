@@ -67,6 +67,32 @@ fn body(inputs: &[TensorType], build: impl FnOnce(&mut Graph, &[ValueId]) -> Vec
     Subgraph::new(graph).unwrap()
 }
 
+#[test]
+fn a_branch_for_other_shapes_leaves_its_node_to_kernels() {
+    // One weight for inputs of eight columns, one for those of four, as networks have them for two sampling rates.
+    let open = TensorType { dtype: DType::F32, shape: vec![Dim::from(2usize), Dim::symbol("N")] };
+    let branch = |columns: usize| {
+        body(std::slice::from_ref(&open), |graph, x| {
+            let w = graph.constant("w", waves(&[columns, 3]));
+            vec![graph.op("product", MatMul {}, [x[0], w]).unwrap()]
+        })
+    };
+    let mut graph = Graph::new("rates");
+    let (wide, x) = (graph.input("wide", flag()), graph.input("x", open.clone()));
+    let op = If { then_branch: branch(8), else_branch: branch(4) };
+    let y = graph.op("if", op, [wide, x]).unwrap();
+    graph.output("y", y);
+    for (wide, columns) in [(true, 8), (false, 4)] {
+        let (right, wrong) = (Tensor::scalar(Bool::from(wide)), Tensor::scalar(Bool::from(!wide)));
+        let x = waves(&[2, columns]);
+        let profile = check(&graph, &[("wide", &right), ("x", &x)]);
+        assert_eq!(kernels(&profile), ["if"]);
+        let session = Session::new(graph.clone(), Options::default()).unwrap();
+        let error = session.run(&[("wide", &wrong), ("x", &x)]).unwrap_err().to_string();
+        assert!(error.contains("`if`") && error.contains("product"), "{error}");
+    }
+}
+
 /// A step of `h ← tanh(h · w + x)`, which also gives `h` to be stacked.
 fn recurrence(hidden: usize) -> Subgraph {
     let types = [number(), flag(), f32s(&[2, hidden]), f32s(&[hidden, hidden]), f32s(&[2, hidden])];
