@@ -22,6 +22,8 @@ pub struct Batch {
     pub labels: Vec<usize>,
     /// The probability of each class for each sample, `[samples, classes]`, where augmentations mix samples.
     pub targets: Option<Tensor>,
+    /// The length of each sample before it was padded, where samples differ in length.
+    pub lengths: Option<Vec<usize>>,
     /// Number of samples.
     pub len: usize,
     /// Why samples could not be read that were left out of the batch, each with its place.

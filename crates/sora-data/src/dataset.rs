@@ -66,6 +66,8 @@ pub enum SampleKind {
     Files,
     /// A WAV file, of any length and rate.
     Sounds,
+    /// The tokens of a text, as many as it has: [`Texts::tokenize`](crate::Texts::tokenize).
+    Tokens,
     /// One array.
     Array {
         /// Type of its elements.
@@ -82,6 +84,7 @@ impl fmt::Display for SampleKind {
         match self {
             SampleKind::Files => f.write_str("picture files"),
             SampleKind::Sounds => f.write_str("sound files"),
+            SampleKind::Tokens => f.write_str("tokens of texts"),
             SampleKind::Array { dtype, shape } => write!(f, "{dtype}{shape:?}"),
             SampleKind::Named(arrays) => {
                 let one =
@@ -112,6 +115,8 @@ pub(crate) enum Source {
     Files(Vec<PathBuf>),
     /// Files of sounds.
     Sounds(Vec<PathBuf>),
+    /// The tokens of texts.
+    Tokens(Vec<Vec<u32>>),
     /// Arrays with the sample axis first.
     Arrays(Vec<(Option<String>, Tensor)>),
 }
@@ -193,6 +198,16 @@ impl Dataset {
         Self::build("memory".to_owned(), Source::Arrays(inputs), labels, None, max_pixels)
     }
 
+    /// A dataset of the tokens of texts.
+    pub(crate) fn from_tokens(
+        place: String,
+        texts: Vec<Vec<u32>>,
+        labels: Option<Vec<usize>>,
+        classes: Option<Vec<String>>,
+    ) -> Result<Self, DataError> {
+        Self::build(place, Source::Tokens(texts), labels, classes, OpenOptions::default().max_pixels)
+    }
+
     fn build(
         place: String,
         source: Source,
@@ -230,6 +245,7 @@ impl Dataset {
     pub fn len(&self) -> usize {
         match &self.0.source {
             Source::Files(paths) | Source::Sounds(paths) => paths.len(),
+            Source::Tokens(texts) => texts.len(),
             Source::Arrays(arrays) => samples(arrays),
         }
     }
@@ -258,6 +274,7 @@ impl Dataset {
         match &self.0.source {
             Source::Files(_) => SampleKind::Files,
             Source::Sounds(_) => SampleKind::Sounds,
+            Source::Tokens(_) => SampleKind::Tokens,
             Source::Arrays(arrays) => match arrays.as_slice() {
                 [(_, one)] => SampleKind::Array { dtype: one.dtype(), shape: rest(one) },
                 several => {
@@ -267,6 +284,14 @@ impl Dataset {
                     SampleKind::Named(several.iter().map(describe).collect())
                 }
             },
+        }
+    }
+
+    /// The length of every sample, where they differ in it: the number of tokens of texts.
+    pub fn lengths(&self) -> Option<Vec<usize>> {
+        match &self.0.source {
+            Source::Tokens(texts) => Some(texts.iter().map(Vec::len).collect()),
+            _ => None,
         }
     }
 
@@ -304,7 +329,7 @@ impl Dataset {
             Source::Files(paths) | Source::Sounds(paths) => {
                 paths.get(index).map_or(String::new(), |p| p.display().to_string())
             }
-            Source::Arrays(_) => format!("{}, sample {index}", self.place()),
+            Source::Tokens(_) | Source::Arrays(_) => format!("{}, sample {index}", self.place()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Datasets, preprocessing, batching, splits and metrics.
 //!
-//! [`Dataset::open`] reads folders of pictures and sounds, `.npz`, CSV and IDX; a [`Preprocess`] describes how its samples
+//! [`Dataset::open`] reads folders of pictures and sounds, `.npz`, CSV and IDX, [`Texts`] JSONL and CSV of texts; a [`Preprocess`] describes how its samples
 //! become a model's input, and [`Dataset::batches`] makes them; for training, a [`Loader`] shuffles them anew in every
 //! epoch. [`split()`] divides a dataset reproducibly, and
 //! [`Classification`], [`paired_drop`] and [`Agreement`] measure what a model does with it.
@@ -31,6 +31,7 @@ mod sound;
 mod split;
 mod stream;
 mod table;
+mod text;
 
 pub use agreement::{Agreement, AgreementSummary};
 pub use augment::{AUGMENTATIONS, Augmentation, AugmentationRow};
@@ -44,6 +45,7 @@ pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, S
 pub use settings::{Setting, Settings, nearest, setting, suggestion};
 pub use sound::{FEATURES, FeatureRow, Sound};
 pub use split::{Split, SplitOptions, split};
+pub use text::{PADDING, TextOptions, Texts, Tokenizer, UNKNOWN};
 
 /// Rounds to f32.
 fn narrow(value: f64) -> f32 {

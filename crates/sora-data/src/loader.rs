@@ -82,8 +82,8 @@ enum Purpose {
 }
 
 impl Loader {
-    /// A loader of the samples `indices`. `lengths` has the length of every sample of `data`, and is only needed for
-    /// [`LoaderOptions::bucket`].
+    /// A loader of the samples `indices`. `lengths` has the length of every sample of `data`, for
+    /// [`LoaderOptions::bucket`]; by default it is what the data says.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when an option makes no sense or an index is out of range, [`ErrorKind::Empty`] when there is
@@ -108,6 +108,7 @@ impl Loader {
             }
         }
         data.check_indices(indices)?;
+        let lengths = lengths.or_else(|| data.lengths());
         if options.order == Order::Balanced && data.labels().is_none() {
             let what = "an order that is balanced by class needs labels".to_owned();
             return Err(error(ErrorKind::Label, what, "choose the order `shuffled`"));

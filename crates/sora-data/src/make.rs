@@ -15,6 +15,7 @@ use crate::preprocess::{
 use crate::random::Random;
 use crate::sound::features::Features;
 use crate::sound::wav;
+use crate::text::PADDING;
 use crate::{Batch, Batches, DataError, Dataset, ErrorKind, Preprocess, folder};
 
 /// What is done to the samples of a batch besides preparing them.
@@ -90,6 +91,7 @@ impl Dataset {
                 return self.pictures(decode, indices, pre, changes);
             }
             Source::Sounds(paths) => return self.sounds(paths, indices, pre, changes),
+            Source::Tokens(texts) => return self.tokens(texts, indices, pre, &changes),
             Source::Arrays(arrays) => arrays.as_slice(),
         };
         let inputs = match arrays {
@@ -153,6 +155,35 @@ impl Dataset {
         self.finish(read, Prepared::Reals, &pre, changes)
     }
 
+    /// A batch of texts: their tokens, as many as the preprocessing's shape says or the longest one has.
+    fn tokens(
+        &self,
+        texts: &[Vec<u32>],
+        indices: &[usize],
+        pre: &Preprocess,
+        changes: &Changes,
+    ) -> Result<Batch, DataError> {
+        let find = |index: usize| texts.get(index).cloned().ok_or_else(|| self.no_sample(index));
+        let ready = |mut tokens: Vec<u32>, _, random: &mut Random| {
+            changes.augment.iter().for_each(|augmentation| augmentation.change_tokens(&mut tokens, random));
+            Ok(tokens)
+        };
+        let Read { samples, .. } = self.read(find, ready, indices, changes)?;
+        let longest = samples.iter().map(Vec::len).max().unwrap_or(0);
+        let length = pre.shape.as_ref().and_then(|shape| shape.first().copied()).unwrap_or(longest);
+        let padded = |tokens: &Vec<u32>| {
+            let own = tokens.iter().copied().chain(std::iter::repeat(PADDING));
+            own.take(length).map(i64::from).collect::<Vec<_>>()
+        };
+        let ids: Vec<i64> = samples.iter().flat_map(padded).collect();
+        let tensor = Tensor::from_slice(&[indices.len(), length], &ids).map_err(|error: TensorError| {
+            DataError::new(ErrorKind::TooLarge, error.to_string(), "a batch of texts", "use a smaller batch")
+        })?;
+        let lengths = Some(samples.iter().map(|tokens| tokens.len().min(length)).collect());
+        let (labels, len) = (self.labels_of(indices), indices.len());
+        Ok(Batch { inputs: vec![(None, tensor)], labels, lengths, len, ..Batch::default() })
+    }
+
     /// Decodes samples and makes them ready, in parallel. Only what cannot be decoded may be left out.
     fn read<D, T: Send>(
         &self,
@@ -204,7 +235,7 @@ impl Dataset {
         }
         let samples: Vec<Prepared> = samples.into_iter().map(prepared).collect();
         let inputs = vec![(None, assemble(&samples, pre, place)?)];
-        Ok(Batch { inputs, labels, targets, len: indices.len(), skipped })
+        Ok(Batch { inputs, labels, targets, lengths: None, len: indices.len(), skipped })
     }
 
     fn path<'a>(&self, paths: &'a [PathBuf], index: usize) -> Result<&'a Path, DataError> {

@@ -1,5 +1,5 @@
 //! Random changes of samples, which a network shall not mind: they act on 8-bit pictures after resizing, on waves and on
-//! features of them, all before scaling and normalization.
+//! features of them, all before scaling and normalization; and on the tokens of texts.
 
 mod color;
 mod erase;
@@ -7,6 +7,7 @@ mod geometry;
 mod mix;
 mod rand_augment;
 mod sound;
+mod text;
 
 use std::collections::BTreeMap;
 
@@ -40,6 +41,8 @@ enum Apply {
     Wave(fn(&mut [f32], usize, &Settings, &mut Random)),
     /// Features of a wave, rows of frames.
     Spectrogram(fn(&mut Picture<f32>, &Settings, &mut Random)),
+    /// The tokens of a text, of which at least one is left.
+    Tokens(fn(&mut Vec<u32>, &Settings, &mut Random)),
     /// All samples of a batch, which have one shape; their labels mix as they do.
     Batch(Mix<u8>, Mix<f32>),
 }
@@ -153,6 +156,19 @@ pub const AUGMENTATIONS: &[AugmentationRow] = &[
         apply: Apply::Spectrogram(sound::spec_augment),
     },
     AugmentationRow {
+        // Each token goes with this probability. Source, also of the next one: Wei and Zou, "EDA: easy data augmentation
+        // techniques for boosting performance on text classification tasks", 2019.
+        name: "random_deletion",
+        settings: &[setting("probability", 0.1, 0.0, 1.0)],
+        apply: Apply::Tokens(text::random_deletion),
+    },
+    AugmentationRow {
+        // Two tokens change places, `part` times as often as there are tokens.
+        name: "random_swap",
+        settings: &[setting("part", 0.1, 0.0, 1.0)],
+        apply: Apply::Tokens(|tokens, settings, random| text::random_swap(tokens, settings, random)),
+    },
+    AugmentationRow {
         // The weighted mean with another sample of the batch, and of the labels. Source: Zhang et al., "mixup: beyond
         // empirical risk minimization", 2018.
         name: "mixup",
@@ -229,6 +245,13 @@ impl Augmentation {
         }
     }
 
+    /// Changes the tokens of a text, unless it is for something else.
+    pub(crate) fn change_tokens(&self, tokens: &mut Vec<u32>, random: &mut Random) {
+        if let Apply::Tokens(apply) = self.row.apply {
+            apply(tokens, &self.settings, random);
+        }
+    }
+
     /// Mixes the samples of a batch, unless it is for single ones.
     pub(crate) fn mix<T: Mixable>(&self, samples: &mut [Picture<T>], random: &mut Random) -> Option<Mixture> {
         let Apply::Batch(levels, reals) = self.row.apply else { return None };
@@ -245,6 +268,7 @@ impl Augmentation {
             (Apply::Picture(_), SampleKind::Files) => true,
             (Apply::Picture(_) | Apply::Batch(..), SampleKind::Array { dtype, .. }) => *dtype == DType::U8,
             (Apply::Wave(_) | Apply::Spectrogram(_), SampleKind::Sounds) => true,
+            (Apply::Tokens(_), SampleKind::Tokens) => true,
             (Apply::Batch(..), SampleKind::Files | SampleKind::Sounds) => true,
             _ => false,
         };
@@ -252,7 +276,7 @@ impl Augmentation {
             return Ok(());
         }
         let what = format!("the augmentation `{}` is not for samples that are {kind}", self.row.name);
-        let hint = "pictures must be files or arrays of u8, sounds WAV files; or leave it out";
+        let hint = "pictures must be files or arrays of u8, sounds WAV files, texts tokens; or leave it out";
         Err(DataError::new(ErrorKind::Usage, what, "the augmentations", hint))
     }
 }

@@ -19,7 +19,8 @@ impl Preprocess {
     /// - size: a picture of another size is resized to exactly the model's, without regard to its aspect; when
     ///   only `resize` is given and larger, the middle is cropped.
     ///
-    /// For sounds, only the layout is filled in: the first of nchw, nhwc, nhw and flat that fits. Samples with several
+    /// For sounds, only the layout is filled in: the first of nchw, nhwc, nhw and flat that fits. For texts, the number of
+    /// tokens is, where the model's is fixed. Samples with several
     /// named arrays pass through as stored. Integers other than u8 do too: the caller
     /// casts them when the model wants floats.
     ///
@@ -32,6 +33,14 @@ impl Preprocess {
             return Ok(filled);
         };
         let sides = Sides { model, kind };
+        if *kind == SampleKind::Tokens {
+            let given = filled.shape.as_ref().and_then(|shape| shape.first().copied());
+            return match (axes, given) {
+                (&[Some(length)], None) => Ok(Preprocess { shape: Some(vec![length]), ..filled }),
+                (&[length], _) if length.is_none() || length == given => Ok(filled),
+                _ => Err(sides.mismatch("texts are one row of tokens")),
+            };
+        }
         if let Some(sound) = &filled.sound {
             let Size { height, width } = sound.size();
             let layouts = [

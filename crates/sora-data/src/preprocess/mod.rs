@@ -97,7 +97,8 @@ text::keywords! {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
-    /// The shape that a stored array's values are read as, row-major, without the batch axis; only for arrays.
+    /// The shape that a stored array's values are read as, row-major, without the batch axis; for texts, the number of
+    /// tokens that they are padded to or cut off at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<usize>>,
     /// Channels to convert a picture to; by default they stay as stored.
@@ -173,6 +174,18 @@ impl Preprocess {
                 }
                 filled.sound.get_or_insert_default();
                 DType::F32
+            }
+            SampleKind::Tokens => {
+                let stored = Preprocess { shape: self.shape.clone(), ..Self::stored() };
+                let given = Preprocess { dtype: Some(Output::Stored), ..self.clone() };
+                let one = self.shape.as_ref().is_none_or(|shape| shape.len() == 1);
+                return match given == stored && one && self.dtype != Some(Output::F32) {
+                    true => Ok(stored),
+                    false => Err(usage(
+                        "of tokens, only their number can be given",
+                        "leave out all but shape=NUMBER",
+                    )),
+                };
             }
             SampleKind::Array { dtype, .. } => *dtype,
             SampleKind::Named(_) if *self == Self::default() || *self == Self::stored() => {
