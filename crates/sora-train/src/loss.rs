@@ -221,7 +221,6 @@ impl Loss {
 mod tests {
     use std::collections::BTreeMap;
 
-    use sora_data::{Setting, Settings, setting};
     use sora_ir::{Graph, TensorType, evaluate};
 
     use super::*;
