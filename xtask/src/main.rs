@@ -12,6 +12,7 @@ mod onnxruntime;
 mod peers;
 mod python;
 mod shell;
+mod training;
 
 use std::process::ExitCode;
 
@@ -68,6 +69,11 @@ const TASKS: &[Task] = &[
         "peers",
         "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
         Run::With(peers::run),
+    ),
+    (
+        "training",
+        "time training steps beside TensorFlow's: `cargo xtask training ROUNDS SECONDS`",
+        Run::With(training::run),
     ),
     (
         "fuzz",
