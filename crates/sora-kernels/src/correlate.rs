@@ -4,6 +4,7 @@ use alloc::vec;
 
 use crate::{
     Kernels,
+    isa::per_isa,
     operands::{Indirect, PAD},
     vector::{Vector, load, per_vector, store},
 };
@@ -14,6 +15,9 @@ const BLOCK: usize = 128;
 /// Rows of the result that one pass over the pixels of a block sums: with two vectors each, as many sums as registers
 /// hold and the latency of additions needs.
 const ROWS: usize = 6;
+
+/// Channels of a depthwise convolution whose sums stay in registers together.
+const LANES: usize = 32;
 
 /// Adds to `out` `[rows][n]`, rows `first..` of `[taps · kc][n]`, the sum over all pixels `p` of
 /// `x[p][tap · kc + i] · dy[p][j]` at row `tap · kc + i` and column `j`. The windows `x` are rows of pieces as in a
@@ -159,6 +163,45 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize, const WHOLE: bool>(
     }
 }
 
+per_isa! {
+    /// Adds to `out` `[taps][columns]`, columns `first..` of `[taps][kc]`, the sum over all pixels `p` of `x[p][tap][c] · dy[p][c]`:
+    /// the gradient of the weights of a depthwise convolution. `dy` is `[pixels][kc]`.
+    ///
+    /// # Panics
+    /// When the operands differ in pixels, or the columns are not in the result.
+    pub fn correlate_depthwise_f32(x: &Indirect<'_, f32>, dy: &[f32], first: usize, out: &mut [f32]) {
+        x.validate();
+        let columns = out.len() / x.taps;
+        assert_eq!(dy.len(), x.rows() * x.kc, "operands differ in pixels");
+        assert!(out.len() == columns * x.taps && first + columns <= x.kc, "columns outside of the result");
+        for start in (0..columns).step_by(LANES) {
+            let (from, count) = (first + start, LANES.min(columns - start));
+            for (tap, out) in out.chunks_exact_mut(columns).enumerate() {
+                let out = &mut out[start..start + count];
+                // Pixels in blocks, so that the error does not grow with their number.
+                for (windows, dy) in x.offsets.chunks(BLOCK * x.taps).zip(dy.chunks(BLOCK * x.kc)) {
+                    let mut sums = [0.0f32; LANES];
+                    let offsets = windows.chunks_exact(x.taps).map(|window| window[tap]);
+                    for (offset, dy) in offsets.zip(dy.chunks_exact(x.kc)) {
+                        if offset == PAD {
+                            continue;
+                        }
+                        let (x, dy) = (&x.base[offset as usize + from..], &dy[from..]);
+                        if let (Some(x), Some(dy)) = (x.first_chunk::<LANES>(), dy.first_chunk::<LANES>()) {
+                            for j in 0..LANES {
+                                sums[j] += x[j] * dy[j];
+                            }
+                        } else {
+                            sums.iter_mut().zip(x).zip(dy).for_each(|((sum, x), dy)| *sum += x * dy);
+                        }
+                    }
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +240,40 @@ mod tests {
                 correlate_f32(kernels, &x, &dy, n, 0, top);
                 correlate_f32(kernels, &x, &dy, n, cut, bottom);
                 assert_eq!(whole, parts);
+            }
+        }
+    }
+
+    #[test]
+    fn channels_by_themselves_are_the_diagonal_whatever_the_part() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for kc in [1, 5, 32, 33, 70] {
+            let (taps, pixels) = (rng.usize(1..10), rng.usize(1..300));
+            let base: Vec<f32> = (0..900).map(|_| rng.f32() - 0.5).collect();
+            let dy: Vec<f32> = (0..pixels * kc).map(|_| rng.f32() - 0.5).collect();
+            let mut offset = || if rng.u8(0..5) == 0 { PAD } else { rng.u32(0..(900 - kc) as u32) };
+            let offsets: Vec<u32> = (0..pixels * taps).map(|_| offset()).collect();
+            let x = Indirect { base: &base, offsets: &offsets, taps, kc, pad: &[] };
+            let mut seen: Option<Vec<f32>> = None;
+            for kernels in Kernels::all_available() {
+                let mut all = vec![0.0f32; taps * kc];
+                let cut = rng.usize(0..=kc);
+                for (first, columns) in [(0, cut), (cut, kc - cut)] {
+                    let mut part = vec![1.0f32; taps * columns];
+                    correlate_depthwise_f32(kernels, &x, &dy, first, &mut part);
+                    for (at, &sum) in part.iter().enumerate() {
+                        let (tap, c) = (at / columns, first + at % columns);
+                        let read = |p: usize| Some(offsets[p * taps + tap]).filter(|&o| o != PAD);
+                        let product = |p: usize| {
+                            read(p)
+                                .map_or(0.0, |o| f64::from(base[o as usize + c]) * f64::from(dy[p * kc + c]))
+                        };
+                        let expected = 1.0 + (0..pixels).map(product).sum::<f64>();
+                        assert!((f64::from(sum) - expected).abs() < 1e-4, "{sum} instead of {expected}");
+                        all[tap * kc + c] = sum;
+                    }
+                }
+                assert_eq!(*seen.get_or_insert_with(|| all.clone()), all);
             }
         }
     }

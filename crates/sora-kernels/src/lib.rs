@@ -64,7 +64,7 @@ mod winograd;
 
 pub use aligned::SharedBytes;
 pub use columns::column_sums;
-pub use correlate::correlate_f32;
+pub use correlate::{correlate_depthwise_f32, correlate_f32};
 pub use depthwise::sliding::{
     SlideBf16Kernels, SlideF32Kernels, SlideI8Kernels, SlideWidth, Slides, SlidingBf16, SlidingF32,
     SlidingI8, slide_bf16, slide_f32, slide_u8i8,

@@ -129,6 +129,12 @@ fn steps_of_programs_are_those_of_the_reference() {
     check("rnn", &rnn, &[6, 5], "sgd", None, &["live_rnn.f32", "recurrent_grad.f32"]);
     let grouped = of(&[&Conv2d::new(6, 3).groups(2), &relu, &Conv2d::depthwise(3)], &[4, 8, 8]);
     check("grouped", &grouped, &[4, 8, 8], "sgd", None, &[]);
+    let depthwise = Conv2d::depthwise(3).strides(2).padding(Padding::Same);
+    let depthwise = of(&[&conv, &relu, &depthwise, &relu, &Conv2d::depthwise(2)], &[2, 12, 11]);
+    let fast = ["live_depthwise.f32", "live_depthwise_transpose.f32", "correlate_depthwise.f32"];
+    check("depthwise", &depthwise, &[2, 12, 11], "sgd", None, &fast);
+    let wide = of(&[&Conv2d::new(40, 1), &relu, &Conv2d::depthwise(3).without_bias()], &[3, 9, 9]);
+    check("wide depthwise", &wide, &[3, 9, 9], "adam", None, &fast);
 }
 
 /// Steps change running statistics, and the network in the form of inference uses them.

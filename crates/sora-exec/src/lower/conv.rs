@@ -305,7 +305,7 @@ impl Lowering<'_> {
     }
 
     /// Plain windows over all channels of a group.
-    fn windows(&mut self, c: &Convolution, x: Buf, kc: usize) -> Option<Gathered> {
+    pub(super) fn windows(&mut self, c: &Convolution, x: Buf, kc: usize) -> Option<Gathered> {
         let stride = c.groups * c.channels[0];
         let windows = Windows::new(&c.geometry, c.images, stride, kc, c.forward)?;
         Some(Gathered { buf: x, taps: windows.taps, rows: Rows::Windows(windows), kc, merged: 1 })

@@ -8,7 +8,7 @@ use super::Lowering;
 use super::chain::Chain;
 use super::elementwise::axes;
 use super::layout::Layout;
-use crate::steps::gradient::{ColumnSums, Correlate, Gate, MaxGradient, Uniform};
+use crate::steps::gradient::{ColumnSums, Correlate, CorrelateDepthwise, Gate, MaxGradient, Uniform};
 use crate::steps::movement::{CopyView, View};
 use crate::steps::window::{Geometry, Windows};
 
@@ -21,8 +21,15 @@ impl Lowering<'_> {
     pub(crate) fn is_correlated(&self, v: ValueId, perm: &[usize]) -> bool {
         let exchange = perm.len() > 2 && perm[..2] == [1, 0] && perm[2..].iter().copied().eq(2..perm.len());
         let mut readers = self.uses[v.index()].iter().filter_map(|&id| self.graph.node(id));
+        let live = |node: &Node| node.inputs.iter().flatten().all(|&v| !self.is_constant(v));
         let correlates = |node: &Node| match &node.op {
-            Op::Conv(op) => op.group == 1 && node.inputs.iter().flatten().all(|&v| !self.is_constant(v)),
+            Op::Conv(_) => live(node),
+            // The groups of a depthwise one.
+            Op::Reshape(_) => node.outputs.iter().flat_map(|y| &self.uses[y.index()]).all(|&id| {
+                self.graph
+                    .node(id)
+                    .is_some_and(|node| matches!(&node.op, Op::Conv(op) if op.group > 1 && live(node)))
+            }),
             _ => false,
         };
         exchange && self.dtype(v) == DType::F32 && !self.is_output[v.index()] && readers.all(correlates)
@@ -38,12 +45,20 @@ impl Lowering<'_> {
             perm.swap(0, 1);
             (*view == View::of(&self.shape(*source)).permuted(&perm)).then_some(*source)
         };
-        let (x, dy) = (exchanged(x)?, exchanged(dy)?);
-        if chain.nodes.len() > 1 {
-            return None;
-        }
+        let dy = exchanged(dy)?;
+        let depthwise = op.group > 1;
+        // The channels of a depthwise convolution are the groups, side by side.
+        let x = match self.graph.producer(x) {
+            Some((_, Node { op: Op::Reshape(_), inputs, .. }, _)) if depthwise => {
+                exchanged((*inputs.first()?)?)?
+            }
+            _ => exchanged(x)?,
+        };
         let (input, steps, result) = (self.shape(x), self.shape(dy), self.shape(y));
         let (images, channels, n) = (input[0], input[1], steps[1]);
+        if chain.nodes.len() > 1 || depthwise && (channels != op.group || n != channels) {
+            return None;
+        }
         let (pads, kernel) = (&op.pads[..op.strides.len()], &result[2..]);
         let mut geometry = Geometry {
             input: input[2..].to_vec(),
@@ -55,16 +70,22 @@ impl Lowering<'_> {
         };
         let (width, dilation) = (*kernel.last()?, *op.strides.last()?);
         let whole = geometry.pads.iter().chain(&geometry.pads_behind()).all(|&pad| pad == 0);
-        let merged = if whole && dilation == 1 && channels < NARROW { width } else { 1 };
+        let merged = if whole && dilation == 1 && channels < NARROW && !depthwise { width } else { 1 };
         *geometry.kernel.last_mut()? = width / merged;
         let windows = Windows::new(&geometry, images, channels, channels * merged, true)?;
 
         let (layout, dy_layout) = (self.last(x), self.last(dy));
         let (x, dy) = (self.exact(x, layout)?, self.exact(dy, dy_layout)?);
         let taps: usize = kernel.iter().product();
+        let channels = if depthwise { 1 } else { channels };
         let sums = self.build.arena(taps * channels * n * 4);
-        let info = self.info("correlate.f32", &[id], Some(y), DType::F32);
-        self.build.step(info, Correlate { windows, n }, &[x, dy], &[sums]);
+        if depthwise {
+            let info = self.info("correlate_depthwise.f32", &[id], Some(y), DType::F32);
+            self.build.step(info, CorrelateDepthwise { windows }, &[x, dy], &[sums]);
+        } else {
+            let info = self.info("correlate.f32", &[id], Some(y), DType::F32);
+            self.build.step(info, Correlate { windows, n }, &[x, dy], &[sums]);
+        }
         // Sums are [taps, channels, n]; the result is [channels, n, taps], and mostly exchanged again.
         let view = View::of(&[taps, channels, n]).permuted(&[1, 2, 0]);
         let again = self.only_use(y).filter(|id| !self.claimed.contains(id));

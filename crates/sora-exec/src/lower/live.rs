@@ -10,7 +10,7 @@ use super::chain::Chain;
 use super::conv::Convolution;
 use super::layout::Layout;
 use crate::steps::gemm::Product;
-use crate::steps::live::{Arrangement, Live};
+use crate::steps::live::{Arrangement, Live, LiveDepthwise};
 
 impl Lowering<'_> {
     /// A convolution with weights that are packed in every run; `None` for what only constants can do.
@@ -23,7 +23,7 @@ impl Lowering<'_> {
         chain: &Chain,
     ) -> Option<()> {
         let plain = chain.bias.is_none() && chain.residual.is_none() && chain.quantize.is_none();
-        if !plain || c.is_depthwise() || self.dtype(w) != DType::F32 {
+        if !plain || self.dtype(w) != DType::F32 {
             return None;
         }
         let layout = Layout::Last(c.groups * c.channels[0]);
@@ -32,6 +32,28 @@ impl Lowering<'_> {
         let bias = node.inputs.get(2).copied().flatten();
         if let Some(bias) = bias {
             reads.push(self.plain(bias)?);
+        }
+        if c.is_depthwise() {
+            let gathered = self.windows(c, x, c.groups)?;
+            reads[0] = gathered.buf;
+            let (out, store, dtype) = self.store(chain, layout);
+            let kernel = if c.forward { "live_depthwise.f32" } else { "live_depthwise_transpose.f32" };
+            let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
+            let product = Product {
+                rows: gathered.rows,
+                groups: Vec::new(),
+                group_cols: c.groups,
+                cols: c.groups,
+                pad: vec![0.0; c.groups],
+                residual: None,
+                activation: chain.activation,
+                store,
+                lines: None,
+                macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
+            };
+            let work = LiveDepthwise { product, taps: gathered.taps, bias: bias.is_some() };
+            self.build.step(info, work, &reads, &[out]);
+            return Some(());
         }
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
         reads[0] = gathered.buf;

@@ -22,6 +22,15 @@ impl Lowering<'_> {
     /// Another shape for the same elements. Channels-last bytes stay as they are while the first extent does.
     pub(crate) fn reshape(&mut self, node: &Node) -> Option<()> {
         let (x, y) = ((*node.inputs.first()?)?, *node.outputs.first()?);
+        if let Some((source, view)) = self.views.get(&x).cloned() {
+            // Who reads it through the view leaves this copy unused, which drops it.
+            let from = self.plain(source)?;
+            let buf = self.fresh(y, DType::F32);
+            let info = self.conversion(y, "transpose", DType::F32);
+            self.build.step(info, CopyView { view: view.collapsed(), size: 4 }, &[from], &[buf]);
+            self.define_exact(y, buf, Layout::Plain);
+            return Some(());
+        }
         let keeps_images = self.shape(x).first() == self.shape(y).first() && self.shape(y).len() > 1;
         let carried = |form: &Form| form.layout == Layout::Plain || keeps_images;
         let mut forms: Vec<Form> = self.forms(x).into_iter().filter(carried).collect();

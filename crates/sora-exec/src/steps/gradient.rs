@@ -1,7 +1,7 @@
 //! What training computes beside the steps of inference.
 
 use sora_ir::ops::Random;
-use sora_kernels::{Indirect, column_sums, correlate_f32, max_grad_f32};
+use sora_kernels::{Indirect, column_sums, correlate_depthwise_f32, correlate_f32, max_grad_f32};
 
 use super::window::Windows;
 use super::{Cx, Io, Work};
@@ -28,6 +28,43 @@ impl Work for Correlate {
                 correlate_f32(cx.kernels, &rows, &dy[range.start * n..range.end * n], n, start / n, out);
             }
         });
+        Ok(())
+    }
+}
+
+/// [`Correlate`] of each channel with itself: `[taps][channels]`.
+pub(crate) struct CorrelateDepthwise {
+    pub(crate) windows: Windows,
+}
+
+impl Work for CorrelateDepthwise {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (x, dy, out) = (io.input::<f32>(0), io.input::<f32>(1), io.output::<f32>());
+        let w = &self.windows;
+        let pixels = w.images * w.rows;
+        // Each thread sums some channels, whose results then lie side by side.
+        let parts = cx.threads.parts(out.len() * pixels);
+        let each = w.kc.div_ceil(parts).next_multiple_of(32);
+        let sums = (0..w.kc).step_by(each).map(|first| (first, vec![0.0; w.taps * each.min(w.kc - first)]));
+        let mut sums: Vec<(usize, Vec<f32>)> = sums.collect();
+        cx.threads.each(&mut sums, |(first, sums)| {
+            for (range, base, offsets) in w.calls(0, pixels) {
+                let rows = Indirect { base: &x[base..], offsets, taps: w.taps, kc: w.kc, pad: &[] };
+                correlate_depthwise_f32(
+                    cx.kernels,
+                    &rows,
+                    &dy[range.start * w.kc..range.end * w.kc],
+                    *first,
+                    sums,
+                );
+            }
+        });
+        for (first, sums) in sums {
+            let columns = sums.len() / w.taps;
+            for (out, sums) in out.chunks_exact_mut(w.kc).zip(sums.chunks_exact(columns)) {
+                out[first..first + columns].copy_from_slice(sums);
+            }
+        }
         Ok(())
     }
 }

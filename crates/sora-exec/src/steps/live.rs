@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sora_kernels::{Kernels, PackedF32};
+use sora_kernels::{Kernels, PackedDwF32, PackedF32};
 
-use super::gemm::{Product, Real};
+use super::gemm::{Product, Real, RealDepthwise};
 use super::{Cx, Io, Work};
 
 /// Where the element of a packed column lies in the weights of a group.
@@ -60,6 +60,27 @@ impl Work for Live {
         let out = io.output();
         self.product.multiply(&groups, cx, io.input(0), &[], out);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(groups);
+        Ok(())
+    }
+}
+
+/// [`Live`] of a depthwise convolution, whose weights `[channels][taps]` are few.
+pub(crate) struct LiveDepthwise {
+    /// Without weights.
+    pub(crate) product: Product<RealDepthwise>,
+    pub(crate) taps: usize,
+    pub(crate) bias: bool,
+}
+
+impl Work for LiveDepthwise {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let weights = io.input::<f32>(1);
+        let bias = self.bias.then(|| io.input::<f32>(2).to_vec());
+        let (taps, channels) = (self.taps, self.product.cols);
+        let packed =
+            PackedDwF32::pack(cx.kernels, taps, channels, |tap, channel| weights[channel * taps + tap]);
+        let out = io.output();
+        self.product.multiply(&[RealDepthwise { packed, bias }], cx, io.input(0), &[], out);
         Ok(())
     }
 }

@@ -280,23 +280,16 @@ pub(super) fn rule(cx: &mut GradCx, cell: Cell, direction: Direction) -> Gradien
         let h0 = initial_h.map(|h| part(cx, h, &[1, batch, hidden])).transpose()?;
         let states = cx.part(y, 1, d, 1)?;
         let states = cx.reshape(states, &[steps, batch, hidden])?;
-        let before = match h0 {
-            // Past a sequence's end there are zeros, which the last step of a reversed one begins with.
-            None if reverse => cx.pad(states, &[-1, 0, 0], &[1, 0, 0])?,
-            None => cx.pad(states, &[1, 0, 0], &[-1, 0, 0])?,
-            Some(_) if reverse && lengths.is_some() => {
-                let why = "has no gradient for reversed sequences that have lengths and an initial state";
-                return Err(Mismatch::new(why));
-            }
-            Some(h0) if reverse => {
-                let rest = cx.part(states, 0, 1, steps - 1)?;
-                cx.op(super::Concat { axis: 0 }, [rest, h0])?
-            }
-            Some(h0) => {
-                let rest = cx.part(states, 0, 0, steps - 1)?;
-                cx.op(super::Concat { axis: 0 }, [h0, rest])?
-            }
-        };
+        if reverse && lengths.is_some() && h0.is_some() {
+            let why = "has no gradient for reversed sequences that have lengths and an initial state";
+            return Err(Mismatch::new(why));
+        }
+        // Past a sequence's end there are zeros, which the last step of a reversed one begins with.
+        let dtype = cx.dtype(y);
+        let first = h0.map_or_else(|| cx.zeros(dtype, &[1, batch, hidden]), Ok)?;
+        let rest = cx.part(states, 0, usize::from(reverse), steps.saturating_sub(1))?;
+        let order = if reverse { [rest, first] } else { [first, rest] };
+        let before = cx.op(super::Concat { axis: 0 }, order)?;
         let flat = cx.reshape(before, &[rows, hidden])?;
         let product = |cx: &mut GradCx, a, weights, second: usize| -> Result<crate::ValueId, Mismatch> {
             let turned = cx.transpose_matrices(weights)?;

@@ -62,8 +62,9 @@ impl Sliding<'_> {
         }
         let exchange: Vec<usize> = [1, 0].into_iter().chain(2..2 + rank).collect();
         let mut x = cx.take(x, 2, &read_to)?;
-        if group == 1 {
+        if group == 1 || channels == 1 {
             x = cx.transpose(x, &exchange)?;
+            x = cx.reshape(x, &[&[channels, group * samples], &read_to[..]].concat())?;
         } else {
             // [N, G·C, …] → [C, G·N, …]: each group convolves its own samples.
             x = cx.reshape(x, &[&[samples, group, channels], &read_to[..]].concat())?;
