@@ -12,6 +12,7 @@
 mod agreement;
 mod augment;
 mod batches;
+mod cache;
 mod dataset;
 mod error;
 mod folder;

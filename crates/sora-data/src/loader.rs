@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::make::Changes;
+use crate::make::{Caches, Changes};
 use crate::order::{balanced, bucketed, shuffled};
 use crate::random::Random;
 use crate::{Augmentation, Batches, DataError, Dataset, ErrorKind, Order, Preprocess};
@@ -32,6 +32,9 @@ pub struct LoaderOptions {
     /// Whether samples that cannot be read are left out, and listed in [`Batch::skipped`](crate::Batch::skipped); else
     /// the first one is an error.
     pub skip_unreadable: bool,
+    /// The most bytes of pictures or waves, prepared but not yet augmented, that are kept in memory from epoch to epoch
+    /// instead of being read again; 0 keeps none.
+    pub cache: usize,
     /// Random changes of the samples, in order.
     pub augment: Vec<Augmentation>,
     /// The number of classes that mixed labels tell the probabilities of; 0 takes what the data says.
@@ -49,6 +52,7 @@ impl Default for LoaderOptions {
             workers: 0,
             prefetch: 4,
             skip_unreadable: false,
+            cache: 0,
             augment: Vec::new(),
             classes: 0,
         }
@@ -70,6 +74,7 @@ struct Inner {
     preprocess: Preprocess,
     options: LoaderOptions,
     pool: Option<Arc<ThreadPool>>,
+    caches: Caches,
 }
 
 /// What random numbers are for: each purpose has numbers of its own.
@@ -140,8 +145,16 @@ impl Loader {
             }
         };
         let (indices, preprocess) = (indices.to_vec(), preprocess.with_defaults(&data.sample_kind())?);
-        let loader =
-            Loader(Arc::new(Inner { data: data.clone(), indices, lengths, preprocess, options, pool }));
+        let caches = Caches::new(data, options.cache);
+        let loader = Loader(Arc::new(Inner {
+            data: data.clone(),
+            indices,
+            lengths,
+            preprocess,
+            options,
+            pool,
+            caches,
+        }));
         match loader.steps() {
             0 => Err(error(
                 ErrorKind::Empty,
@@ -173,6 +186,7 @@ impl Loader {
                 augment: &inner.options.augment,
                 sample: &|at| random(Purpose::Sample, number * inner.options.batch + at),
                 batch: random(Purpose::Mixture, number),
+                caches: &inner.caches,
                 classes: inner.options.classes,
                 skip_unreadable: inner.options.skip_unreadable,
             };
@@ -295,6 +309,27 @@ mod tests {
         let dropping = LoaderOptions { batch: 5, drop_last: true, ..LoaderOptions::default() };
         let batches = seen(loader(&data, dropping).epoch(3, 0));
         assert!(batches.len() == 4 && batches.iter().all(|(_, labels, _)| labels.len() == 5));
+    }
+
+    #[test]
+    fn what_is_cached_is_read_once_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = folder(dir.path());
+        let augment = vec![Augmentation::new("random_crop", &BTreeMap::new()).unwrap()];
+        let options = LoaderOptions { batch: 4, augment, ..LoaderOptions::default() };
+        let expected = seen(loader(&data, options.clone()).epoch(1, 0));
+        // Room for all of the 23 pictures of 16 bytes, and for some.
+        for bytes in [400, 100] {
+            let cached = loader(&data, LoaderOptions { cache: bytes, ..options.clone() });
+            seen(cached.epoch(0, 0));
+            assert_eq!(seen(cached.epoch(1, 0)), expected);
+            if bytes == 400 {
+                let away = dir.path().with_extension("away");
+                fs::rename(dir.path(), &away).unwrap();
+                assert_eq!(seen(cached.epoch(1, 0)), expected);
+                fs::rename(&away, dir.path()).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use sora_tensor::{Tensor, TensorError};
 
 use crate::augment::{Augmentation, Mixable};
+use crate::cache::{Bytes, Cache};
 use crate::dataset::Source;
 use crate::picture::Picture;
 use crate::preprocess::{
@@ -26,10 +27,30 @@ pub(crate) struct Changes<'a> {
     pub(crate) sample: &'a (dyn Fn(usize) -> Random + Sync),
     /// The random numbers of the batch as a whole.
     pub(crate) batch: Random,
+    /// Samples that are kept once they are prepared.
+    pub(crate) caches: &'a Caches,
     /// The number of classes that mixed labels tell the probabilities of.
     pub(crate) classes: usize,
     /// Whether samples that cannot be read are left out, as long as one can be; else the first one is an error.
     pub(crate) skip_unreadable: bool,
+}
+
+/// Caches of samples of each kind; a dataset uses one of them.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    pictures: Cache<Picture<u8>>,
+    waves: Cache<Vec<f32>>,
+}
+
+impl Caches {
+    /// Caches of up to `bytes` for `data`, whose samples of files alone take time to read.
+    pub(crate) fn new(data: &Dataset, bytes: usize) -> Self {
+        let of = |fits: bool| if fits { bytes } else { 0 };
+        Caches {
+            pictures: Cache::new(data.len(), of(matches!(data.source(), Source::Files(_)))),
+            waves: Cache::new(data.len(), of(matches!(data.source(), Source::Sounds(_)))),
+        }
+    }
 }
 
 impl Dataset {
@@ -45,6 +66,7 @@ impl Dataset {
             augment: &[],
             sample: &|_| Random::of(&[]),
             batch: Random::of(&[]),
+            caches: &Caches::new(self, 0),
             classes: 0,
             skip_unreadable: false,
         };
@@ -119,12 +141,12 @@ impl Dataset {
         pre: &Preprocess,
         changes: Changes,
     ) -> Result<Batch, DataError> {
-        let ready = |picture: Picture<u8>, index: usize, random: &mut Random| {
-            let mut picture = prepare(picture, pre, || self.sample_place(index))?;
+        let prepare = |picture, index: usize| prepare(picture, pre, || self.sample_place(index));
+        let change = |mut picture: Picture<u8>, random: &mut Random| {
             changes.augment.iter().for_each(|augmentation| augmentation.change(&mut picture, random));
-            Ok(picture)
+            picture
         };
-        let read = self.read(decode, ready, indices, &changes)?;
+        let read = self.read(&changes.caches.pictures, decode, prepare, change, indices, &changes)?;
         self.finish(read, Prepared::Levels, pre, changes)
     }
 
@@ -139,7 +161,7 @@ impl Dataset {
         let sound = pre.sound.clone().unwrap_or_default();
         let features = Features::new(&sound);
         let decode = |index: usize| wav::read(self.path(paths, index)?, sound.rate(), sound.length());
-        let ready = |mut wave: Vec<f32>, _, random: &mut Random| {
+        let change = |mut wave: Vec<f32>, random: &mut Random| {
             for augmentation in changes.augment {
                 augmentation.change_wave(&mut wave, sound.rate(), random);
             }
@@ -148,9 +170,9 @@ impl Dataset {
                 .augment
                 .iter()
                 .for_each(|augmentation| augmentation.change_spectrogram(&mut picture, random));
-            Ok(picture)
+            picture
         };
-        let read = self.read(decode, ready, indices, &changes)?;
+        let read = self.read(&changes.caches.waves, decode, |wave, _| Ok(wave), change, indices, &changes)?;
         let pre = Preprocess { layout: pre.layout.or(Some(Layout::Nhw)), ..pre.clone() };
         self.finish(read, Prepared::Reals, &pre, changes)
     }
@@ -164,11 +186,13 @@ impl Dataset {
         changes: &Changes,
     ) -> Result<Batch, DataError> {
         let find = |index: usize| texts.get(index).cloned().ok_or_else(|| self.no_sample(index));
-        let ready = |mut tokens: Vec<u32>, _, random: &mut Random| {
+        let change = |mut tokens: Vec<u32>, random: &mut Random| {
             changes.augment.iter().for_each(|augmentation| augmentation.change_tokens(&mut tokens, random));
-            Ok(tokens)
+            tokens
         };
-        let Read { samples, .. } = self.read(find, ready, indices, changes)?;
+        let uncached = Cache::new(0, 0);
+        let Read { samples, .. } =
+            self.read(&uncached, find, |tokens, _| Ok(tokens), change, indices, changes)?;
         let longest = samples.iter().map(Vec::len).max().unwrap_or(0);
         let length = pre.shape.as_ref().and_then(|shape| shape.first().copied()).unwrap_or(longest);
         let padded = |tokens: &Vec<u32>| {
@@ -184,18 +208,32 @@ impl Dataset {
         Ok(Batch { inputs: vec![(None, tensor)], labels, lengths, len, ..Batch::default() })
     }
 
-    /// Decodes samples and makes them ready, in parallel. Only what cannot be decoded may be left out.
-    fn read<D, T: Send>(
+    /// Decodes samples, prepares and changes them, in parallel. Only what cannot be decoded may be left out, and what is
+    /// prepared may be kept.
+    fn read<D, P: Bytes + Clone + Send + Sync, T: Send>(
         &self,
+        cache: &Cache<P>,
         decode: impl Fn(usize) -> Result<D, DataError> + Sync,
-        ready: impl Fn(D, usize, &mut Random) -> Result<T, DataError> + Sync,
+        prepare: impl Fn(D, usize) -> Result<P, DataError> + Sync,
+        change: impl Fn(P, &mut Random) -> T + Sync,
         indices: &[usize],
         changes: &Changes,
     ) -> Result<Read<T>, DataError> {
         // The outer error is the batch's, the inner one that of a sample that cannot be read.
-        let one = |(at, &index): (usize, &usize)| match decode(index) {
-            Err(error) if changes.skip_unreadable => Ok(Err(error)),
-            decoded => ready(decoded?, index, &mut (changes.sample)(at)).map(Ok),
+        let one = |(at, &index): (usize, &usize)| {
+            let prepared = match cache.get(index) {
+                Some(kept) => kept,
+                None => {
+                    let decoded = match decode(index) {
+                        Err(error) if changes.skip_unreadable => return Ok(Err(error)),
+                        decoded => decoded?,
+                    };
+                    let prepared = prepare(decoded, index)?;
+                    cache.keep(index, &prepared);
+                    prepared
+                }
+            };
+            Ok(Ok(change(prepared, &mut (changes.sample)(at))))
         };
         let samples = indices.par_iter().enumerate().map(one).collect::<Result<Vec<_>, DataError>>()?;
         let mut read = Read { samples: Vec::new(), indices: Vec::new(), skipped: Vec::new() };
