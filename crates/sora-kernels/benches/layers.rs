@@ -131,7 +131,7 @@ fn slides(k: Kernels) {
             });
         }
         let (bias, scale) = (vec![1; c], vec![0.01; c]);
-        if let Some(w) = SlidingI8::pack(k, &window, 3, |i, j| ((i * j) % 5) as i8, &bias, &scale) {
+        if let Some(w) = SlidingI8::pack(k, &window, 3, |i, j| ((i * j) % 5) as i8, &bias, &scale, None) {
             report(k, &name("u8"), macs, "Gmac/s", || {
                 slide_u8i8(&xu, side, &w, 0..out, Activation::Relu, Quant::new(0.1, 3), &mut yu);
             });

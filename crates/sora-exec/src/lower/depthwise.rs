@@ -66,11 +66,12 @@ impl Lowering<'_> {
     ) -> Option<()> {
         let values = weights.values();
         let value = |tap, channel| values[(c.index)(channel, 0, 0, tap)];
-        let Columns { scale: steps, bias, offset: None } = columns else { return None };
+        let Columns { scale, bias, offset } = columns;
+        let offset = offset.as_deref();
         let window = c.window().filter(|_| chain.residual.is_none() && chain.activation.only_clamps())?;
-        let Affine { scale, zero_point: to } = chain.quantize?.affine;
-        let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, steps)?;
-        let slider = ByteSlider { packed, activation: chain.activation, quant: Quant::new(scale, to) };
+        let Affine { scale: step, zero_point: to } = chain.quantize?.affine;
+        let packed = SlidingI8::pack(self.kernels, &window, zero_point, value, bias, scale, offset)?;
+        let slider = ByteSlider { packed, activation: chain.activation, quant: Quant::new(step, to) };
         let (out, _, dtype) = self.store(chain, Layout::Last(c.groups));
         self.slide((c.images, &window), "depthwise.u8i8", x, slider, chain, (out, dtype))
     }

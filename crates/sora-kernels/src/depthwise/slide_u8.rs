@@ -15,6 +15,8 @@ pub struct Requant {
     pub(crate) zero_point: i16,
     /// Lower bound of the results.
     pub(crate) low: u8,
+    /// Whether a real number per channel, which lies behind the scales, is added to the scaled sums.
+    pub(crate) offset: bool,
 }
 
 impl Requant {
@@ -24,7 +26,7 @@ impl Requant {
         let top = math::at_most(max * inv_scale, (255 - zero_point) as f32);
         let bottom = math::at_most(math::at_least(min * inv_scale, -zero_point as f32), top);
         let low = (math::round_to_i32(bottom) + zero_point).clamp(0, 255) as u8;
-        Self { inv_scale, top, zero_point: zero_point as i16, low }
+        Self { inv_scale, top, zero_point: zero_point as i16, low, offset: false }
     }
 }
 
@@ -51,15 +53,15 @@ trait Bytes {
     /// # Safety
     /// `LANES` words must be readable from `w`.
     unsafe fn mac(sums: &mut Self::Words, x: Self::Words, w: *const i32);
-    /// Scales, rounds and narrows; `scale` holds the bits of reals.
+    /// Scales, rounds and narrows; `scale` holds the bits of reals, and of the offsets behind them.
     ///
     /// # Safety
-    /// `LANES` scales must be readable, and as many bytes writable.
+    /// `LANES` scales must be readable, as many offsets where there are any, and as many bytes writable.
     unsafe fn finish(sums: Self::Words, scale: *const i32, q: &Requant, out: *mut u8);
 }
 
-/// `P` pixels at `out`, whose windows begin at `columns`. Parameters: bias, scales, then words by group of rows
-/// and column.
+/// `P` pixels at `out`, whose windows begin at `columns`. Parameters: bias, scales, perhaps offsets, then words by
+/// group of rows and column.
 ///
 /// # Safety
 /// See [`super::sliding::SlideFn`].
@@ -74,7 +76,7 @@ unsafe fn tile<L: Bytes, const K: usize, const S: usize, const P: usize>(
     unsafe {
         let mut sums: [L::Words; P] = [L::load(a.weights); P];
         let scale = a.weights.add(L::LANES);
-        let mut weights = scale.add(L::LANES);
+        let mut weights = scale.add(if a.finish.offset { 2 * L::LANES } else { L::LANES });
         let mut first = 0;
         while first < a.rows {
             let rows: [*const *const u8; 4] =
@@ -157,10 +159,13 @@ impl Bytes for Plain {
     #[inline(always)]
     unsafe fn finish(sums: [i32; 16], scale: *const i32, q: &Requant, out: *mut u8) {
         // SAFETY: readable by the contract.
-        let scale = unsafe { Self::load(scale) };
+        let (scale, offset) =
+            unsafe { (Self::load(scale), q.offset.then(|| Self::load(scale.add(Self::LANES)))) };
         let bottom = f32::from(i16::from(q.low) - q.zero_point);
         let bytes: [u8; 16] = core::array::from_fn(|i| {
-            let v = sums[i] as f32 * f32::from_bits(scale[i] as u32) * q.inv_scale;
+            let y = sums[i] as f32 * f32::from_bits(scale[i] as u32);
+            let y = offset.map_or(y, |offset| y + f32::from_bits(offset[i] as u32));
+            let v = y * q.inv_scale;
             let v = if v > bottom { v } else { bottom };
             let v = if v < q.top { v } else { q.top };
             (math::round_to_i32(v) + i32::from(q.zero_point)) as u8
@@ -229,7 +234,7 @@ pub(crate) mod x86 {
     macro_rules! bytes {
         ($name:ident, $vector:ty, $lanes:literal, $rows:tt, |$s:ident, $x:ident, $w:ident| $mac:expr;
          $load:ident $store:ident $zero:ident $lo8:ident $hi8:ident $lo16:ident $hi16:ident
-         $to_ps:ident $as_ps:ident $mul:ident $min:ident $set_ps:ident $to_i32:ident
+         $to_ps:ident $as_ps:ident $mul:ident $add_ps:ident $min:ident $set_ps:ident $to_i32:ident
          $packs32:ident $adds16:ident $set16:ident $packus:ident $max8:ident $set8:ident) => {
             struct $name;
 
@@ -267,11 +272,13 @@ pub(crate) mod x86 {
                     // passes the minimum, and converts to the least integer.
                     unsafe {
                         let (inv_scale, top) = ($set_ps(q.inv_scale), $set_ps(q.top));
-                        let scale = Self::load(scale);
-                        let words = each!(|j| {
-                            let y = $mul($to_ps(sums[j]), $as_ps(scale[j]));
-                            $to_i32($min(top, $mul(y, inv_scale)))
-                        });
+                        let scales = Self::load(scale);
+                        let mut y = each!(|j| $mul($to_ps(sums[j]), $as_ps(scales[j])));
+                        if q.offset {
+                            let offsets = Self::load(scale.add($lanes));
+                            y = each!(|j| $add_ps(y[j], $as_ps(offsets[j])));
+                        }
+                        let words = each!(|j| $to_i32($min(top, $mul(y[j], inv_scale))));
                         let zero_point = $set16(q.zero_point);
                         let low = $adds16($packs32(words[0], words[1]), zero_point);
                         let high = $adds16($packs32(words[2], words[3]), zero_point);
@@ -287,7 +294,7 @@ pub(crate) mod x86 {
         ($name:ident, $rows:tt, |$s:ident, $x:ident, $w:ident| $mac:expr) => {
             bytes! { $name, __m128i, 16, $rows, |$s, $x, $w| $mac;
             _mm_loadu_si128 _mm_storeu_si128 _mm_setzero_si128 _mm_unpacklo_epi8 _mm_unpackhi_epi8
-            _mm_unpacklo_epi16 _mm_unpackhi_epi16 _mm_cvtepi32_ps _mm_castsi128_ps _mm_mul_ps
+            _mm_unpacklo_epi16 _mm_unpackhi_epi16 _mm_cvtepi32_ps _mm_castsi128_ps _mm_mul_ps _mm_add_ps
             _mm_min_ps _mm_set1_ps _mm_cvtps_epi32 _mm_packs_epi32 _mm_adds_epi16 _mm_set1_epi16
             _mm_packus_epi16 _mm_max_epu8 _mm_set1_epi8 }
         };
@@ -297,7 +304,7 @@ pub(crate) mod x86 {
             bytes! { $name, __m256i, 32, $rows, |$s, $x, $w| $mac;
             _mm256_loadu_si256 _mm256_storeu_si256 _mm256_setzero_si256 _mm256_unpacklo_epi8
             _mm256_unpackhi_epi8 _mm256_unpacklo_epi16 _mm256_unpackhi_epi16 _mm256_cvtepi32_ps
-            _mm256_castsi256_ps _mm256_mul_ps _mm256_min_ps _mm256_set1_ps _mm256_cvtps_epi32
+            _mm256_castsi256_ps _mm256_mul_ps _mm256_add_ps _mm256_min_ps _mm256_set1_ps _mm256_cvtps_epi32
             _mm256_packs_epi32 _mm256_adds_epi16 _mm256_set1_epi16 _mm256_packus_epi16
             _mm256_max_epu8 _mm256_set1_epi8 }
         };
@@ -307,7 +314,7 @@ pub(crate) mod x86 {
             bytes! { $name, __m512i, 64, $rows, |$s, $x, $w| $mac;
             _mm512_loadu_si512 _mm512_storeu_si512 _mm512_setzero_si512 _mm512_unpacklo_epi8
             _mm512_unpackhi_epi8 _mm512_unpacklo_epi16 _mm512_unpackhi_epi16 _mm512_cvtepi32_ps
-            _mm512_castsi512_ps _mm512_mul_ps _mm512_min_ps _mm512_set1_ps _mm512_cvtps_epi32
+            _mm512_castsi512_ps _mm512_mul_ps _mm512_add_ps _mm512_min_ps _mm512_set1_ps _mm512_cvtps_epi32
             _mm512_packs_epi32 _mm512_adds_epi16 _mm512_set1_epi16 _mm512_packus_epi16
             _mm512_max_epu8 _mm512_set1_epi8 }
         };

@@ -339,15 +339,19 @@ impl SlidingBf16 {
 
 /// A depthwise convolution in bytes, packed with its bias and scales.
 #[derive(Clone, Debug)]
-pub struct SlidingI8(Packed<u8, i32, Requant>);
+pub struct SlidingI8 {
+    packed: Packed<u8, i32, Requant>,
+    offset: bool,
+}
 
 impl SlidingI8 {
     /// Packs `value(tap, channel)`, taps row by row, for images of `window.pixel_stride` channels whose
-    /// byte `zero_point` stands for zero. `bias` is in steps of `scale`: input scale × weight scale.
+    /// byte `zero_point` stands for zero. `bias` is in steps of `scale`: input scale × weight scale; `offset` is added
+    /// to what they scale.
     /// `None` when no kernel slides such a window: use [`crate::depthwise_u8i8`].
     ///
     /// # Panics
-    /// When there are fewer biases or scales than channels.
+    /// When there are fewer biases, scales or offsets than channels.
     pub fn pack(
         kernels: Kernels,
         window: &Window,
@@ -355,6 +359,7 @@ impl SlidingI8 {
         value: impl Fn(usize, usize) -> i8,
         bias: &[i32],
         scale: &[f32],
+        offset: Option<&[f32]>,
     ) -> Option<Self> {
         let [rows, cols] = window.kernel;
         let (_, slides) = slide_u8i8_kernels(kernels);
@@ -376,19 +381,22 @@ impl SlidingI8 {
             let sum = |c: usize| (0..rows * cols).map(|tap| i32::from(value(tap, c))).sum::<i32>();
             let folded = |&c: &usize| bias[c].wrapping_sub(sum(c).wrapping_mul(zero_point.into()));
             data.extend(channels.iter().map(folded));
-            data.extend(channels.iter().map(|&c| scale[c].to_bits() as i32));
+            for reals in [scale].into_iter().chain(offset) {
+                data.extend(channels.iter().map(|&c| reals[c].to_bits() as i32));
+            }
             for row in (0..rows).step_by(slides.rows) {
                 for col in 0..cols {
                     data.extend(channels.iter().map(|&c| word(row, col, c)));
                 }
             }
         };
-        Packed::pack(slides, window, zero_point, parameters).map(Self)
+        let packed = Packed::pack(slides, window, zero_point, parameters)?;
+        Some(Self { packed, offset: offset.is_some() })
     }
 
     /// Memory taken.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.0.data[..])
+        size_of_val(&self.packed.data[..])
     }
 }
 
@@ -442,7 +450,7 @@ pub fn slide_bf16(
 
 const UNBOUNDED: Clamp = Clamp { low: f32::NEG_INFINITY, high: f32::INFINITY };
 
-/// Rows `rows` of the quantized `activation(f32(Σ x · w + bias) · scale)`, rounded like
+/// Rows `rows` of the quantized `activation(f32(Σ x · w + bias) · scale + offset)`, rounded like
 /// [`crate::depthwise_u8i8`]; for `x`, `slots` and `rows` see [`slide_f32`].
 ///
 /// # Panics
@@ -458,7 +466,8 @@ pub fn slide_u8i8(
     out: &mut [u8],
 ) {
     let bounds = activation.bounds().expect("an activation that only clamps");
-    w.0.run(x, slots, rows, Requant::new(bounds, quant), out, |_| {});
+    let finish = Requant { offset: w.offset, ..Requant::new(bounds, quant) };
+    w.packed.run(x, slots, rows, finish, out, |_| {});
 }
 
 #[cfg(test)]
@@ -511,6 +520,9 @@ mod tests {
             let weight = |tap: usize, ch: usize| weights[tap * c + ch];
             let bias: Vec<i32> = (0..c).map(|_| rng.i32(-9999..9999)).collect();
             let scale: Vec<f32> = (0..c).map(|_| rng.f32() * 1e-2).collect();
+            let offset: Option<Vec<f32>> =
+                rng.bool().then(|| (0..c).map(|_| rng.f32() * 9.0 - 4.0).collect());
+            let offset = offset.as_deref();
             let quant = Quant::new(0.05 + rng.f32(), rng.i32(0..256));
             let activation = *rng
                 .choice(&[Activation::None, Activation::Relu, Activation::Clip { min: -1.0, max: 6.0 }])
@@ -529,16 +541,11 @@ mod tests {
                 let a = Indirect { base: &x[..], offsets: &offsets, taps, kc: c, pad: &pad };
                 let packed = PackedDwI8::pack(k, taps, c, weight);
                 let folded = fold_zero_point(Some(&bias), packed.col_sums(), zp.into());
-                let ep = EpilogueI32 {
-                    bias: Some(&folded),
-                    scale: &scale,
-                    offset: None,
-                    residual: None,
-                    activation,
-                };
+                let ep =
+                    EpilogueI32 { bias: Some(&folded), scale: &scale, offset, residual: None, activation };
                 let mut want = vec![0; m * c];
                 depthwise_u8i8(k, &a, &packed, &ep, Output::U8(MatMut::new(&mut want, m, c, c), quant));
-                if let Some(packed) = SlidingI8::pack(k, &w, zp, weight, &bias, &scale) {
+                if let Some(packed) = SlidingI8::pack(k, &w, zp, weight, &bias, &scale, offset) {
                     slid[0] += 1;
                     let mut y = vec![0; m * c];
                     slide_u8i8(&x, w.input[0], &packed, 0..w.output[0], activation, quant, &mut y);
