@@ -176,10 +176,10 @@ per_isa! {
         assert!(out.len() == columns * x.taps && first + columns <= x.kc, "columns outside of the result");
         for start in (0..columns).step_by(LANES) {
             let (from, count) = (first + start, LANES.min(columns - start));
-            for (tap, out) in out.chunks_exact_mut(columns).enumerate() {
-                let out = &mut out[start..start + count];
-                // Pixels in blocks, so that the error does not grow with their number.
-                for (windows, dy) in x.offsets.chunks(BLOCK * x.taps).zip(dy.chunks(BLOCK * x.kc)) {
+            // Pixels in blocks, which all taps read while they lie in the nearest cache, and whose number the error does not
+            // grow with.
+            for (windows, dy) in x.offsets.chunks(BLOCK * x.taps).zip(dy.chunks(BLOCK * x.kc)) {
+                for (tap, out) in out.chunks_exact_mut(columns).enumerate() {
                     let mut sums = [0.0f32; LANES];
                     let offsets = windows.chunks_exact(x.taps).map(|window| window[tap]);
                     for (offset, dy) in offsets.zip(dy.chunks_exact(x.kc)) {
@@ -195,7 +195,7 @@ per_isa! {
                             sums.iter_mut().zip(x).zip(dy).for_each(|((sum, x), dy)| *sum += x * dy);
                         }
                     }
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    out[start..start + count].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
                 }
             }
         }

@@ -168,7 +168,7 @@ impl Lowering<'_> {
         tensor.is_some_and(|tensor| tensor.to_f64s().iter().all(|&x| x == 0.0))
     }
 
-    /// What flows back through a ReLU: the operand of `Where` whose condition compares another value with a number.
+    /// What flows back through a ReLU, or one of the bounds of a clip: the operand of `Where` whose condition compares another value with a number.
     pub(crate) fn gate(&mut self, id: NodeId, node: &Node) -> Option<()> {
         let (&[Some(condition), Some(dy), Some(zero)], &[result]) = (&node.inputs[..], &node.outputs[..])
         else {
@@ -178,16 +178,21 @@ impl Lowering<'_> {
         let Op::Binary(op) = &compare.op else { return None };
         let (y, limit) = ((*compare.inputs.first()?)?, (*compare.inputs.get(1)?)?);
         let limit = self.graph.const_value(limit).filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
-        let above = *limit.to_f32s().first()?;
+        let limit = *limit.to_f32s().first()?;
+        let greater = match op.kind {
+            BinaryKind::Greater => true,
+            BinaryKind::Less => false,
+            _ => return None,
+        };
         let shapes = self.shape(y) == self.shape(result) && self.shape(dy) == self.shape(result);
-        if op.kind != BinaryKind::Greater || !shapes || self.dtype(dy) != DType::F32 || !self.is_zero(zero) {
+        if !shapes || self.dtype(dy) != DType::F32 || !self.is_zero(zero) {
             return None;
         }
         let layout = self.some_layout(dy);
         let (y, dy) = (self.exact(y, layout)?, self.exact(dy, layout)?);
         let buf = self.fresh(result, DType::F32);
         let info = self.info("gate.f32", &[id], Some(result), DType::F32);
-        self.build.step(info, Gate { above }, &[y, dy], &[buf]);
+        self.build.step(info, Gate { greater, limit }, &[y, dy], &[buf]);
         self.define_exact(result, buf, layout);
         Some(())
     }

@@ -93,17 +93,20 @@ impl Work for MaxGradient {
     }
 }
 
-/// The second input where the first is greater than a number, else 0.
+/// The second input where the first is greater than a number, or less, else 0.
 pub(crate) struct Gate {
-    pub(crate) above: f32,
+    pub(crate) greater: bool,
+    pub(crate) limit: f32,
 }
 
 impl Work for Gate {
     fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
         let (y, dy, out) = (io.input::<f32>(0), io.input::<f32>(1), io.output::<f32>());
         cx.threads.chunks(out.len() * MOVE_COST, 64, out, |start, out| {
-            for ((slot, &y), &dy) in out.iter_mut().zip(&y[start..]).zip(&dy[start..]) {
-                *slot = if y > self.above { dy } else { 0.0 };
+            let all = out.iter_mut().zip(&y[start..]).zip(&dy[start..]);
+            match self.greater {
+                true => all.for_each(|((out, &y), &dy)| *out = if y > self.limit { dy } else { 0.0 }),
+                false => all.for_each(|((out, &y), &dy)| *out = if y < self.limit { dy } else { 0.0 }),
             }
         });
         Ok(())

@@ -254,9 +254,9 @@ impl Activation {
                 cx.select(negative, slope, dy)?
             }
             Clip => {
-                let above = cx.compare(x, BinaryKind::GreaterOrEqual, alpha)?;
+                let above = cx.compare(y, BinaryKind::Greater, alpha)?;
                 let kept = cx.keep(above, dy)?;
-                let below = cx.compare(x, BinaryKind::LessOrEqual, beta)?;
+                let below = cx.compare(y, BinaryKind::Less, beta)?;
                 cx.keep(below, kept)?
             }
             // The slope of alpha · (exp(x) - 1) is y + alpha.
