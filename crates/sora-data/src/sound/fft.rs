@@ -1,79 +1,51 @@
 //! The spectrum of a frame.
-//!
-//! Crates for this are generic: their planners would be compiled into this crate, which takes longer than all of the rest.
 
-use std::f64::consts::TAU;
+use std::fmt;
+use std::sync::Arc;
 
-use crate::narrow;
+use realfft::num_complex::Complex;
+use realfft::{RealFftPlanner, RealToComplex};
 
-type Complex = [f32; 2];
-
-/// The discrete Fourier transform of as many real numbers as a power of two, at least 2. Source: Cooley and Tukey, "An
-/// algorithm for the machine calculation of complex Fourier series", 1965.
-#[derive(Clone, Debug)]
+/// The discrete Fourier transform of real numbers, with its memory.
+#[derive(Clone)]
 pub(crate) struct Spectrum {
-    /// The turn by -k / points of the circle, for k up to half of the points.
-    turns: Vec<Complex>,
-    /// Where each of half as many complex numbers comes from: its place with the bits in reverse.
-    sources: Vec<usize>,
-    work: Vec<Complex>,
+    transform: Arc<dyn RealToComplex<f32>>,
+    input: Vec<f32>,
+    bins: Vec<Complex<f32>>,
+    scratch: Vec<Complex<f32>>,
 }
 
 impl Spectrum {
     pub(crate) fn new(points: usize) -> Self {
-        let half = points / 2;
-        let turn = |k: usize| {
-            let (sin, cos) = (-TAU * k as f64 / points as f64).sin_cos();
-            [narrow(cos), narrow(sin)]
-        };
-        let bits = half.trailing_zeros();
-        let source = |place: usize| if bits == 0 { 0 } else { place.reverse_bits() >> (usize::BITS - bits) };
-        Spectrum {
-            turns: (0..=half).map(turn).collect(),
-            sources: (0..half).map(source).collect(),
-            work: vec![[0.0; 2]; half],
-        }
+        let transform = RealFftPlanner::new().plan_fft_forward(points);
+        let (input, bins) = (transform.make_input_vec(), transform.make_output_vec());
+        let scratch = transform.make_scratch_vec();
+        Spectrum { transform, input, bins, scratch }
     }
 
     /// The magnitudes of the bins from 0 to half of the points, of `frame`, which zeros follow.
     pub(crate) fn magnitudes(&mut self, frame: &[f32], magnitudes: &mut Vec<f32>) {
-        // Pairs of real numbers are transformed as complex ones, then taken apart.
-        let half = self.work.len();
-        let at = |i: usize| frame.get(i).copied().unwrap_or(0.0);
-        for (to, &source) in self.work.iter_mut().zip(&self.sources) {
-            *to = [at(2 * source), at(2 * source + 1)];
-        }
-        let mut size = 1;
-        while size < half {
-            for block in self.work.chunks_exact_mut(2 * size) {
-                let (low, high) = block.split_at_mut(size);
-                let turns = self.turns.iter().step_by(half / size);
-                for ((a, b), turn) in low.iter_mut().zip(high).zip(turns) {
-                    let turned = product(*b, *turn);
-                    *b = [a[0] - turned[0], a[1] - turned[1]];
-                    *a = [a[0] + turned[0], a[1] + turned[1]];
-                }
-            }
-            size *= 2;
-        }
+        let all = frame.iter().copied().chain(std::iter::repeat(0.0));
+        self.input.iter_mut().zip(all).for_each(|(to, x)| *to = x);
+        let done = self.transform.process_with_scratch(&mut self.input, &mut self.bins, &mut self.scratch);
+        debug_assert!(done.is_ok(), "the transform made these vectors itself");
         magnitudes.clear();
-        magnitudes.extend(self.turns.iter().enumerate().map(|(k, turn)| {
-            let (z, mirror) = (self.work[k % half], self.work[(half - k) % half]);
-            let even = [0.5 * (z[0] + mirror[0]), 0.5 * (z[1] - mirror[1])];
-            let odd = product([0.5 * (z[1] + mirror[1]), 0.5 * (mirror[0] - z[0])], *turn);
-            let [re, im] = [even[0] + odd[0], even[1] + odd[1]];
-            (re * re + im * im).sqrt()
-        }));
+        magnitudes.extend(self.bins.iter().map(|bin| bin.norm()));
     }
 }
 
-fn product([a, b]: Complex, [c, d]: Complex) -> Complex {
-    [a * c - b * d, a * d + b * c]
+impl fmt::Debug for Spectrum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spectrum").field("points", &self.input.len()).finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::f64::consts::TAU;
+
     use super::*;
+    use crate::narrow;
     use crate::random::Random;
 
     #[test]
