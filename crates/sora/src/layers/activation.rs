@@ -1,12 +1,14 @@
 //! Activation functions.
 
+use serde::Deserialize;
 use sora_ir::ops::{self, ActivationKind, Softmax, Unary, UnaryKind};
 use sora_ir::{Real, ValueId};
 
 use super::{Layer, LayerError, Network};
 
-/// A function of each element; [`Activation::Softmax`] of each row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A function of each element; [`Activation::Softmax`] of each row. Configurations name it as the layer is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `max(0, x)`
     Relu,

@@ -1,5 +1,6 @@
 //! Convolution of images.
 
+use serde::Deserialize;
 use sora_ir::ValueId;
 use sora_ir::ops::Conv;
 
@@ -33,13 +34,16 @@ impl Pair {
 }
 
 /// Rows and columns added around an image before a window slides over it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Padding {
     /// None.
+    #[default]
     Valid,
     /// As many as make the result `ceil(extent / stride)`, the odd one at the end.
     Same,
-    /// So many on every side.
+    /// So many on every side; configurations do not have it.
+    #[serde(skip)]
     Each(usize),
 }
 

@@ -23,12 +23,12 @@ pub enum LayerSpec {
         strides: usize,
         /// What surrounds the image.
         #[serde(default)]
-        padding: Pads,
+        padding: Padding,
         /// Whether channels get a bias.
         #[serde(default = "yes")]
         bias: bool,
         /// Function behind it.
-        activation: Option<Function>,
+        activation: Option<Activation>,
     },
     /// A convolution of each channel by itself.
     DepthwiseConv2d {
@@ -39,12 +39,12 @@ pub enum LayerSpec {
         strides: usize,
         /// What surrounds the image.
         #[serde(default)]
-        padding: Pads,
+        padding: Padding,
         /// Whether channels get a bias.
         #[serde(default = "yes")]
         bias: bool,
         /// Function behind it.
-        activation: Option<Function>,
+        activation: Option<Activation>,
     },
     /// The greatest value of each window.
     MaxPool2d {
@@ -64,7 +64,7 @@ pub enum LayerSpec {
         #[serde(default = "epsilon")]
         epsilon: f32,
         /// Function behind it.
-        activation: Option<Function>,
+        activation: Option<Activation>,
     },
     /// Layer normalization over the last axis.
     LayerNorm {
@@ -79,48 +79,12 @@ pub enum LayerSpec {
         /// Its extents; one may be -1: what is left.
         shape: Vec<i64>,
     },
-    /// Long short-term memory over sequences of steps, channels.
-    Lstm {
-        /// Elements of the state.
-        units: usize,
-        /// How many are stacked.
-        #[serde(default = "one")]
-        levels: usize,
-        /// Whether a second set of units reads sequences backwards.
-        #[serde(default)]
-        bidirectional: bool,
-        /// Whether the state of every step is given, instead of the last one.
-        #[serde(default)]
-        sequences: bool,
-    },
-    /// Gated recurrent units over sequences of steps, channels.
-    Gru {
-        /// Elements of the state.
-        units: usize,
-        /// How many are stacked.
-        #[serde(default = "one")]
-        levels: usize,
-        /// Whether a second set of units reads sequences backwards.
-        #[serde(default)]
-        bidirectional: bool,
-        /// Whether the state of every step is given, instead of the last one.
-        #[serde(default)]
-        sequences: bool,
-    },
-    /// Plain recurrent units over sequences of steps, channels.
-    SimpleRnn {
-        /// Elements of the state.
-        units: usize,
-        /// How many are stacked.
-        #[serde(default = "one")]
-        levels: usize,
-        /// Whether a second set of units reads sequences backwards.
-        #[serde(default)]
-        bidirectional: bool,
-        /// Whether the state of every step is given, instead of the last one.
-        #[serde(default)]
-        sequences: bool,
-    },
+    /// Long short-term memory.
+    Lstm(Recurrent),
+    /// Gated recurrent units.
+    Gru(Recurrent),
+    /// Plain recurrent units.
+    SimpleRnn(Recurrent),
     /// A product with weights, and biases.
     Dense {
         /// Elements of the result.
@@ -129,7 +93,7 @@ pub enum LayerSpec {
         #[serde(default = "yes")]
         bias: bool,
         /// Function behind it.
-        activation: Option<Function>,
+        activation: Option<Activation>,
     },
     /// Drops elements at random in training.
     Dropout {
@@ -139,34 +103,25 @@ pub enum LayerSpec {
     /// A function of every element.
     Activation {
         /// Which.
-        function: Function,
+        function: Activation,
     },
 }
 
-/// What surrounds an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pads {
-    /// Nothing.
-    #[default]
-    Valid,
-    /// As much as keeps the extents, divided by the step.
-    Same,
-}
-
-/// A function of every element; softmax of every row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum Function {
-    Relu,
-    Relu6,
-    Silu,
-    HardSwish,
-    Gelu,
-    Sigmoid,
-    Tanh,
-    Softmax,
+/// A recurrent layer over sequences of steps, channels.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recurrent {
+    /// Elements of the state.
+    pub units: usize,
+    /// How many are stacked.
+    #[serde(default = "one")]
+    pub levels: usize,
+    /// Whether a second set of units reads sequences backwards.
+    #[serde(default)]
+    pub bidirectional: bool,
+    /// Whether the state of every step is given, instead of the last one.
+    #[serde(default)]
+    pub sequences: bool,
 }
 
 fn one() -> usize {
@@ -181,45 +136,21 @@ fn epsilon() -> f32 {
     1e-3
 }
 
-impl From<Pads> for Padding {
-    fn from(pads: Pads) -> Self {
-        match pads {
-            Pads::Valid => Padding::Valid,
-            Pads::Same => Padding::Same,
-        }
-    }
-}
-
-impl From<Function> for Activation {
-    fn from(function: Function) -> Self {
-        match function {
-            Function::Relu => Activation::Relu,
-            Function::Relu6 => Activation::Relu6,
-            Function::Silu => Activation::Silu,
-            Function::HardSwish => Activation::HardSwish,
-            Function::Gelu => Activation::Gelu,
-            Function::Sigmoid => Activation::Sigmoid,
-            Function::Tanh => Activation::Tanh,
-            Function::Softmax => Activation::Softmax,
-        }
-    }
-}
-
 impl LayerSpec {
     /// Adds the layer to a network.
     ///
     /// # Errors
     /// As [`crate::layers::Layer::build`].
     pub fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
-        let convolution = |layer: Conv2d, strides, padding: Pads, bias| {
-            let layer = layer.strides(strides).padding(padding.into());
+        let convolution = |layer: Conv2d, strides, padding, bias| {
+            let layer = layer.strides(strides).padding(padding);
             if bias { layer } else { layer.without_bias() }
         };
         macro_rules! recurrent {
-            ($layer:ident, $units:ident, $levels:ident, $bidirectional:ident, $sequences:ident) => {{
-                let layer = $layer::new(*$units).levels(*$levels);
-                let layer = if *$bidirectional { layer.bidirectional() } else { layer };
-                (net.layer(x, &if *$sequences { layer } else { layer.last() })?, None)
+            ($layer:ident, $spec:ident) => {{
+                let layer = $layer::new($spec.units).levels($spec.levels);
+                let layer = if $spec.bidirectional { layer.bidirectional() } else { layer };
+                (net.layer(x, &if $spec.sequences { layer } else { layer.last() })?, None)
             }};
         }
         let (y, function) = match self {
@@ -240,15 +171,9 @@ impl LayerSpec {
             LayerSpec::LayerNorm { epsilon } => (net.layer(x, &LayerNorm::new(*epsilon))?, None),
             LayerSpec::Flatten {} => (net.layer(x, &Flatten)?, None),
             LayerSpec::Reshape { shape } => (net.layer(x, &Reshape(shape.clone()))?, None),
-            LayerSpec::Lstm { units, levels, bidirectional, sequences } => {
-                recurrent!(Lstm, units, levels, bidirectional, sequences)
-            }
-            LayerSpec::Gru { units, levels, bidirectional, sequences } => {
-                recurrent!(Gru, units, levels, bidirectional, sequences)
-            }
-            LayerSpec::SimpleRnn { units, levels, bidirectional, sequences } => {
-                recurrent!(SimpleRnn, units, levels, bidirectional, sequences)
-            }
+            LayerSpec::Lstm(spec) => recurrent!(Lstm, spec),
+            LayerSpec::Gru(spec) => recurrent!(Gru, spec),
+            LayerSpec::SimpleRnn(spec) => recurrent!(SimpleRnn, spec),
             LayerSpec::Dense { units, bias, activation } => {
                 let layer = Dense::new(*units);
                 (net.layer(x, &if *bias { layer } else { layer.without_bias() })?, *activation)
@@ -257,7 +182,7 @@ impl LayerSpec {
             LayerSpec::Activation { function } => (x, Some(*function)),
         };
         match function {
-            Some(function) => net.layer(y, &Activation::from(function)),
+            Some(function) => net.layer(y, &function),
             None => Ok(y),
         }
     }
