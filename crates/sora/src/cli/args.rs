@@ -42,8 +42,8 @@ impl Command {
             Command::Run(_) | Command::Convert(_) => false,
             Command::Evaluate(args) => args.json,
             Command::Compress(args) => args.json,
-            Command::Train(args) => args.json,
-            Command::FineTune(args) => args.json,
+            Command::Train(args) => args.run.json,
+            Command::FineTune(args) => args.run.json,
             Command::Bench(args) => args.json,
             Command::Zoo(args) => args.json,
         }
@@ -136,6 +136,12 @@ pub(super) struct Train {
     /// Where the trained model goes, in place of what the file says: .onnx or .sora
     #[arg(short, long, value_name = "OUT")]
     pub(super) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) run: TrainingRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TrainingRun {
     /// Begin anew even if there is a checkpoint to continue from
     #[arg(long)]
     pub(super) restart: bool,
@@ -188,14 +194,8 @@ pub(super) struct FineTune {
     /// Keep checkpoints here; the same command continues from there when it was interrupted
     #[arg(long, value_name = "FILE.npz")]
     pub(super) checkpoint: Option<PathBuf>,
-    /// Begin anew even if there is a checkpoint to continue from
-    #[arg(long)]
-    pub(super) restart: bool,
     #[command(flatten)]
-    pub(super) parallel: Threads,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(super) json: bool,
+    pub(super) run: TrainingRun,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -14,7 +14,7 @@ use sora::training::{
 };
 use sora::{Failure, Metadata, Model, check_writable, compress, write_atomically};
 
-use super::args::{FineTune, Train};
+use super::args::{FineTune, Train, TrainingRun};
 use super::evaluate::compression_failure;
 use super::progress::{Bars, interrupted};
 use super::{Printed, one_line};
@@ -25,7 +25,7 @@ pub(super) fn train(args: &Train) -> Printed {
         config.output.clone_from(output);
     }
     let place = args.config.display().to_string();
-    run(&config, &place, args.restart, args.parallel.threads, args.json)
+    run(&config, &place, &args.run)
 }
 
 pub(super) fn fine_tune(args: &FineTune) -> Printed {
@@ -57,11 +57,11 @@ pub(super) fn fine_tune(args: &FineTune) -> Printed {
         checkpoint: args.checkpoint.clone().map(|path| Checkpoints { path, every: Some(500) }),
     };
     let place = args.model.display().to_string();
-    run(&config, &place, args.restart, args.parallel.threads, args.json)
+    run(&config, &place, &args.run)
 }
 
 /// Trains, and writes what a configuration asks for; `place` is where it comes from.
-fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) -> Printed {
+fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     let begun = Instant::now();
     sora::Kind::of(&config.output)?;
     let checkpoint = config.checkpoint.as_ref().map(|checkpoint| checkpoint.path.clone());
@@ -75,10 +75,10 @@ fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) ->
     let failed = training_failure(place);
     let Prepared { network, recipe, plan, data, train, validation, preprocess, metadata } =
         config.prepare(place)?;
-    let options = Options { threads: usize::from(threads), ..Options::default() };
+    let options = Options { threads: usize::from(args.parallel.threads), ..Options::default() };
     let mut trainer =
         Trainer::new(network, config.training.batch, recipe, options.clone()).map_err(&failed)?;
-    let from = checkpoint.as_deref().filter(|path| !restart && path.exists());
+    let from = checkpoint.as_deref().filter(|path| !args.restart && path.exists());
     let from = from.map(Checkpoint::load).transpose().map_err(&failed)?;
     let part = |indices| Samples { data: &data, indices, preprocess: &preprocess };
     let validation = Some(validation).filter(|indices| !indices.is_empty()).map(part);
@@ -129,7 +129,7 @@ fn run(config: &Config, place: &str, restart: bool, threads: u16, json: bool) ->
     }
     let steps = trainer.steps().map_err(&failed)?;
     let seconds = begun.elapsed().as_secs_f64();
-    if json {
+    if args.json {
         let object = json!({
             "metrics": metrics, "seconds": seconds, "steps": steps, "output": config.output,
             "training_seconds": progress.seconds, "epochs": progress.history.len(), "skipped": watch.skipped,
