@@ -6,10 +6,12 @@ use sora_ir::{Node, ValueId};
 use sora_tensor::DType;
 
 use super::Lowering;
+use super::build::Buf;
 use super::chain::Chain;
-use super::conv::Convolution;
+use super::conv::{Convolution, Gathered};
 use super::layout::Layout;
-use crate::steps::gemm::Product;
+use crate::StepInfo;
+use crate::steps::gemm::{Product, Weights};
 use crate::steps::live::{Arrangement, Live, LiveDepthwise};
 
 impl Lowering<'_> {
@@ -36,23 +38,10 @@ impl Lowering<'_> {
         if c.is_depthwise() {
             let gathered = self.windows(c, x, c.groups)?;
             reads[0] = gathered.buf;
-            let (out, store, dtype) = self.store(chain, layout);
             let kernel = if c.forward { "live_depthwise.f32" } else { "live_depthwise_transpose.f32" };
-            let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
-            let product = Product {
-                rows: gathered.rows,
-                groups: Vec::new(),
-                group_cols: c.groups,
-                cols: c.groups,
-                pad: vec![0.0; c.groups],
-                residual: None,
-                activation: chain.activation,
-                store,
-                lines: None,
-                macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
-            };
-            let work = LiveDepthwise { product, taps: gathered.taps, bias: bias.is_some() };
-            self.build.step(info, work, &reads, &[out]);
+            let taps = gathered.taps;
+            let (product, info, out) = self.without_weights(kernel, c, gathered, c.groups, chain);
+            self.build.step(info, LiveDepthwise { product, taps, bias: bias.is_some() }, &reads, &[out]);
             return Some(());
         }
         let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
@@ -71,23 +60,38 @@ impl Lowering<'_> {
             }
         };
         let groups = (0..c.groups).map(arrange).collect::<Option<Vec<_>>>()?;
-        let (out, store, dtype) = self.store(chain, Layout::Last(c.groups * n));
-        let info = self.info(&format!("live_{}.f32", c.kernel), &chain.nodes, Some(chain.result), dtype);
+        let kernel = format!("live_{}.f32", c.kernel);
+        let (product, info, out) = self.without_weights(&kernel, c, gathered, n, chain);
+        let (extents, idle) = ((taps, kc, n), Mutex::default());
+        let work = Live { product, groups, extents, bias: bias.is_some(), idle };
+        self.build.step(info, work, &reads, &[out]);
+        Some(())
+    }
+
+    /// The product of a convolution, its description, and where its result goes.
+    fn without_weights<W: Weights<Input = f32>>(
+        &mut self,
+        kernel: &str,
+        c: &Convolution,
+        gathered: Gathered,
+        group_cols: usize,
+        chain: &Chain,
+    ) -> (Product<W>, StepInfo, Buf) {
+        let cols = c.groups * c.channels[1];
+        let (out, store, dtype) = self.store(chain, Layout::Last(cols));
+        let info = self.info(kernel, &chain.nodes, Some(chain.result), dtype);
         let product = Product {
             rows: gathered.rows,
             groups: Vec::new(),
-            group_cols: n,
-            cols: c.groups * n,
-            pad: vec![0.0; kc],
+            group_cols,
+            cols,
+            pad: vec![0.0; gathered.kc],
             residual: None,
             activation: chain.activation,
             store,
             lines: None,
             macs: usize::try_from(info.macs).unwrap_or(usize::MAX),
         };
-        let (extents, idle) = ((taps, kc, n), Mutex::default());
-        let work = Live { product, groups, extents, bias: bias.is_some(), idle };
-        self.build.step(info, work, &reads, &[out]);
-        Some(())
+        (product, info, out)
     }
 }

@@ -165,6 +165,18 @@ impl Sequences<'_> {
     }
 }
 
+/// Refuses lengths of sequences that have more than `steps`, or less than none.
+///
+/// # Errors
+/// A sentence that says so.
+pub(super) fn check_lengths(lengths: Option<&[i32]>, steps: usize) -> Result<(), String> {
+    let fits = |&length: &i32| usize::try_from(length).is_ok_and(|length| length <= steps);
+    match lengths.filter(|lengths| !lengths.iter().all(fits)) {
+        Some(lengths) => Err(format!("sequence lengths {lengths:?} must lie in 0..={steps}")),
+        None => Ok(()),
+    }
+}
+
 /// Memory for what lies between a state and its products.
 struct Rounding<'a> {
     sums: &'a mut [i32],
@@ -439,10 +451,7 @@ impl Work for Recurrent {
         };
         let lengths = self.lengths.then(|| io.input::<i32>(input + 1));
         input += usize::from(self.lengths);
-        let fits = |&length: &i32| usize::try_from(length).is_ok_and(|length| length <= self.steps);
-        if let Some(lengths) = lengths.filter(|lengths| !lengths.iter().all(fits)) {
-            return Err(format!("sequence lengths {lengths:?} must lie in 0..={}", self.steps));
-        }
+        check_lengths(lengths, self.steps)?;
         let x = Sequences { features, lengths };
         let y = io.output::<f32>();
         let h = io.output_at::<f32>(1);

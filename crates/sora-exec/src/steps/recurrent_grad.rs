@@ -4,6 +4,7 @@ use sora_ir::ops::{Cell, RnnActivation};
 use sora_kernels::recurrent_grad::{Slope, gru_back, lstm_back, lstm_gates, rnn_back};
 use sora_kernels::{ARows, Dense, EpilogueF32, Kernels, MatMut, Output, PackedF32, gemm_f32};
 
+use super::recurrent::check_lengths;
 use super::{Cx, Io, Work};
 
 /// [`RecurrentGrad`](struct@sora_ir::ops::RecurrentGrad): its inputs and outputs, and as a last output scratch of
@@ -140,10 +141,7 @@ impl Work for RecurrentGrad {
         };
         let [lengths, initial_c, final_h, final_c] = self.given.map(&mut optional);
         let lengths = lengths.map(|at| io.input::<i32>(at));
-        let fits = |&length: &i32| usize::try_from(length).is_ok_and(|length| length <= self.steps);
-        if let Some(lengths) = lengths.filter(|lengths| !lengths.iter().all(fits)) {
-            return Err(format!("sequence lengths {lengths:?} must lie in 0..={}", self.steps));
-        }
+        check_lengths(lengths, self.steps)?;
         let r = PackedF32::from_kn(cx.kernels, io.input(2), columns, hidden, hidden);
         let (p, s, h, dy) = (io.input(0), io.input(1), io.input(3), io.input(4));
         let given = Given { p, s, r: &r, h, dy, lengths };
