@@ -142,8 +142,8 @@ fn new_head(graph: &mut Graph, classes: usize, seed: u64) -> Result<Vec<ValueId>
         graph.remove(id);
         at = softmax;
     }
-    // Inputs to exchange: node, slot, and the axis of the old constant that counts classes.
-    let mut old: Vec<(NodeId, usize, usize)> = Vec::new();
+    // Inputs to exchange: node, slot, the axis of the old constant that counts classes, and whether it holds weights or biases.
+    let mut old: Vec<(NodeId, usize, usize, bool)> = Vec::new();
     let rank = |graph: &Graph, v: ValueId| graph.ty(v).rank();
     loop {
         let Some((id, node, _)) = graph.producer(at) else {
@@ -162,24 +162,24 @@ fn new_head(graph: &mut Graph, classes: usize, seed: u64) -> Result<Vec<ValueId>
                 let Some(bias) = constant(slot) else {
                     return Err(refused(format!("`{}` adds two computed values", node.name)));
                 };
-                old.push((id, slot, rank(graph, bias).saturating_sub(1)));
+                old.push((id, slot, rank(graph, bias).saturating_sub(1), false));
                 node.inputs.get(1 - slot).copied().flatten()
             }
             Op::MatMul(_) => {
                 let weights = node.inputs.get(1).copied().flatten();
                 let turned =
                     weights.and_then(|v| graph.producer(v)).and_then(|(id, node, _)| match &node.op {
-                        Op::Transpose(op) if op.perm == [1, 0] => Some((id, 0, 0)),
+                        Op::Transpose(op) if op.perm == [1, 0] => Some((id, 0, 0, true)),
                         _ => None,
                     });
-                let plain = constant(1).filter(|&v| rank(graph, v) == 2).map(|_| (id, 1, 1));
+                let plain = constant(1).filter(|&v| rank(graph, v) == 2).map(|_| (id, 1, 1, true));
                 let found = plain.or(turned);
                 old.push(found.ok_or_else(|| refused(format!("`{}` has no constant weights", node.name)))?);
                 break;
             }
             Op::Conv(Conv { group: 1, .. }) if constant(1).is_some() => {
-                old.push((id, 1, 0));
-                constant(2).into_iter().for_each(|_| old.push((id, 2, 0)));
+                old.push((id, 1, 0, true));
+                constant(2).into_iter().for_each(|_| old.push((id, 2, 0, false)));
                 break;
             }
             op => return Err(refused(format!("`{}` ({}) comes behind it", node.name, op.name()))),
@@ -188,7 +188,7 @@ fn new_head(graph: &mut Graph, classes: usize, seed: u64) -> Result<Vec<ValueId>
     }
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut new = Vec::new();
-    for (id, slot, axis) in old {
+    for (id, slot, axis, weights) in old {
         let value = graph.node(id).and_then(|node| node.inputs.get(slot).copied().flatten());
         let Some(tensor) = value.and_then(|v| graph.const_value(v)) else {
             return Err(refused("its weights are computed".to_owned()));
@@ -199,8 +199,6 @@ fn new_head(graph: &mut Graph, classes: usize, seed: u64) -> Result<Vec<ValueId>
         };
         *extent = classes;
         let count: usize = shape.iter().product();
-        let weights = matches!(graph.node(id).map(|n| &n.op), Some(Op::Conv(_)) if slot == 1)
-            || matches!(graph.node(id).map(|n| &n.op), Some(Op::MatMul(_) | Op::Transpose(_)));
         // Glorot & Bengio 2010; biases are zeros.
         let limit =
             if weights { (6.0 * classes as f32 / (count + classes * classes) as f32).sqrt() } else { 0.0 };
