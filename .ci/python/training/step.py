@@ -12,43 +12,25 @@ os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "peers"))
+import keras_models
 
 tf.config.threading.set_intra_op_parallelism_threads(threads)
 tf.config.threading.set_inter_op_parallelism_threads(threads)
 
-if network == "cnn32":
-    shape, classes = (32, 32, 3), 10
-    model = keras.Sequential([
-        keras.Input(shape),
-        layers.Conv2D(32, 3, activation="relu"),
-        layers.MaxPooling2D(),
-        layers.Conv2D(64, 3, activation="relu"),
-        layers.MaxPooling2D(),
-        layers.Flatten(),
-        layers.Dense(128, activation="relu"),
-        layers.Dense(10, activation="softmax"),
-    ])
-elif network == "lstm":
-    shape, classes = (100, 40), None
-    model = keras.Sequential([
-        keras.Input(shape),
-        layers.LSTM(256, return_sequences=True),
-        layers.LSTM(256, return_sequences=True),
-        layers.Dense(64),
-    ])
-elif network == "mobilenet_v2":
-    shape, classes = (96, 96, 3), 1000
-    model = keras.applications.MobileNetV2(input_shape=shape, weights=None, classes=classes)
-else:
-    sys.exit(f"unknown network {network}")
+model = {
+    "cnn32": keras_models.cnn32,
+    "lstm": keras_models.lstm,
+    "mobilenet_v2": lambda: keras.applications.MobileNetV2(input_shape=(96, 96, 3), weights=None),
+}[network]()
 
 random = np.random.default_rng(0)
-x = tf.constant(random.standard_normal((batch, *shape), dtype=np.float32))
-if classes is None:
-    y, loss_of = tf.constant(random.standard_normal((batch, 100, 64), dtype=np.float32)), keras.losses.MeanSquaredError()
+x = tf.constant(random.standard_normal((batch, *model.input_shape[1:]), dtype=np.float32))
+if len(model.output_shape) > 2:
+    y, loss_of = tf.constant(random.standard_normal((batch, *model.output_shape[1:]), dtype=np.float32)), keras.losses.MeanSquaredError()
 else:
-    y, loss_of = tf.constant(random.integers(0, classes, batch)), keras.losses.SparseCategoricalCrossentropy()
+    y, loss_of = tf.constant(random.integers(0, model.output_shape[-1], batch)), keras.losses.SparseCategoricalCrossentropy()
 optimizer = keras.optimizers.Adam()
 optimizer.build(model.trainable_variables)
 
