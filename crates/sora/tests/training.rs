@@ -8,15 +8,20 @@ use std::time::{Duration, Instant};
 use sora::exec::Options;
 use sora::ir::evaluate;
 use sora::layers::{
-    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Gru, Layer, Lstm,
-    MaxPool2d, Network, Padding, Samples, SimpleRnn,
+    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Embedding, Flatten, GlobalAvgPool1d,
+    GlobalAvgPool2d, Gru, Layer, Lstm, Masking, MaxPool2d, MultiHeadAttention, Network, Padding, Positions,
+    Samples, SimpleRnn, TransformerEncoderLayer,
 };
 use sora::tensor::Tensor;
 use sora::train::{Loss, Optimizer, Recipe, Trainable, Trainer, training_step};
 
+/// Rows of the table of networks that begin with one.
+const WORDS: i64 = 3;
+
 fn network(input: &[usize], layers: &[&dyn Layer]) -> Trainable {
     let mut net = Network::new("net", 3);
-    let x = net.input("x", input, Samples::UNIT);
+    let words = layers[0].name() == "embedding";
+    let x = net.input("x", input, if words { Samples::Index { below: WORDS } } else { Samples::UNIT });
     let y = net.sequence(x, layers).unwrap();
     net.output("y", y);
     net.into_trainable()
@@ -50,11 +55,20 @@ fn check(
     let step = training_step(network, BATCH, &recipe).unwrap();
     let mut rng = fastrand::Rng::with_seed(9);
     let shape = [&[BATCH], input].concat();
+    let words = !network.graph.ty(network.graph.inputs()[0]).dtype.is_float();
     let batches: Vec<(Tensor, Tensor)> = (0..3)
         .map(|_| {
-            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.f32() * 2.0 - 1.0).collect();
+            let count = shape.iter().product();
+            let x = match words {
+                true => {
+                    Tensor::from_slice(&shape, &(0..count).map(|_| rng.i64(0..WORDS)).collect::<Vec<_>>())
+                }
+                false => {
+                    Tensor::from_slice(&shape, &(0..count).map(|_| rng.f32() * 2.0 - 1.0).collect::<Vec<_>>())
+                }
+            };
             let classes: Vec<i64> = (0..BATCH).map(|_| rng.i64(0..3)).collect();
-            (Tensor::from_slice(&shape, &values).unwrap(), Tensor::vector(&classes))
+            (x.unwrap(), Tensor::vector(&classes))
         })
         .collect();
     let rate = Tensor::scalar(0.05f32);
@@ -127,6 +141,17 @@ fn steps_of_programs_are_those_of_the_reference() {
     check("gru", &gru, &[6, 5], "sgd", None, &["live_gru.f32", "recurrent_grad.f32"]);
     let rnn = network(&[6, 5], &[&SimpleRnn::new(7), &Flatten, &Dense::new(3)]);
     check("rnn", &rnn, &[6, 5], "sgd", None, &["live_rnn.f32", "recurrent_grad.f32"]);
+    let table = Embedding::new(WORDS as usize, 5).masked();
+    let counted = network(&[6], &[&table, &Lstm::new(9).bidirectional(), &GlobalAvgPool1d, &Dense::new(3)]);
+    check("counted", &counted, &[6], "sgd", None, &["live_lstm.f32", "recurrent_grad.f32"]);
+    let encoder = TransformerEncoderLayer {
+        attention: MultiHeadAttention::new(2),
+        feed_forward: 7,
+        epsilon: 1e-3,
+        dropout: 0.1,
+    };
+    let encoder = network(&[5, 6], &[&Masking, &Positions, &encoder, &GlobalAvgPool1d, &Dense::new(3)]);
+    check("encoder", &encoder, &[5, 6], "sgd", None, &[]);
     let grouped = of(&[&Conv2d::new(6, 3).groups(2), &relu, &Conv2d::depthwise(3)], &[4, 8, 8]);
     check("grouped", &grouped, &[4, 8, 8], "sgd", None, &[]);
     let depthwise = Conv2d::depthwise(3).strides(2).padding(Padding::Same);

@@ -58,4 +58,8 @@ impl Layer for Activation {
         };
         net.op("", Unary { kind }, [x])
     }
+
+    fn keeps_steps(&self) -> bool {
+        true
+    }
 }

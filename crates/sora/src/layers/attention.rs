@@ -4,9 +4,9 @@ use sora_ir::ValueId;
 use sora_ir::ops::{Binary, BinaryKind, Cast, MatMul, Softmax, Transpose, Unsqueeze};
 use sora_tensor::{DType, Tensor};
 
-use super::{Activation, Dense, Layer, LayerError, LayerNorm, Network, Reshape};
+use super::{Activation, Dense, Dropout, Layer, LayerError, LayerNorm, Network, Reshape};
 
-/// What [`MultiHeadAttention::mask`] takes, from i64 `[N, S]` with 1 where there is a word and 0 where there is none:
+/// What [`MultiHeadAttention::mask`] takes, from i64 or bool `[N, S]` with 1 where there is a word and 0 where there is none:
 /// f32 `[N, 1, 1, S]`, 0 and -10,000, to be added to the scores.
 ///
 /// # Errors
@@ -31,7 +31,7 @@ pub struct MultiHeadAttention {
 }
 
 impl MultiHeadAttention {
-    /// Attention to every word.
+    /// Attention to every word that counts ([`Network::lengths`]).
     pub fn new(heads: usize) -> Self {
         MultiHeadAttention { heads, mask: None }
     }
@@ -49,7 +49,7 @@ impl Layer for MultiHeadAttention {
     }
 
     fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
-        let (words, width) = (net.extent(x, 1)?, net.extent(x, 2)?);
+        let [words, width] = net.steps(x)?;
         if self.heads == 0 || !width.is_multiple_of(self.heads) {
             return Err(net.refuse(format!("{} heads do not divide the width {width}", self.heads)));
         }
@@ -68,7 +68,14 @@ impl Layer for MultiHeadAttention {
         let scores = net.op("scores", MatMul {}, [query, key])?;
         let norm = net.constant("norm", Tensor::scalar((per_head as f32).sqrt()));
         let mut scores = net.op("div", Binary { kind: BinaryKind::Div }, [scores, norm])?;
-        if let Some(mask) = self.mask {
+        let mask = match (self.mask, net.lengths(x)) {
+            (None, Some(lengths)) => {
+                let counted = net.counted(lengths, words)?;
+                Some(attention_mask(net, counted)?)
+            }
+            (mask, _) => mask,
+        };
+        if let Some(mask) = mask {
             scores = net.op("masked", Binary { kind: BinaryKind::Add }, [scores, mask])?;
         }
         let shares = net.op("softmax", Softmax { axis: -1, log: false }, [scores])?;
@@ -76,6 +83,10 @@ impl Layer for MultiHeadAttention {
         let context = net.op("transpose", Transpose { perm: vec![0, 2, 1, 3] }, [context])?;
         let context = net.layer(context, &Reshape(vec![long(words), long(width)]))?;
         net.scope("output", |net| net.layer(context, &Dense::new(width)))
+    }
+
+    fn keeps_steps(&self) -> bool {
+        true
     }
 }
 
@@ -89,6 +100,8 @@ pub struct TransformerEncoderLayer {
     pub feed_forward: usize,
     /// Added to variances in the layer normalizations.
     pub epsilon: f32,
+    /// Share of the elements that training drops of what attention and dense layers give, before each sum.
+    pub dropout: f64,
 }
 
 impl Layer for TransformerEncoderLayer {
@@ -97,14 +110,21 @@ impl Layer for TransformerEncoderLayer {
     }
 
     fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
-        let width = net.extent(x, 2)?;
+        let [_, width] = net.steps(x)?;
         let norm = LayerNorm::new(self.epsilon);
+        let join = |net: &mut Network, x: ValueId, part: ValueId| {
+            let part = if self.dropout > 0.0 { net.layer(part, &Dropout::new(self.dropout))? } else { part };
+            let sum = net.add(x, part)?;
+            net.layer(sum, &norm)
+        };
         let attended = net.layer(x, &self.attention)?;
-        let sum = net.add(x, attended)?;
-        let x = net.layer(sum, &norm)?;
+        let x = join(net, x, attended)?;
         let fed =
             net.sequence(x, &[&Dense::new(self.feed_forward), &Activation::Gelu, &Dense::new(width)])?;
-        let sum = net.add(x, fed)?;
-        net.layer(sum, &norm)
+        join(net, x, fed)
+    }
+
+    fn keeps_steps(&self) -> bool {
+        true
     }
 }

@@ -1,9 +1,9 @@
-//! Fully connected layers and tables of vectors.
+//! Fully connected layers.
 
 use sora_ir::ValueId;
-use sora_ir::ops::{Binary, BinaryKind, Gather, MatMul};
+use sora_ir::ops::{Binary, BinaryKind, MatMul};
 
-use super::{Distribution, Initializer, Layer, LayerError, Network};
+use super::{Initializer, Layer, LayerError, Network};
 
 /// `x · weight + bias` along the last axis, of extent C. Parameters: `weight` `[C, units]` and, unless
 /// [`Dense::without_bias`], `bias` `[units]`.
@@ -49,30 +49,8 @@ impl Layer for Dense {
         let bias = net.bias("bias", self.units);
         net.op("add", Binary { kind: BinaryKind::Add }, [y, bias])
     }
-}
 
-/// The rows of a table that indices name. Parameter: `weight` `[count, width]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Embedding {
-    count: usize,
-    width: usize,
-}
-
-impl Embedding {
-    /// A table of `count` rows of `width` elements, normal of standard deviation 0.05.
-    pub fn new(count: usize, width: usize) -> Self {
-        Embedding { count, width }
-    }
-}
-
-impl Layer for Embedding {
-    fn name(&self) -> &'static str {
-        "embedding"
-    }
-
-    fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
-        let values = Distribution::Normal { mean: 0.0, std: 0.05 };
-        let weight = net.parameter("weight", &[self.count, self.width], values);
-        net.op("", Gather { axis: 0 }, [weight, x])
+    fn keeps_steps(&self) -> bool {
+        true
     }
 }

@@ -32,4 +32,8 @@ impl Layer for Dropout {
         net.drop_out(y, self.rate);
         Ok(y)
     }
+
+    fn keeps_steps(&self) -> bool {
+        true
+    }
 }

@@ -22,28 +22,34 @@ mod attention;
 mod conv;
 mod dense;
 mod dropout;
+mod embedding;
 mod init;
 mod network;
 mod norm;
 mod observe;
 mod pool;
 mod recurrent;
+mod residual;
 mod shape;
 mod squeeze_excite;
+mod steps;
 
 pub use activation::Activation;
 pub use attention::{MultiHeadAttention, TransformerEncoderLayer, attention_mask};
 pub use conv::{Conv2d, Padding, Pair};
-pub use dense::{Dense, Embedding};
+pub use dense::Dense;
 pub use dropout::Dropout;
+pub use embedding::{Embedding, Positions};
 pub use init::{Distribution, Initializer};
 pub use network::{Network, Samples};
 pub use norm::{BatchNorm2d, LayerNorm, Normalization};
-pub use pool::{AvgPool2d, GlobalAvgPool2d, MaxPool2d};
+pub use pool::{AvgPool2d, GlobalAvgPool1d, GlobalAvgPool2d, MaxPool2d};
 pub use recurrent::{Gru, Lstm, SimpleRnn};
+pub use residual::Residual;
 pub use shape::{Flatten, Reshape};
 pub use sora_train::Parameter;
 pub use squeeze_excite::SqueezeExcite;
+pub use steps::Masking;
 
 use sora_exec::ExecError;
 use sora_ir::{IrError, ValueId};
@@ -59,6 +65,11 @@ pub trait Layer {
     /// # Errors
     /// [`LayerError`] when the layer does not take values of `x`'s type.
     fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError>;
+
+    /// Whether each step of a sequence stays where it is, so that those that count are the same in the result.
+    fn keeps_steps(&self) -> bool {
+        false
+    }
 }
 
 /// Why a layer could not be added to a network.

@@ -61,6 +61,8 @@ pub struct Network {
     inputs: Vec<(String, Samples)>,
     parameters: Vec<Parameter>,
     dropouts: Vec<Dropout>,
+    /// How many steps of the sequences of a value count, where not all do.
+    pub(super) lengths: HashMap<ValueId, ValueId>,
     /// Values of samples that were pushed through the network, where they are known.
     pub(super) observed: HashMap<ValueId, Tensor>,
 }
@@ -80,6 +82,7 @@ impl Network {
             inputs: Vec::new(),
             parameters: Vec::new(),
             dropouts: Vec::new(),
+            lengths: HashMap::new(),
             observed: HashMap::new(),
         }
     }
@@ -118,7 +121,11 @@ impl Network {
     /// # Errors
     /// As [`Layer::build`].
     pub fn layer(&mut self, x: ValueId, layer: &dyn Layer) -> Result<ValueId, LayerError> {
-        self.scope(layer.name(), |net| layer.build(net, x))
+        let y = self.scope(layer.name(), |net| layer.build(net, x))?;
+        if let (true, Some(lengths)) = (layer.keeps_steps(), self.lengths(x)) {
+            self.set_lengths(y, lengths);
+        }
+        Ok(y)
     }
 
     /// Adds layers one after the other and returns the result of the last.
@@ -162,12 +169,17 @@ impl Network {
         Ok(self.graph.add(&name, op, inputs)?)
     }
 
-    /// The elementwise sum of two values, as at the end of a residual block.
+    /// The elementwise sum of two values, as at the end of a residual block. Steps count as in the first of them that says
+    /// so.
     ///
     /// # Errors
     /// [`LayerError::Ir`] when the shapes do not broadcast.
     pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId, LayerError> {
-        self.op("add", Binary { kind: BinaryKind::Add }, [a, b])
+        let sum = self.op("add", Binary { kind: BinaryKind::Add }, [a, b])?;
+        if let Some(lengths) = self.lengths(a).or(self.lengths(b)) {
+            self.set_lengths(sum, lengths);
+        }
+        Ok(sum)
     }
 
     /// Adds a trainable parameter, named within the scope.

@@ -81,6 +81,10 @@ impl Layer for LayerNorm {
         let (weight, bias) = (net.scale("weight", count), net.bias("bias", count));
         net.op("", ops::LayerNorm { axis: -1, epsilon: Real(self.epsilon) }, [x, weight, bias])
     }
+
+    fn keeps_steps(&self) -> bool {
+        true
+    }
 }
 
 /// `(x · scale - mean) / std` by channel of images `[N, C, H, W]`: preprocessing that travels inside the network.

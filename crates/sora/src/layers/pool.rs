@@ -1,7 +1,8 @@
-//! Pooling of images.
+//! Pooling of images and sequences.
 
 use sora_ir::ValueId;
-use sora_ir::ops::{AveragePool, MaxPool, Reduce, ReduceKind};
+use sora_ir::ops::{AveragePool, Binary, BinaryKind, Cast, MaxPool, Reduce, ReduceKind, Unsqueeze};
+use sora_tensor::DType;
 
 use super::{Layer, LayerError, Network, Padding, Pair};
 
@@ -80,5 +81,31 @@ impl Layer for GlobalAvgPool2d {
     fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
         net.channels(x)?;
         net.op("", Reduce { kind: ReduceKind::Mean, axes: vec![2, 3], keep_dims: true }, [x])
+    }
+}
+
+/// The mean of each channel of sequences `[N, T, C]` over the steps that count ([`Network::lengths`]), as `[N, C]`.
+#[derive(Clone, Copy, Debug)]
+pub struct GlobalAvgPool1d;
+
+impl Layer for GlobalAvgPool1d {
+    fn name(&self) -> &'static str {
+        "global_avg_pool1d"
+    }
+
+    fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        let [steps, _] = net.steps(x)?;
+        let over_steps = |kind| Reduce { kind, axes: vec![1], keep_dims: false };
+        let Some(lengths) = net.lengths(x) else {
+            return net.op("", over_steps(ReduceKind::Mean), [x]);
+        };
+        let counted = net.counted(lengths, steps)?;
+        let counted = net.op("cast", Cast { to: DType::F32 }, [counted])?;
+        let counted = net.op("unsqueeze", Unsqueeze { axes: vec![2] }, [counted])?;
+        let kept = net.op("mul", Binary { kind: BinaryKind::Mul }, [x, counted])?;
+        let sum = net.op("sum", over_steps(ReduceKind::Sum), [kept])?;
+        let lengths = net.op("lengths", Cast { to: DType::F32 }, [lengths])?;
+        let lengths = net.op("unsqueeze", Unsqueeze { axes: vec![1] }, [lengths])?;
+        net.op("", Binary { kind: BinaryKind::Div }, [sum, lengths])
     }
 }

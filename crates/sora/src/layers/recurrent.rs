@@ -51,7 +51,8 @@ macro_rules! recurrent {
                 $layer(Stack { last: true, ..self.0 })
             }
 
-            /// How many steps of each sequence count, i32 `[N]`; what comes behind them is not read, and gives zeros.
+            /// How many steps of each sequence count, i32 `[N]`; what comes behind them is not read, and gives zeros. Default:
+            /// what is known of the sequences ([`Network::lengths`]).
             #[must_use]
             pub fn lengths(self, lengths: ValueId) -> Self {
                 $layer(Stack { lengths: Some(lengths), ..self.0 })
@@ -66,6 +67,10 @@ macro_rules! recurrent {
             fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
                 let ($hidden, $direction) = (self.0.hidden, self.0.direction);
                 self.0.build(net, x, $gates, || $op.into())
+            }
+
+            fn keeps_steps(&self) -> bool {
+                !self.0.last
             }
         }
     };
@@ -104,6 +109,7 @@ impl Stack {
             return Err(net.refuse("there must be at least one level"));
         }
         let both = self.direction == Direction::Bidirectional;
+        let lengths = self.lengths.or(net.lengths(x));
         let mut x = net.op("time_first", Transpose { perm: vec![1, 0, 2] }, [x])?;
         for level in 0..self.levels {
             let (inputs, rows) = (net.extent(x, 2)?, gates * hidden);
@@ -112,8 +118,8 @@ impl Stack {
             let weight_ih = net.parameter(&format!("weight_ih_{level}"), &[directions, rows, inputs], ih);
             let weight_hh = net.parameter(&format!("weight_hh_{level}"), &[directions, rows, hidden], hh);
             let bias = self.bias(net, &format!("bias_{level}"), rows);
-            let given = [Some(x), Some(weight_ih), Some(weight_hh), Some(bias), self.lengths];
-            let given = given.into_iter().take(if self.lengths.is_some() { 5 } else { 4 });
+            let given = [Some(x), Some(weight_ih), Some(weight_hh), Some(bias), lengths];
+            let given = given.into_iter().take(if lengths.is_some() { 5 } else { 4 });
             let outputs = net.nodes(&format!("level{level}"), op(), given)?;
             if self.last && level + 1 == self.levels {
                 // [D, N, H].

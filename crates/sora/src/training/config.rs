@@ -353,7 +353,8 @@ impl Config {
             }
         };
         let mut net = Network::new("trained", self.seed);
-        let mut x = net.input("x", &spec.input, Samples::UNIT);
+        let samples = spec.layers.first().map_or(Samples::UNIT, LayerSpec::samples);
+        let mut x = net.input("x", &spec.input, samples);
         for (i, layer) in spec.layers.iter().enumerate() {
             x = layer.build(&mut net, x).map_err(|error| {
                 let what = format!("layer {} of the network: {error}", i + 1);

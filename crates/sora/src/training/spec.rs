@@ -4,14 +4,29 @@ use serde::Deserialize;
 use sora_ir::ValueId;
 
 use crate::layers::{
-    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Gru, LayerError,
-    LayerNorm, Lstm, MaxPool2d, Network, Padding, Reshape, SimpleRnn,
+    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Embedding, Flatten, GlobalAvgPool1d,
+    GlobalAvgPool2d, Gru, Layer, LayerError, LayerNorm, Lstm, Masking, MaxPool2d, MultiHeadAttention,
+    Network, Padding, Positions, Reshape, Residual, Samples, SimpleRnn, TransformerEncoderLayer,
 };
 
 /// A layer: `{ layer = "conv2d", filters = 32, kernel = 3, activation = "relu" }`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "layer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LayerSpec {
+    /// Rows of a table of vectors in place of their numbers.
+    Embedding {
+        /// Rows of the table.
+        rows: usize,
+        /// Elements of a row.
+        units: usize,
+        /// Whether row 0 is padding: steps behind the last other row do not count.
+        #[serde(default = "yes")]
+        mask: bool,
+    },
+    /// Steps at the end of a sequence that are all 0 do not count.
+    Masking {},
+    /// A learned vector for each step is added to it.
+    Positions {},
     /// A convolution of images, of stride 1 and without padding unless said.
     Conv2d {
         /// Output channels.
@@ -56,6 +71,8 @@ pub enum LayerSpec {
         /// Extent and step of the window.
         size: usize,
     },
+    /// The mean of each channel over the steps that count.
+    GlobalAvgPool1d {},
     /// The mean of each channel.
     GlobalAvgPool2d {},
     /// Batch normalization of images.
@@ -85,6 +102,29 @@ pub enum LayerSpec {
     Gru(Recurrent),
     /// Plain recurrent units.
     SimpleRnn(Recurrent),
+    /// Attention and two dense layers, each with a sum and a layer normalization behind it.
+    TransformerEncoder {
+        /// Parts that attention compares steps by; they divide the channels.
+        heads: usize,
+        /// Width between the dense layers.
+        units: usize,
+        /// Share of elements dropped before each sum.
+        #[serde(default)]
+        dropout: f64,
+        /// Added to the variance.
+        #[serde(default = "epsilon")]
+        epsilon: f32,
+    },
+    /// The sum of what two lists of layers give.
+    Residual {
+        /// The layers.
+        layers: Vec<LayerSpec>,
+        /// The layers on the way past them; none pass on what they read.
+        #[serde(default)]
+        shortcut: Vec<LayerSpec>,
+        /// Function of the sum.
+        activation: Option<Activation>,
+    },
     /// A product with weights, and biases.
     Dense {
         /// Elements of the result.
@@ -137,53 +177,130 @@ fn epsilon() -> f32 {
 }
 
 impl LayerSpec {
-    /// Adds the layer to a network.
-    ///
-    /// # Errors
-    /// As [`crate::layers::Layer::build`].
-    pub fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+    /// The layer, and the function behind it.
+    pub fn layers(&self) -> Vec<Box<dyn Layer>> {
+        fn of(layer: impl Layer + 'static) -> Box<dyn Layer> {
+            Box::new(layer)
+        }
         let convolution = |layer: Conv2d, strides, padding, bias| {
             let layer = layer.strides(strides).padding(padding);
-            if bias { layer } else { layer.without_bias() }
+            of(if bias { layer } else { layer.without_bias() })
         };
+        let list = |specs: &[LayerSpec]| specs.iter().flat_map(LayerSpec::layers).collect::<Vec<_>>();
         macro_rules! recurrent {
             ($layer:ident, $spec:ident) => {{
                 let layer = $layer::new($spec.units).levels($spec.levels);
                 let layer = if $spec.bidirectional { layer.bidirectional() } else { layer };
-                (net.layer(x, &if $spec.sequences { layer } else { layer.last() })?, None)
+                (of(if $spec.sequences { layer } else { layer.last() }), None)
             }};
         }
-        let (y, function) = match self {
+        let (layer, function) = match self {
+            LayerSpec::Embedding { rows, units, mask } => {
+                let layer = Embedding::new(*rows, *units);
+                (of(if *mask { layer.masked() } else { layer }), None)
+            }
+            LayerSpec::Masking {} => (of(Masking), None),
+            LayerSpec::Positions {} => (of(Positions), None),
             LayerSpec::Conv2d { filters, kernel, strides, padding, bias, activation } => {
-                let layer = convolution(Conv2d::new(*filters, *kernel), *strides, *padding, *bias);
-                (net.layer(x, &layer)?, *activation)
+                (convolution(Conv2d::new(*filters, *kernel), *strides, *padding, *bias), *activation)
             }
             LayerSpec::DepthwiseConv2d { kernel, strides, padding, bias, activation } => {
-                let layer = convolution(Conv2d::depthwise(*kernel), *strides, *padding, *bias);
-                (net.layer(x, &layer)?, *activation)
+                (convolution(Conv2d::depthwise(*kernel), *strides, *padding, *bias), *activation)
             }
-            LayerSpec::MaxPool2d { size } => (net.layer(x, &MaxPool2d::new(*size))?, None),
-            LayerSpec::AvgPool2d { size } => (net.layer(x, &AvgPool2d::new(*size))?, None),
-            LayerSpec::GlobalAvgPool2d {} => (net.layer(x, &GlobalAvgPool2d)?, None),
-            LayerSpec::BatchNorm2d { epsilon, activation } => {
-                (net.layer(x, &BatchNorm2d::new(*epsilon))?, *activation)
-            }
-            LayerSpec::LayerNorm { epsilon } => (net.layer(x, &LayerNorm::new(*epsilon))?, None),
-            LayerSpec::Flatten {} => (net.layer(x, &Flatten)?, None),
-            LayerSpec::Reshape { shape } => (net.layer(x, &Reshape(shape.clone()))?, None),
+            LayerSpec::MaxPool2d { size } => (of(MaxPool2d::new(*size)), None),
+            LayerSpec::AvgPool2d { size } => (of(AvgPool2d::new(*size)), None),
+            LayerSpec::GlobalAvgPool1d {} => (of(GlobalAvgPool1d), None),
+            LayerSpec::GlobalAvgPool2d {} => (of(GlobalAvgPool2d), None),
+            LayerSpec::BatchNorm2d { epsilon, activation } => (of(BatchNorm2d::new(*epsilon)), *activation),
+            LayerSpec::LayerNorm { epsilon } => (of(LayerNorm::new(*epsilon)), None),
+            LayerSpec::Flatten {} => (of(Flatten), None),
+            LayerSpec::Reshape { shape } => (of(Reshape(shape.clone())), None),
             LayerSpec::Lstm(spec) => recurrent!(Lstm, spec),
             LayerSpec::Gru(spec) => recurrent!(Gru, spec),
             LayerSpec::SimpleRnn(spec) => recurrent!(SimpleRnn, spec),
+            LayerSpec::TransformerEncoder { heads, units, dropout, epsilon } => {
+                let (attention, epsilon) = (MultiHeadAttention::new(*heads), *epsilon);
+                let (feed_forward, dropout) = (*units, *dropout);
+                (of(TransformerEncoderLayer { attention, feed_forward, epsilon, dropout }), None)
+            }
+            LayerSpec::Residual { layers, shortcut, activation } => {
+                let layer = Residual::new(list(layers)).shortcut(list(shortcut));
+                (of(layer), *activation)
+            }
             LayerSpec::Dense { units, bias, activation } => {
                 let layer = Dense::new(*units);
-                (net.layer(x, &if *bias { layer } else { layer.without_bias() })?, *activation)
+                (of(if *bias { layer } else { layer.without_bias() }), *activation)
             }
-            LayerSpec::Dropout { rate } => (net.layer(x, &Dropout::new(*rate))?, None),
-            LayerSpec::Activation { function } => (x, Some(*function)),
+            LayerSpec::Dropout { rate } => (of(Dropout::new(*rate)), None),
+            LayerSpec::Activation { function } => (of(*function), None),
         };
-        match function {
-            Some(function) => net.layer(y, &function),
-            None => Ok(y),
+        std::iter::once(layer).chain(function.map(of)).collect()
+    }
+
+    /// Adds the layer to a network.
+    ///
+    /// # Errors
+    /// As [`Layer::build`].
+    pub fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        self.layers().iter().try_fold(x, |x, layer| net.layer(x, layer.as_ref()))
+    }
+
+    /// What typical values of an input are that this layer reads.
+    pub fn samples(&self) -> Samples {
+        match self {
+            LayerSpec::Embedding { rows, .. } => {
+                Samples::Index { below: i64::try_from(*rows).unwrap_or(i64::MAX) }
+            }
+            _ => Samples::UNIT,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The type of what a network of these layers gives, over sequences of 6 steps of 4 channels, or of 6 words.
+    fn result(layers: &str) -> Result<String, String> {
+        #[derive(Deserialize)]
+        struct List {
+            layers: Vec<LayerSpec>,
+        }
+        let List { layers } = toml::from_str(&format!("layers = [{layers}]")).map_err(|e| e.to_string())?;
+        let mut net = Network::new("test", 1);
+        let samples = layers[0].samples();
+        let words = matches!(samples, Samples::Index { .. });
+        let x = net.input("x", if words { &[6] } else { &[6, 4] }, samples);
+        let y = layers.iter().try_fold(x, |x, layer| layer.build(&mut net, x)).map_err(|e| e.to_string())?;
+        let counts = if net.lengths(y).is_some() { ", counted" } else { "" };
+        Ok(format!("{}{counts}", net.ty(y)))
+    }
+
+    #[test]
+    fn layers_of_sequences_give_the_shapes_of_the_field_and_know_which_steps_count() {
+        const EMBEDDING: &str = r#"{ layer = "embedding", rows = 9, units = 4 }"#;
+        for (layers, expected) in [
+            ("EMBEDDING", "f32[batch,6,4], counted"),
+            (r#"{ layer = "embedding", rows = 9, units = 4, mask = false }"#, "f32[batch,6,4]"),
+            (r#"EMBEDDING, { layer = "lstm", units = 3 }"#, "f32[batch,3]"),
+            (r#"EMBEDDING, { layer = "gru", units = 3, sequences = true }"#, "f32[batch,6,3], counted"),
+            (r#"EMBEDDING, { layer = "global_avg_pool1d" }"#, "f32[batch,4]"),
+            (r#"{ layer = "masking" }, { layer = "dropout", rate = 0.1 }"#, "f32[batch,6,4], counted"),
+            (r#"{ layer = "positions" }"#, "f32[batch,6,4]"),
+            (
+                r#"EMBEDDING, { layer = "positions" }, { layer = "transformer_encoder", heads = 2, units = 7, dropout = 0.1 }"#,
+                "f32[batch,6,4], counted",
+            ),
+            (
+                r#"EMBEDDING, { layer = "residual", layers = [{ layer = "dense", units = 5 }],
+                shortcut = [{ layer = "dense", units = 5 }], activation = "relu" }"#,
+                "f32[batch,6,5], counted",
+            ),
+        ] {
+            assert_eq!(result(&layers.replace("EMBEDDING", EMBEDDING)).unwrap(), expected, "{layers}");
+        }
+        let error = result(r#"{ layer = "residual", layers = [{ layer = "dense", units = 5 }] }"#);
+        assert!(error.unwrap_err().contains("the shortcut f32[batch,6,4]"));
+        assert!(result(r#"{ layer = "positions", units = 3 }"#).unwrap_err().contains("units"));
     }
 }

@@ -27,6 +27,7 @@ pub(super) fn minilm(net: &mut Network) -> Result<(), LayerError> {
         attention: MultiHeadAttention::new(HEADS).mask(mask),
         feed_forward: FEED_FORWARD,
         epsilon: EPSILON,
+        dropout: 0.0,
     };
     for _ in 0..LAYERS {
         x = net.layer(x, &encoder)?;
