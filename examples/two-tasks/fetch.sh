@@ -1,0 +1,9 @@
+#!/bin/sh
+# Fetches the open emoji sets Noto, Twemoji and OpenMoji from their npm packages and writes train.npz, test.npz and
+# words.txt into this folder.
+set -eu
+cd "$(dirname "$0")"
+. ../packages.sh
+. ../pictures/packages.sh
+python_environment
+"$python" prepare.py "$google" "$twitter" "$openmoji"
