@@ -50,6 +50,33 @@ fn the_odd_row_of_padding_comes_last() {
     assert_eq!(run(net, &[1, 1, 4, 4], &values).to_f32s(), [10.0, 11.0, 14.0, 15.0]);
 }
 
+/// Each pixel adds its window to the result, 2 apart, of which `Same` cuts off what is beyond 2·2 at the end first.
+#[test]
+fn transposed_and_separable_convolutions_are_what_loops_say() {
+    let x: [f32; 4] = [1.0, -2.0, 0.5, 3.0];
+    let layer = Conv2dTranspose::new(1, 3).strides(2).padding(Padding::Same).without_bias();
+    let (net, _) = chain(&[1, 2, 2], &[&layer]).unwrap();
+    let weight = net.graph().const_value(net.parameters()[0].value).unwrap().to_f32s();
+    let mut expected = [0f32; 25];
+    for (i, value) in x.iter().enumerate() {
+        for (k, w) in weight.iter().enumerate() {
+            expected[(2 * (i / 2) + k / 3) * 5 + 2 * (i % 2) + k % 3] += value * w;
+        }
+    }
+    let expected: Vec<f32> = (0..16).map(|i| expected[i / 4 * 5 + i % 4]).collect();
+    let found = run(net, &[1, 1, 2, 2], &x).to_f32s();
+    assert!(found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-6), "{found:?} {expected:?}");
+
+    let (net, _) = chain(&[2, 1, 2], &[&SeparableConv2d::new(2, (1, 2))]).unwrap();
+    let of = |i: usize| net.graph().const_value(net.parameters()[i].value).unwrap().to_f32s();
+    let (depth, point) = (of(0), of(1));
+    assert_eq!((net.parameters().len(), depth.len(), point.len()), (3, 4, 4));
+    let channel = |c: usize| x[2 * c] * depth[2 * c] + x[2 * c + 1] * depth[2 * c + 1];
+    let expected = [0, 1].map(|f| channel(0) * point[2 * f] + channel(1) * point[2 * f + 1]);
+    let found = run(net, &[1, 2, 1, 2], &x).to_f32s();
+    assert!(found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-6), "{found:?} {expected:?}");
+}
+
 #[test]
 fn a_fresh_network_normalizes_by_nothing_and_adds_no_bias() {
     let (net, _) = chain(&[2, 1, 1], &[&BatchNorm2d::new(0.0)]).unwrap();

@@ -69,6 +69,7 @@ fn padding_changes_nothing() {
         &[&table, &Gru::new(3).bidirectional(), &LayerNorm::new(1e-3), &SimpleRnn::new(2).last()],
         &[&table, &encoder, &Dropout::new(0.2), &encoder, &GlobalAvgPool1d],
         &[&table, &Activation::Tanh, &Dense::new(3), &GlobalAvgPool1d],
+        &[&table, &GlobalMaxPool1d],
     ];
     for layers in stacks {
         let short = Tensor::from_slice(&[2, 3], &[4i64, 1, 7, 2, 0, 3]).unwrap();
@@ -119,6 +120,54 @@ fn positions_and_residual_sums_are_what_they_say() {
     near(&run(net.graph(), &Tensor::from_slice(&[1, 2, 2], &values).unwrap()), &expected);
 }
 
+/// Over sequences `[2, 5, 3]`, against plain loops.
+#[test]
+fn convolutions_and_pools_slide_along_the_steps() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let values: Vec<f32> = (0..30).map(|_| rng.f32() - 0.5).collect();
+    let at = |n: usize, t: usize, c: usize| values[(n * 5 + t) * 3 + c];
+    let x = Tensor::from_slice(&[2, 5, 3], &values).unwrap();
+    let of = |layer: &dyn Layer| {
+        let mut net = Network::as_trained("test", 1);
+        let x = net.input("x", &[5, 3], Samples::UNIT);
+        let y = net.layer(x, layer).unwrap();
+        net.output("y", y);
+        let parameters: Vec<Vec<f32>> =
+            net.parameters().iter().map(|p| net.graph().const_value(p.value).unwrap().to_f32s()).collect();
+        (net.into_graph(), parameters)
+    };
+    // Stride 2 over 5 steps with a window of 4, padded to 3 results: 1 step before, 2 behind.
+    let (graph, parameters) = of(&Conv1d::new(2, 4).strides(2).padding(Padding::Same));
+    let mut expected = Vec::new();
+    for (n, t, f) in (0..2).flat_map(|n| (0..3).flat_map(move |t| (0..2).map(move |f| (n, t, f)))) {
+        let taps = (0..4).flat_map(|k| (0..3).map(move |c| (k, c)));
+        let tap = |(k, c): (usize, usize)| match (2 * t + k).checked_sub(1) {
+            Some(step) if step < 5 => at(n, step, c) * parameters[0][(f * 3 + c) * 4 + k],
+            _ => 0.0,
+        };
+        expected.push(taps.map(tap).sum::<f32>() + parameters[1][f]);
+    }
+    near(&run(&graph, &x), &expected);
+
+    let pairs = |of: fn(f32, f32) -> f32| -> Vec<f32> {
+        let places = (0..2).flat_map(|n| (0..2).flat_map(move |t| (0..3).map(move |c| (n, t, c))));
+        places.map(|(n, t, c)| of(at(n, 2 * t, c), at(n, 2 * t + 1, c))).collect()
+    };
+    near(&run(&of(&MaxPool1d::new(2)).0, &x), &pairs(f32::max));
+    near(&run(&of(&AvgPool1d::new(2)).0, &x), &pairs(|a, b| (a + b) / 2.0));
+    let greatest = |n, c| (0..5).map(|t| at(n, t, c)).fold(f32::MIN, f32::max);
+    let expected: Vec<f32> = (0..2).flat_map(|n| (0..3).map(move |c| greatest(n, c))).collect();
+    near(&run(&of(&GlobalMaxPool1d).0, &x), &expected);
+
+    let (graph, parameters) = of(&BatchNorm::new(1e-3));
+    let [scale, bias, mean, variance] = &parameters[..] else { panic!("{parameters:?}") };
+    let normal = |(i, x): (usize, &f32)| {
+        let c = i % 3;
+        (x - mean[c]) / (variance[c] + 1e-3).sqrt() * scale[c] + bias[c]
+    };
+    near(&run(&graph, &x), &values.iter().enumerate().map(normal).collect::<Vec<_>>());
+}
+
 /// Thirty steps on one batch lower the loss, and move every parameter.
 #[test]
 fn every_layer_learns() {
@@ -135,6 +184,9 @@ fn every_layer_learns() {
         &[&table, &Gru::new(5), &SimpleRnn::new(4).bidirectional().last()],
         &[&table, &Positions, &encoder, &GlobalAvgPool1d],
         &[&table, &residual, &GlobalAvgPool1d],
+        &[&table, &Conv1d::new(6, 3).padding(Padding::Same), &Activation::Tanh, &GlobalMaxPool1d],
+        &[&table, &Conv1d::new(6, 2).without_bias(), &BatchNorm::new(1e-3), &MaxPool1d::new(2), &Flatten],
+        &[&table, &AvgPool1d::new(2), &Flatten, &Dense::new(6).without_bias(), &BatchNorm::new(1e-3)],
     ];
     let x = Tensor::from_slice(&[4, 5], &[4i64, 1, 7, 0, 0, 2, 0, 3, 0, 0, 8, 5, 6, 1, 2, 0, 0, 0, 0, 0]);
     let (x, target) = (x.unwrap(), Tensor::vector(&[0i64, 1, 2, 1]));

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use sora::exec::Options;
 use sora::ir::evaluate;
 use sora::layers::{
-    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Embedding, Flatten, GlobalAvgPool1d,
-    GlobalAvgPool2d, Gru, Layer, Lstm, Masking, MaxPool2d, MultiHeadAttention, Network, Padding, Positions,
-    Samples, SimpleRnn, TransformerEncoderLayer,
+    Activation, AvgPool1d, AvgPool2d, BatchNorm, BatchNorm2d, Conv1d, Conv2d, Conv2dTranspose, Dense,
+    Dropout, Embedding, Flatten, GlobalAvgPool1d, GlobalAvgPool2d, GlobalMaxPool1d, Gru, Layer, Lstm,
+    Masking, MaxPool1d, MaxPool2d, MultiHeadAttention, Network, Padding, Positions, Samples, SeparableConv2d,
+    SimpleRnn, TransformerEncoderLayer,
 };
 use sora::tensor::Tensor;
 use sora::train::{Loss, Optimizer, Recipe, Trainable, Trainer, training_step};
@@ -152,6 +153,23 @@ fn steps_of_programs_are_those_of_the_reference() {
     };
     let encoder = network(&[5, 6], &[&Masking, &Positions, &encoder, &GlobalAvgPool1d, &Dense::new(3)]);
     check("encoder", &encoder, &[5, 6], "sgd", None, &[]);
+    let along = network(
+        &[9, 4],
+        &[
+            &Conv1d::new(8, 3).padding(Padding::Same).without_bias(),
+            &BatchNorm::new(1e-3),
+            &relu,
+            &MaxPool1d::new(2),
+            &Conv1d::new(5, 2).strides(2),
+            &AvgPool1d::new(2),
+            &GlobalMaxPool1d,
+            &Dense::new(3),
+        ],
+    );
+    check("along", &along, &[9, 4], "sgd", None, &["live_conv.f32", "correlate.f32", "maxpool_gradient.f32"]);
+    let larger = Conv2dTranspose::new(4, 3).strides(2).padding(Padding::Same);
+    let larger = of(&[&larger, &relu, &SeparableConv2d::new(6, 3).strides(2)], &[3, 5, 6]);
+    check("larger", &larger, &[3, 5, 6], "sgd", None, &["live_conv_transpose.f32", "live_depthwise.f32"]);
     let grouped = of(&[&Conv2d::new(6, 3).groups(2), &relu, &Conv2d::depthwise(3)], &[4, 8, 8]);
     check("grouped", &grouped, &[4, 8, 8], "sgd", None, &[]);
     let depthwise = Conv2d::depthwise(3).strides(2).padding(Padding::Same);

@@ -48,7 +48,7 @@ pub enum Padding {
 }
 
 impl Padding {
-    /// The padding `[top, left, bottom, right]` of `x` for a window.
+    /// The padding `[top, left, bottom, right]` of images `x` for a window.
     pub(super) fn pads(
         self,
         net: &Network,
@@ -56,24 +56,43 @@ impl Padding {
         kernel: Pair,
         strides: Pair,
     ) -> Result<Vec<usize>, LayerError> {
-        let along = |axis: usize, kernel: usize, stride: usize| -> Result<_, LayerError> {
-            Ok(match self {
-                Padding::Valid => (0, 0),
-                Padding::Each(n) => (n, n),
-                Padding::Same if stride == 1 => halves(kernel.saturating_sub(1)),
-                Padding::Same => {
-                    let extent = net.extent(x, axis)?;
-                    let covered = (extent.div_ceil(stride.max(1)).max(1) - 1) * stride + kernel;
-                    halves(covered.saturating_sub(extent))
-                }
-            })
-        };
-        let ((top, bottom), (left, right)) = (along(2, kernel.0, strides.0)?, along(3, kernel.1, strides.1)?);
+        let (top, bottom) = self.along(net, x, 2, kernel.0, strides.0)?;
+        let (left, right) = self.along(net, x, 3, kernel.1, strides.1)?;
         Ok(vec![top, left, bottom, right])
+    }
+
+    /// The padding before and behind one axis of `x`.
+    pub(super) fn along(
+        self,
+        net: &Network,
+        x: ValueId,
+        axis: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> Result<(usize, usize), LayerError> {
+        check_window(net, kernel, stride)?;
+        Ok(match self {
+            Padding::Valid => (0, 0),
+            Padding::Each(n) => (n, n),
+            Padding::Same if stride == 1 => halves(kernel.saturating_sub(1)),
+            Padding::Same => {
+                let extent = net.extent(x, axis)?;
+                let covered = (extent.div_ceil(stride).max(1) - 1) * stride + kernel;
+                halves(covered.saturating_sub(extent))
+            }
+        })
     }
 }
 
-fn halves(total: usize) -> (usize, usize) {
+/// Refuses windows without extent and those that do not move.
+pub(super) fn check_window(net: &Network, kernel: usize, stride: usize) -> Result<(), LayerError> {
+    match kernel.min(stride) {
+        0 => Err(net.refuse(format!("a window of {kernel} with step {stride}; both are at least 1"))),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn halves(total: usize) -> (usize, usize) {
     (total / 2, total - total / 2)
 }
 
@@ -165,5 +184,51 @@ impl Layer for Conv2d {
         let bias = self.bias.then(|| net.bias("bias", filters));
         let op = Conv { strides: self.strides.list(), pads, group: groups, ..Conv::new(2) };
         net.op("", op, [Some(x), Some(weight), bias])
+    }
+}
+
+/// A depthwise convolution without a bias, and a 1×1 convolution of its result: far fewer weights than a dense one.
+/// Source: Chollet 2016.
+#[derive(Clone, Debug)]
+pub struct SeparableConv2d {
+    depthwise: Conv2d,
+    pointwise: Conv2d,
+}
+
+impl SeparableConv2d {
+    /// With stride 1, no padding, biases and Glorot's uniform weights.
+    pub fn new(filters: usize, kernel: impl Into<Pair>) -> Self {
+        SeparableConv2d {
+            depthwise: Conv2d::depthwise(kernel).without_bias(),
+            pointwise: Conv2d::new(filters, 1),
+        }
+    }
+
+    /// Step of the window.
+    #[must_use]
+    pub fn strides(self, strides: impl Into<Pair>) -> Self {
+        SeparableConv2d { depthwise: self.depthwise.strides(strides), ..self }
+    }
+
+    /// What surrounds the image.
+    #[must_use]
+    pub fn padding(self, padding: Padding) -> Self {
+        SeparableConv2d { depthwise: self.depthwise.padding(padding), ..self }
+    }
+
+    /// Leaves out the bias.
+    #[must_use]
+    pub fn without_bias(self) -> Self {
+        SeparableConv2d { pointwise: self.pointwise.without_bias(), ..self }
+    }
+}
+
+impl Layer for SeparableConv2d {
+    fn name(&self) -> &'static str {
+        "separable_conv2d"
+    }
+
+    fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        net.sequence(x, &[&self.depthwise, &self.pointwise])
     }
 }

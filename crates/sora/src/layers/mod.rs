@@ -20,6 +20,8 @@
 mod activation;
 mod attention;
 mod conv;
+mod conv1d;
+mod conv_transpose;
 mod dense;
 mod dropout;
 mod embedding;
@@ -36,14 +38,18 @@ mod steps;
 
 pub use activation::Activation;
 pub use attention::{MultiHeadAttention, TransformerEncoderLayer, attention_mask};
-pub use conv::{Conv2d, Padding, Pair};
+pub use conv::{Conv2d, Padding, Pair, SeparableConv2d};
+pub use conv_transpose::Conv2dTranspose;
+pub use conv1d::Conv1d;
 pub use dense::Dense;
 pub use dropout::Dropout;
 pub use embedding::{Embedding, Positions};
 pub use init::{Distribution, Initializer};
 pub use network::{Network, Samples};
-pub use norm::{BatchNorm2d, LayerNorm, Normalization};
-pub use pool::{AvgPool2d, GlobalAvgPool1d, GlobalAvgPool2d, MaxPool2d};
+pub use norm::{BatchNorm, BatchNorm2d, LayerNorm, Normalization};
+pub use pool::{
+    AvgPool1d, AvgPool2d, GlobalAvgPool1d, GlobalAvgPool2d, GlobalMaxPool1d, MaxPool1d, MaxPool2d,
+};
 pub use recurrent::{Gru, Lstm, SimpleRnn};
 pub use residual::Residual;
 pub use shape::{Flatten, Reshape};

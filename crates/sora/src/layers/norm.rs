@@ -1,6 +1,6 @@
 //! Normalization.
 
-use sora_ir::ops::{BatchNorm, Binary, BinaryKind};
+use sora_ir::ops::{Binary, BinaryKind};
 use sora_ir::{Real, ValueId, ops};
 use sora_tensor::Tensor;
 
@@ -26,17 +26,55 @@ impl Layer for BatchNorm2d {
     }
 
     fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
-        let channels = net.channels(x)?;
-        let (mean, variance) = match net.is_as_trained() {
-            true => channel_moments(&net.observe(x)?),
-            false => (vec![0.0; channels], vec![1.0; channels]),
-        };
-        let weight = net.scale("weight", channels);
-        let bias = net.bias("bias", channels);
-        let mean = net.buffer("running_mean", Tensor::vector(&mean));
-        let variance = net.buffer("running_var", Tensor::vector(&variance));
-        net.op("", BatchNorm { epsilon: Real(self.epsilon) }, [x, weight, bias, mean, variance])
+        net.channels(x)?;
+        normalize(net, x, self.epsilon)
     }
+}
+
+/// Batch normalization over the last axis of `[N, C]`, or of sequences `[N, T, C]`, whose steps all count here. Parameters
+/// as of [`BatchNorm2d`].
+#[derive(Clone, Copy, Debug)]
+pub struct BatchNorm {
+    epsilon: f32,
+}
+
+impl BatchNorm {
+    /// With `epsilon` added to the variance.
+    pub fn new(epsilon: f32) -> Self {
+        BatchNorm { epsilon }
+    }
+}
+
+impl Layer for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch_norm"
+    }
+
+    fn build(&self, net: &mut Network, x: ValueId) -> Result<ValueId, LayerError> {
+        match net.ty(x).rank() {
+            2 => normalize(net, x, self.epsilon),
+            3 => net.channels_first(x, |net, x| normalize(net, x, self.epsilon)),
+            _ => Err(net.refuse(format!("expected [N, C] or [N, T, C], found {}", net.ty(x)))),
+        }
+    }
+
+    fn keeps_steps(&self) -> bool {
+        true
+    }
+}
+
+/// Normalizes over axis 1.
+fn normalize(net: &mut Network, x: ValueId, epsilon: f32) -> Result<ValueId, LayerError> {
+    let channels = net.extent(x, 1)?;
+    let (mean, variance) = match net.is_as_trained() {
+        true => channel_moments(&net.observe(x)?),
+        false => (vec![0.0; channels], vec![1.0; channels]),
+    };
+    let weight = net.scale("weight", channels);
+    let bias = net.bias("bias", channels);
+    let mean = net.buffer("running_mean", Tensor::vector(&mean));
+    let variance = net.buffer("running_var", Tensor::vector(&variance));
+    net.op("", ops::BatchNorm { epsilon: Real(epsilon) }, [x, weight, bias, mean, variance])
 }
 
 /// Mean and variance of each channel of `[N, C, …]`, over everything else.

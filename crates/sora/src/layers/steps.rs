@@ -1,7 +1,7 @@
 //! Which steps of sequences count.
 
 use sora_ir::ValueId;
-use sora_ir::ops::{Binary, BinaryKind, Cast, Reduce, ReduceKind, Unary, UnaryKind, Unsqueeze};
+use sora_ir::ops::{Binary, BinaryKind, Cast, Reduce, ReduceKind, Transpose, Unary, UnaryKind, Unsqueeze};
 use sora_tensor::{DType, Tensor};
 
 use super::{Layer, LayerError, Network};
@@ -30,6 +30,19 @@ impl Network {
             3 => Ok([self.extent(x, 1)?, self.extent(x, 2)?]),
             _ => Err(self.refuse(format!("expected sequences [N, T, C], found {}", self.ty(x)))),
         }
+    }
+
+    /// Runs `build` on sequences `[N, T, C]` as `[N, C, T]`, which convolutions and pooling slide along, and turns its result
+    /// back.
+    pub(super) fn channels_first(
+        &mut self,
+        x: ValueId,
+        build: impl FnOnce(&mut Network, ValueId) -> Result<ValueId, LayerError>,
+    ) -> Result<ValueId, LayerError> {
+        let turn = || Transpose { perm: vec![0, 2, 1] };
+        let x = self.op("channels_first", turn(), [x])?;
+        let y = build(self, x)?;
+        self.op("channels_last", turn(), [y])
     }
 
     /// Counts the steps of `x` up to the last one that `present`, bool `[N, T]`, has; the first one always counts.

@@ -9,4 +9,4 @@ pub use config::{
     Checkpoints, Config, Data, Imported, Named, NetworkSpec, OptimizerSpec, Prepared, Schedule, Stopping,
     Training,
 };
-pub use spec::LayerSpec;
+pub use spec::{Convolution, LayerSpec, Recurrent};

@@ -4,9 +4,10 @@ use serde::Deserialize;
 use sora_ir::ValueId;
 
 use crate::layers::{
-    Activation, AvgPool2d, BatchNorm2d, Conv2d, Dense, Dropout, Embedding, Flatten, GlobalAvgPool1d,
-    GlobalAvgPool2d, Gru, Layer, LayerError, LayerNorm, Lstm, Masking, MaxPool2d, MultiHeadAttention,
-    Network, Padding, Positions, Reshape, Residual, Samples, SimpleRnn, TransformerEncoderLayer,
+    Activation, AvgPool1d, AvgPool2d, BatchNorm, BatchNorm2d, Conv1d, Conv2d, Conv2dTranspose, Dense,
+    Dropout, Embedding, Flatten, GlobalAvgPool1d, GlobalAvgPool2d, GlobalMaxPool1d, Gru, Layer, LayerError,
+    LayerNorm, Lstm, Masking, MaxPool1d, MaxPool2d, MultiHeadAttention, Network, Padding, Positions, Reshape,
+    Residual, Samples, SeparableConv2d, SimpleRnn, TransformerEncoderLayer,
 };
 
 /// A layer: `{ layer = "conv2d", filters = 32, kernel = 3, activation = "relu" }`.
@@ -27,24 +28,14 @@ pub enum LayerSpec {
     Masking {},
     /// A learned vector for each step is added to it.
     Positions {},
-    /// A convolution of images, of stride 1 and without padding unless said.
-    Conv2d {
-        /// Output channels.
-        filters: usize,
-        /// Extent of the window, as high as wide.
-        kernel: usize,
-        /// Step of the window.
-        #[serde(default = "one")]
-        strides: usize,
-        /// What surrounds the image.
-        #[serde(default)]
-        padding: Padding,
-        /// Whether channels get a bias.
-        #[serde(default = "yes")]
-        bias: bool,
-        /// Function behind it.
-        activation: Option<Activation>,
-    },
+    /// A convolution of images.
+    Conv2d(Convolution),
+    /// A convolution along the steps of sequences.
+    Conv1d(Convolution),
+    /// A convolution of each channel by itself, and one of 1×1.
+    SeparableConv2d(Convolution),
+    /// A transposed convolution of images, which makes them larger.
+    Conv2dTranspose(Convolution),
     /// A convolution of each channel by itself.
     DepthwiseConv2d {
         /// Extent of the window, as high as wide.
@@ -71,12 +62,32 @@ pub enum LayerSpec {
         /// Extent and step of the window.
         size: usize,
     },
+    /// The greatest value of each window of a sequence.
+    MaxPool1d {
+        /// Extent and step of the window.
+        size: usize,
+    },
+    /// The mean of each window of a sequence.
+    AvgPool1d {
+        /// Extent and step of the window.
+        size: usize,
+    },
+    /// The greatest value of each channel over the steps that count.
+    GlobalMaxPool1d {},
     /// The mean of each channel over the steps that count.
     GlobalAvgPool1d {},
     /// The mean of each channel.
     GlobalAvgPool2d {},
     /// Batch normalization of images.
     BatchNorm2d {
+        /// Added to the variance.
+        #[serde(default = "epsilon")]
+        epsilon: f32,
+        /// Function behind it.
+        activation: Option<Activation>,
+    },
+    /// Batch normalization over the last axis.
+    BatchNorm {
         /// Added to the variance.
         #[serde(default = "epsilon")]
         epsilon: f32,
@@ -147,6 +158,27 @@ pub enum LayerSpec {
     },
 }
 
+/// A convolution, of stride 1 and without padding unless said.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Convolution {
+    /// Output channels.
+    pub filters: usize,
+    /// Extent of the window, for images as high as wide.
+    pub kernel: usize,
+    /// Step of the window.
+    #[serde(default = "one")]
+    pub strides: usize,
+    /// What surrounds its input.
+    #[serde(default)]
+    pub padding: Padding,
+    /// Whether channels get a bias.
+    #[serde(default = "yes")]
+    pub bias: bool,
+    /// Function behind it.
+    pub activation: Option<Activation>,
+}
+
 /// A recurrent layer over sequences of steps, channels.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -182,11 +214,14 @@ impl LayerSpec {
         fn of(layer: impl Layer + 'static) -> Box<dyn Layer> {
             Box::new(layer)
         }
-        let convolution = |layer: Conv2d, strides, padding, bias| {
-            let layer = layer.strides(strides).padding(padding);
-            of(if bias { layer } else { layer.without_bias() })
-        };
         let list = |specs: &[LayerSpec]| specs.iter().flat_map(LayerSpec::layers).collect::<Vec<_>>();
+        macro_rules! convolution {
+            ($layer:ident, $spec:ident) => {{
+                let layer = $layer::new($spec.filters, $spec.kernel);
+                let layer = layer.strides($spec.strides).padding($spec.padding);
+                (of(if $spec.bias { layer } else { layer.without_bias() }), $spec.activation)
+            }};
+        }
         macro_rules! recurrent {
             ($layer:ident, $spec:ident) => {{
                 let layer = $layer::new($spec.units).levels($spec.levels);
@@ -201,16 +236,22 @@ impl LayerSpec {
             }
             LayerSpec::Masking {} => (of(Masking), None),
             LayerSpec::Positions {} => (of(Positions), None),
-            LayerSpec::Conv2d { filters, kernel, strides, padding, bias, activation } => {
-                (convolution(Conv2d::new(*filters, *kernel), *strides, *padding, *bias), *activation)
-            }
+            LayerSpec::Conv2d(spec) => convolution!(Conv2d, spec),
+            LayerSpec::Conv1d(spec) => convolution!(Conv1d, spec),
+            LayerSpec::SeparableConv2d(spec) => convolution!(SeparableConv2d, spec),
+            LayerSpec::Conv2dTranspose(spec) => convolution!(Conv2dTranspose, spec),
             LayerSpec::DepthwiseConv2d { kernel, strides, padding, bias, activation } => {
-                (convolution(Conv2d::depthwise(*kernel), *strides, *padding, *bias), *activation)
+                let layer = Conv2d::depthwise(*kernel).strides(*strides).padding(*padding);
+                (of(if *bias { layer } else { layer.without_bias() }), *activation)
             }
+            LayerSpec::MaxPool1d { size } => (of(MaxPool1d::new(*size)), None),
+            LayerSpec::AvgPool1d { size } => (of(AvgPool1d::new(*size)), None),
+            LayerSpec::GlobalMaxPool1d {} => (of(GlobalMaxPool1d), None),
             LayerSpec::MaxPool2d { size } => (of(MaxPool2d::new(*size)), None),
             LayerSpec::AvgPool2d { size } => (of(AvgPool2d::new(*size)), None),
             LayerSpec::GlobalAvgPool1d {} => (of(GlobalAvgPool1d), None),
             LayerSpec::GlobalAvgPool2d {} => (of(GlobalAvgPool2d), None),
+            LayerSpec::BatchNorm { epsilon, activation } => (of(BatchNorm::new(*epsilon)), *activation),
             LayerSpec::BatchNorm2d { epsilon, activation } => (of(BatchNorm2d::new(*epsilon)), *activation),
             LayerSpec::LayerNorm { epsilon } => (of(LayerNorm::new(*epsilon)), None),
             LayerSpec::Flatten {} => (of(Flatten), None),
@@ -260,24 +301,30 @@ impl LayerSpec {
 mod tests {
     use super::*;
 
-    /// The type of what a network of these layers gives, over sequences of 6 steps of 4 channels, or of 6 words.
-    fn result(layers: &str) -> Result<String, String> {
+    /// The type of what a network of these layers gives, over sequences of 6 steps of 4 channels, of 6 words, or over images
+    /// of 3×9×8.
+    fn result(text: &str) -> Result<String, String> {
         #[derive(Deserialize)]
         struct List {
             layers: Vec<LayerSpec>,
         }
-        let List { layers } = toml::from_str(&format!("layers = [{layers}]")).map_err(|e| e.to_string())?;
+        let List { layers } = toml::from_str(&format!("layers = [{text}]")).map_err(|e| e.to_string())?;
         let mut net = Network::new("test", 1);
         let samples = layers[0].samples();
         let words = matches!(samples, Samples::Index { .. });
-        let x = net.input("x", if words { &[6] } else { &[6, 4] }, samples);
+        let shape: &[usize] = match words {
+            true => &[6],
+            false if text.contains("2d") => &[3, 9, 8],
+            false => &[6, 4],
+        };
+        let x = net.input("x", shape, samples);
         let y = layers.iter().try_fold(x, |x, layer| layer.build(&mut net, x)).map_err(|e| e.to_string())?;
         let counts = if net.lengths(y).is_some() { ", counted" } else { "" };
         Ok(format!("{}{counts}", net.ty(y)))
     }
 
     #[test]
-    fn layers_of_sequences_give_the_shapes_of_the_field_and_know_which_steps_count() {
+    fn layers_give_the_shapes_of_the_field_and_know_which_steps_count() {
         const EMBEDDING: &str = r#"{ layer = "embedding", rows = 9, units = 4 }"#;
         for (layers, expected) in [
             ("EMBEDDING", "f32[batch,6,4], counted"),
@@ -287,6 +334,31 @@ mod tests {
             (r#"EMBEDDING, { layer = "global_avg_pool1d" }"#, "f32[batch,4]"),
             (r#"{ layer = "masking" }, { layer = "dropout", rate = 0.1 }"#, "f32[batch,6,4], counted"),
             (r#"{ layer = "positions" }"#, "f32[batch,6,4]"),
+            (r#"EMBEDDING, { layer = "global_max_pool1d" }"#, "f32[batch,4]"),
+            (r#"EMBEDDING, { layer = "conv1d", filters = 5, kernel = 3 }"#, "f32[batch,4,5]"),
+            (
+                r#"EMBEDDING, { layer = "conv1d", filters = 5, kernel = 4, padding = "same" }"#,
+                "f32[batch,6,5], counted",
+            ),
+            (
+                r#"{ layer = "conv1d", filters = 5, kernel = 3, strides = 4, padding = "same", bias = false }"#,
+                "f32[batch,2,5]",
+            ),
+            (r#"EMBEDDING, { layer = "batch_norm", activation = "relu" }"#, "f32[batch,6,4], counted"),
+            (r#"{ layer = "max_pool1d", size = 2 }, { layer = "avg_pool1d", size = 2 }"#, "f32[batch,1,4]"),
+            (
+                r#"{ layer = "separable_conv2d", filters = 5, kernel = 3, strides = 2, padding = "same" }"#,
+                "f32[batch,5,5,4]",
+            ),
+            (
+                r#"{ layer = "conv2d_transpose", filters = 5, kernel = 3, strides = 2, padding = "same" }"#,
+                "f32[batch,5,18,16]",
+            ),
+            (r#"{ layer = "conv2d_transpose", filters = 5, kernel = 2, strides = 3 }"#, "f32[batch,5,27,24]"),
+            (
+                r#"{ layer = "conv2d_transpose", filters = 5, kernel = 4, strides = 3, activation = "relu" }"#,
+                "f32[batch,5,28,25]",
+            ),
             (
                 r#"EMBEDDING, { layer = "positions" }, { layer = "transformer_encoder", heads = 2, units = 7, dropout = 0.1 }"#,
                 "f32[batch,6,4], counted",
@@ -302,5 +374,19 @@ mod tests {
         let error = result(r#"{ layer = "residual", layers = [{ layer = "dense", units = 5 }] }"#);
         assert!(error.unwrap_err().contains("the shortcut f32[batch,6,4]"));
         assert!(result(r#"{ layer = "positions", units = 3 }"#).unwrap_err().contains("units"));
+        for layer in [
+            r#"{ layer = "conv1d", filters = 5, kernel = 0, padding = "same" }"#,
+            r#"{ layer = "conv1d", filters = 5, kernel = 3, strides = 0, padding = "same" }"#,
+            r#"{ layer = "conv1d", filters = 5, kernel = 9 }"#,
+            r#"{ layer = "conv2d_transpose", filters = 5, kernel = 0 }"#,
+            r#"{ layer = "conv2d_transpose", filters = 5, kernel = 3, strides = 0, padding = "same" }"#,
+            r#"{ layer = "separable_conv2d", filters = 5, kernel = 3, strides = 0 }"#,
+            r#"{ layer = "max_pool1d", size = 0 }"#,
+            r#"{ layer = "avg_pool1d", size = 7 }"#,
+            r#"{ layer = "transformer_encoder", heads = 3, units = 5 }"#,
+            r#"{ layer = "dense", units = 3 }, { layer = "embedding", rows = 9, units = 3 }"#,
+        ] {
+            assert!(result(layer).is_err(), "{layer}");
+        }
     }
 }
