@@ -21,7 +21,9 @@ pub struct Batch {
     /// The class of each sample; empty when the dataset has no labels.
     pub labels: Vec<usize>,
     /// The probability of each class for each sample, `[samples, classes]`, where augmentations mix samples.
-    pub targets: Option<Tensor>,
+    pub mixed: Option<Tensor>,
+    /// What [`OpenOptions::targets`](crate::OpenOptions::targets) names, the first axis being the sample.
+    pub targets: Vec<(String, Tensor)>,
     /// The length of each sample before it was padded, where samples differ in length.
     pub lengths: Option<Vec<usize>>,
     /// Number of samples.

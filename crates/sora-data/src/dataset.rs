@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use sora_tensor::{DType, Tensor};
 
-use crate::{DataError, ErrorKind, folder, idx, npy, npz, table};
+use crate::{DataError, ErrorKind, TextInput, folder, idx, npy, npz, suggestion, table};
 
 const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures or of WAV files per class, an .npz with `x` and `y`, \
-                     a .csv or .csv.gz, or an IDX pair (…-images-idx3-ubyte and …-labels-idx1-ubyte, also .gz)";
+                     a .csv or .csv.gz, a .jsonl of texts for a model that was trained on texts, or an IDX pair (…-images-idx3-ubyte and …-labels-idx1-ubyte, also .gz)";
 const LABELS_FILE: &str = "labels.txt";
 const MAX_LABELS_FILE: u64 = 1 << 24;
 
@@ -45,6 +45,10 @@ pub struct OpenOptions {
     /// Names of the classes by number, as the model has them: where there is no `labels.txt` and they name every
     /// sub-folder of an image folder, they number its classes.
     pub classes: Option<Vec<String>>,
+    /// Arrays of an `.npz` that are no inputs but what a model is to tell of a sample: [`Dataset::targets`].
+    pub targets: Vec<String>,
+    /// What makes tokens of the texts in a `.jsonl` or `.csv` file; without it, a `.csv` file holds numbers.
+    pub text: Option<TextInput>,
 }
 
 impl Default for OpenOptions {
@@ -55,6 +59,8 @@ impl Default for OpenOptions {
             max_bytes: 8 << 30,
             max_pixels: 1 << 26,
             classes: None,
+            targets: Vec::new(),
+            text: None,
         }
     }
 }
@@ -104,6 +110,7 @@ struct Inner {
     place: String,
     source: Source,
     labels: Option<Vec<usize>>,
+    targets: Vec<(String, Tensor)>,
     classes: Option<Vec<String>>,
     max_pixels: u64,
 }
@@ -129,7 +136,8 @@ impl Dataset {
     /// - the same of WAV files, as Google's Speech Commands lie: sub-folders whose name starts with `_` are no classes;
     /// - `.npz`: `y` are the labels, one other array is the input (named unless it is `x`), several are named
     ///   inputs;
-    /// - `.csv` or `.csv.gz`: numbers, of which one column is the label ([`LabelColumn`]).
+    /// - `.csv` or `.csv.gz`: numbers, of which one column is the label ([`LabelColumn`]);
+    /// - `.jsonl` or `.csv`, also `.gz`, where [`OpenOptions::text`] says how: texts, as [`Texts`](crate::Texts) reads them.
     ///
     /// A `labels.txt` in the folder, or the one above it, names the classes, one a line; the sub-folders of an
     /// image folder are then numbered by its lines, or else by [`OpenOptions::classes`].
@@ -148,6 +156,10 @@ impl Dataset {
         let names = class_names(home)?;
         let mut classes = names.clone();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if let (true, Some(text)) = (metadata.is_file(), &options.text) {
+            return text.open(path, options);
+        }
+        let mut targets = Vec::new();
         let (source, labels) = if metadata.is_dir() {
             match idx_pair(path)? {
                 Some(images) => in_memory(idx::read(&images, options.max_bytes)?),
@@ -172,7 +184,9 @@ impl Dataset {
                 }
             }
         } else if name.ends_with(".npz") {
-            from_npz(path, options)?
+            let arrays = from_npz(path, options)?;
+            targets = arrays.targets;
+            (Source::Arrays(arrays.inputs), arrays.labels)
         } else if name.ends_with(".csv") || name.ends_with(".csv.gz") {
             let (features, labels) = table::read(path, options)?;
             (Source::Arrays(vec![(None, features)]), labels)
@@ -182,7 +196,7 @@ impl Dataset {
             let what = "the format of this file is unknown";
             return Err(DataError::new(ErrorKind::Usage, what, path.display().to_string(), KINDS));
         };
-        Self::build(path.display().to_string(), source, labels, classes, options.max_pixels)
+        Self::build(path.display().to_string(), source, labels, targets, classes, options.max_pixels)
     }
 
     /// A dataset of arrays in memory: inputs `[samples, …]`, and the class of each sample if known.
@@ -195,7 +209,7 @@ impl Dataset {
         labels: Option<Vec<usize>>,
     ) -> Result<Self, DataError> {
         let max_pixels = OpenOptions::default().max_pixels;
-        Self::build("memory".to_owned(), Source::Arrays(inputs), labels, None, max_pixels)
+        Self::build("memory".to_owned(), Source::Arrays(inputs), labels, Vec::new(), None, max_pixels)
     }
 
     /// A dataset of the tokens of texts.
@@ -205,20 +219,23 @@ impl Dataset {
         labels: Option<Vec<usize>>,
         classes: Option<Vec<String>>,
     ) -> Result<Self, DataError> {
-        Self::build(place, Source::Tokens(texts), labels, classes, OpenOptions::default().max_pixels)
+        let max_pixels = OpenOptions::default().max_pixels;
+        Self::build(place, Source::Tokens(texts), labels, Vec::new(), classes, max_pixels)
     }
 
     fn build(
         place: String,
         source: Source,
         labels: Option<Vec<usize>>,
+        targets: Vec<(String, Tensor)>,
         classes: Option<Vec<String>>,
         max_pixels: u64,
     ) -> Result<Self, DataError> {
         if let Source::Arrays(arrays) = &source {
-            check_arrays(arrays, &place)?;
+            let named = targets.iter().map(|(name, array)| (Some(name.clone()), array.clone()));
+            check_arrays(&[&arrays[..], &named.collect::<Vec<_>>()].concat(), &place)?;
         }
-        let data = Dataset(Arc::new(Inner { place, source, labels, classes, max_pixels }));
+        let data = Dataset(Arc::new(Inner { place, source, labels, targets, classes, max_pixels }));
         if data.is_empty() {
             let hint = "give data with at least one sample";
             return Err(DataError::new(ErrorKind::Empty, "there are no samples", data.place(), hint));
@@ -305,6 +322,11 @@ impl Dataset {
         self.0.labels.as_deref()
     }
 
+    /// What a model is to tell of the samples besides their class, by name, the first axis being the sample.
+    pub fn targets(&self) -> &[(String, Tensor)] {
+        &self.0.targets
+    }
+
     /// The class of sample `index`.
     pub fn label(&self, index: usize) -> Option<usize> {
         self.labels()?.get(index).copied()
@@ -380,9 +402,24 @@ fn idx_pair(folder: &Path) -> Result<Option<PathBuf>, DataError> {
     }
 }
 
-fn from_npz(path: &Path, options: &OpenOptions) -> Result<(Source, Option<Vec<usize>>), DataError> {
+/// What a `.npz` file holds.
+struct Arrays {
+    inputs: Vec<(Option<String>, Tensor)>,
+    labels: Option<Vec<usize>>,
+    targets: Vec<(String, Tensor)>,
+}
+
+fn from_npz(path: &Path, options: &OpenOptions) -> Result<Arrays, DataError> {
     let place = path.display().to_string();
-    let mut arrays = npz::read(path, options.max_bytes)?;
+    let arrays = npz::read(path, options.max_bytes)?;
+    let names: Vec<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
+    let (targets, mut arrays): (Vec<_>, Vec<_>) =
+        arrays.into_iter().partition(|(name, _)| options.targets.contains(name));
+    if let Some(missing) = options.targets.iter().find(|wanted| !names.contains(wanted)) {
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        let what = format!("there is no array `{missing}` to train for");
+        return Err(DataError::new(ErrorKind::Usage, what, place, suggestion(missing, &known)));
+    }
     let y = arrays.iter().position(|(name, _)| name == "y").map(|at| arrays.remove(at).1);
     let labels = y.map(|y| array_labels(&y, &place)).transpose()?;
     if arrays.is_empty() {
@@ -391,7 +428,7 @@ fn from_npz(path: &Path, options: &OpenOptions) -> Result<(Source, Option<Vec<us
     }
     let single = arrays.len() == 1;
     let named = |(name, array): (String, Tensor)| ((!(single && name == "x")).then_some(name), array);
-    Ok((Source::Arrays(arrays.into_iter().map(named).collect()), labels))
+    Ok(Arrays { inputs: arrays.into_iter().map(named).collect(), labels, targets })
 }
 
 fn array_labels(y: &Tensor, place: &str) -> Result<Vec<usize>, DataError> {

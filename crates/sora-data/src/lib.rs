@@ -14,6 +14,7 @@ mod augment;
 mod batches;
 mod cache;
 mod dataset;
+mod edits;
 mod error;
 mod folder;
 mod idx;
@@ -38,6 +39,7 @@ pub use agreement::{Agreement, AgreementSummary};
 pub use augment::{AUGMENTATIONS, Augmentation, AugmentationRow};
 pub use batches::{Batch, Batches};
 pub use dataset::{Dataset, LabelColumn, OpenOptions, SampleKind};
+pub use edits::edits;
 pub use error::{DataError, ErrorKind};
 pub use loader::{Loader, LoaderOptions};
 pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClass, paired_drop, wilson};
@@ -46,7 +48,7 @@ pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, S
 pub use settings::{Setting, Settings, nearest, setting, suggestion};
 pub use sound::{FEATURES, FeatureRow, Sound};
 pub use split::{Split, SplitOptions, split};
-pub use text::{PADDING, TextOptions, Texts, Tokenizer, UNKNOWN};
+pub use text::{PADDING, TextInput, TextOptions, Texts, Tokenizer, UNKNOWN};
 
 /// Rounds to f32.
 fn narrow(value: f64) -> f32 {

@@ -253,7 +253,7 @@ mod tests {
     fn seen(
         batches: impl Iterator<Item = Result<Batch, DataError>>,
     ) -> Vec<(Tensor, Vec<usize>, Option<Tensor>)> {
-        batches.map(|batch| batch.map(|mut b| (b.inputs.remove(0).1, b.labels, b.targets)).unwrap()).collect()
+        batches.map(|batch| batch.map(|mut b| (b.inputs.remove(0).1, b.labels, b.mixed)).unwrap()).collect()
     }
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
         let loader = Loader::new(&data, &indices, None, &Preprocess::default(), options.clone()).unwrap();
         for batch in loader.epoch(0, 0).map(Result::unwrap) {
             assert_eq!(batch.inputs[0].0.as_deref(), Some("image"));
-            let targets = batch.targets.unwrap();
+            let targets = batch.mixed.unwrap();
             assert_eq!(targets.shape(), [5, 3]);
             for (row, pixels) in targets.to_f32s().chunks(3).zip(batch.inputs[0].1.to_f32s().chunks(4)) {
                 assert!(

@@ -130,7 +130,8 @@ impl Dataset {
                 gathered.collect::<Result<_, DataError>>()?
             }
         };
-        Ok(Batch { inputs, labels: self.labels_of(indices), len: indices.len(), ..Batch::default() })
+        let (labels, targets) = (self.labels_of(indices), self.targets_of(indices)?);
+        Ok(Batch { inputs, labels, targets, len: indices.len(), ..Batch::default() })
     }
 
     /// A batch of pictures.
@@ -266,18 +267,23 @@ impl Dataset {
         let Read { mut samples, indices, skipped } = read;
         let place = |i: usize| indices.get(i).map_or(String::new(), |&i| self.sample_place(i));
         let labels = self.labels_of(&indices);
-        let mut targets = None;
+        let mut mixed = None;
         if changes.augment.iter().any(Augmentation::mixes) {
             check_alike(samples.iter().map(|p| (p.size, p.channels)), place)?;
-            targets = Some(mix(&mut samples, &labels, &mut changes)?);
+            mixed = Some(mix(&mut samples, &labels, &mut changes)?);
         }
         let samples: Vec<Prepared> = samples.into_iter().map(prepared).collect();
         let inputs = vec![(None, assemble(&samples, pre, place)?)];
-        Ok(Batch { inputs, labels, targets, lengths: None, len: indices.len(), skipped })
+        let targets = self.targets_of(&indices)?;
+        Ok(Batch { inputs, labels, mixed, targets, lengths: None, len: indices.len(), skipped })
     }
 
     fn path<'a>(&self, paths: &'a [PathBuf], index: usize) -> Result<&'a Path, DataError> {
         paths.get(index).map(PathBuf::as_path).ok_or_else(|| self.no_sample(index))
+    }
+
+    fn targets_of(&self, indices: &[usize]) -> Result<Vec<(String, Tensor)>, DataError> {
+        self.targets().iter().map(|(name, array)| Ok((name.clone(), pass_through(array, indices)?))).collect()
     }
 
     fn labels_of(&self, indices: &[usize]) -> Vec<usize> {

@@ -72,7 +72,7 @@ fn loaders_augment_sounds_and_leave_out_broken_ones_on_demand() {
         let loader = Loader::new(&data, &indices, None, &pre, options.clone()).unwrap();
         loader
             .epoch(number, first)
-            .map(|batch| batch.map(|b| (b.inputs, b.targets)))
+            .map(|batch| batch.map(|b| (b.inputs, b.mixed)))
             .collect::<Result<Vec<_>, _>>()
     };
     let whole = epoch(&options, 1, 0).unwrap();

@@ -1,7 +1,7 @@
 //! What travels with a model beside its graph.
 
 use serde::{Deserialize, Serialize};
-use sora_data::Preprocess;
+use sora_data::{Preprocess, TextInput};
 use sora_onnx::About;
 
 /// What a user of the model must know, and how it was made. Unknown keys are refused, so that a newer file is
@@ -15,6 +15,9 @@ pub struct Metadata {
     /// How a stored sample becomes an input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocess: Option<Preprocess>,
+    /// How texts become the tokens that are the input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextInput>,
     /// Names of the classes, by index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,

@@ -6,8 +6,10 @@ mod tokenizer;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dataset::integer_label;
-use crate::{DataError, Dataset, ErrorKind};
+use crate::{DataError, Dataset, ErrorKind, OpenOptions};
 
 pub use tokenizer::{PADDING, Tokenizer, UNKNOWN};
 
@@ -23,6 +25,33 @@ pub struct TextOptions {
     pub classes: Option<Vec<String>>,
     /// The most bytes that the texts may take in memory; 8 GiB by default.
     pub max_bytes: u64,
+}
+
+/// How texts become the input of a model: what travels with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextInput {
+    /// The words that are told apart.
+    pub vocabulary: Tokenizer,
+    /// Tokens of a text that are kept.
+    pub length: usize,
+    /// The column or key of the text.
+    pub column: String,
+    /// The column or key of the label.
+    pub label: String,
+}
+
+impl TextInput {
+    /// A dataset of the tokens of a file of texts.
+    pub(crate) fn open(&self, path: &Path, options: &OpenOptions) -> Result<Dataset, DataError> {
+        let options = TextOptions {
+            text: self.column.clone(),
+            label: Some(self.label.clone()),
+            classes: options.classes.clone(),
+            max_bytes: options.max_bytes,
+        };
+        Texts::open(path, &options)?.tokenize(&self.vocabulary, self.length)
+    }
 }
 
 impl Default for TextOptions {

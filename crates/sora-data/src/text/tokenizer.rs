@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{DataError, ErrorKind};
 
 /// The token behind the end of a text.
@@ -17,10 +19,24 @@ const MAX_FILE: u64 = 1 << 28;
 
 /// A vocabulary of words. A text becomes lower case; words are stretches of letters, digits and apostrophes, and every
 /// other character that is no space is a word of its own.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<String>", into = "Vec<String>")]
 pub struct Tokenizer {
     words: Vec<String>,
     tokens: HashMap<String, u32>,
+}
+
+impl From<Vec<String>> for Tokenizer {
+    fn from(words: Vec<String>) -> Self {
+        let tokens = (0u32..).zip(&words).map(|(token, word)| (word.clone(), token)).collect();
+        Tokenizer { words, tokens }
+    }
+}
+
+impl From<Tokenizer> for Vec<String> {
+    fn from(tokenizer: Tokenizer) -> Self {
+        tokenizer.words
+    }
 }
 
 impl Tokenizer {
@@ -34,14 +50,8 @@ impl Tokenizer {
         let mut by_count: Vec<(String, usize)> = counts.into_iter().collect();
         by_count.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let special = [PADDING_WORD, UNKNOWN_WORD].map(str::to_owned);
-        Self::of(
-            special.into_iter().chain(by_count.into_iter().map(|(word, _)| word)).take(size.max(2)).collect(),
-        )
-    }
-
-    fn of(words: Vec<String>) -> Self {
-        let tokens = (0u32..).zip(&words).map(|(token, word)| (word.clone(), token)).collect();
-        Tokenizer { words, tokens }
+        let words = special.into_iter().chain(by_count.into_iter().map(|(word, _)| word));
+        Self::from(words.take(size.max(2)).collect::<Vec<_>>())
     }
 
     /// Reads what [`Tokenizer::save`] wrote.
@@ -58,7 +68,7 @@ impl Tokenizer {
         let words: Vec<String> = fs::read_to_string(path).map_err(io)?.lines().map(str::to_owned).collect();
         match words.as_slice() {
             [padding, unknown, ..] if padding == PADDING_WORD && unknown == UNKNOWN_WORD => {
-                Ok(Self::of(words))
+                Ok(Self::from(words))
             }
             _ => {
                 let what = format!("this vocabulary does not start with {PADDING_WORD} and {UNKNOWN_WORD}");

@@ -57,6 +57,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
             }),
             recipe: Some(recipe(args, &outcome)),
             preprocess: Some(preprocess.clone()),
+            text: model.metadata.text.clone(),
             onnx: model.metadata.onnx.clone(),
         },
         graph: outcome.graph.clone(),

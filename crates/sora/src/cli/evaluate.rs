@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use sora::data::{Dataset, OpenOptions, Preprocess};
-use sora::{Failure, Model, compress, write_atomically};
+use sora::{Failure, Metadata, Model, compress, write_atomically};
 
 use super::args::{Data, Evaluate};
 use super::progress::Bars;
@@ -50,7 +50,8 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
 
 /// The data set, and how its samples become the model's input.
 pub(super) fn open(model: &Model, args: &Data) -> Result<(Dataset, Preprocess), Failure> {
-    let options = OpenOptions { classes: model.metadata.labels.clone(), ..OpenOptions::default() };
+    let Metadata { labels: classes, text, .. } = model.metadata.clone();
+    let options = OpenOptions { classes, text, ..OpenOptions::default() };
     let data = Dataset::open(&args.data, &options)?;
     let given = args.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
     let preprocess = model.preprocess_for(&data, given)?;
