@@ -6,16 +6,18 @@ use serde::{Deserialize, Serialize};
 use sora_data::npz;
 use sora_tensor::Tensor;
 
+use crate::Epoch;
 use crate::TrainError;
-use crate::fit::Epoch;
 
 /// All that decides how a training goes on: the same checkpoint continues bit for bit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
     /// What [`crate::Trainer::state`] gives.
     pub state: Vec<(String, Tensor)>,
-    /// The state of the best epoch so far, where one is looked for.
-    pub best: Option<Vec<(String, Tensor)>>,
+    /// The state of the best epoch so far, where one is looked for; else none.
+    pub best: Vec<(String, Tensor)>,
+    /// The mean of the weights of epochs, where it is taken.
+    pub mean: Vec<(String, Tensor)>,
     /// How far the training is.
     pub progress: Progress,
 }
@@ -30,9 +32,8 @@ pub struct Progress {
     pub epoch: u32,
     /// Batches of the next epoch that are done.
     pub batch: u64,
-    /// Sums over these batches: of losses times samples, of right predictions, of samples. As bits of `f64`, since text
-    /// may round.
-    pub(crate) sums: [u64; 3],
+    /// Sums over these batches.
+    pub(crate) sums: Vec<u64>,
     /// What the complete epochs came to.
     pub history: Vec<Epoch>,
     /// The epoch, from 0, whose validation was best.
@@ -44,6 +45,7 @@ pub struct Progress {
 const PROGRESS: &str = "progress.json";
 const STATE: &str = "state:";
 const BEST: &str = "best:";
+const MEAN: &str = "mean:";
 
 impl Checkpoint {
     /// The checkpoint as a `.npz` file.
@@ -59,7 +61,8 @@ impl Checkpoint {
         };
         let mut arrays = vec![(PROGRESS.to_owned(), progress)];
         arrays.extend(named(STATE, &self.state));
-        arrays.extend(self.best.iter().flat_map(|best| named(BEST, best)));
+        arrays.extend(named(BEST, &self.best));
+        arrays.extend(named(MEAN, &self.mean));
         let arrays: Vec<(&str, &Tensor)> = arrays.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let mut bytes = Vec::new();
         npz::write(&mut bytes, &arrays).map_err(|e| failed(e.to_string()))?;
@@ -82,8 +85,7 @@ impl Checkpoint {
             };
             arrays.iter().filter_map(strip).collect()
         };
-        let best = Some(below(BEST)).filter(|best| !best.is_empty());
-        Ok(Checkpoint { state: below(STATE), best, progress })
+        Ok(Checkpoint { state: below(STATE), best: below(BEST), mean: below(MEAN), progress })
     }
 }
 
@@ -98,7 +100,7 @@ mod tests {
             ("train/step".to_owned(), Tensor::scalar(7i64)),
         ];
         let epoch = Epoch { loss: 0.1 + 0.2, validation_loss: Some(1e-300), ..Epoch::default() };
-        let sums = [0.1f64, f64::MIN_POSITIVE, 3.0].map(f64::to_bits);
+        let sums = [0.1f64, f64::MIN_POSITIVE, 3.0].map(f64::to_bits).to_vec();
         let progress = Progress {
             plan: "p".into(),
             epoch: 1,
@@ -108,7 +110,7 @@ mod tests {
             best: Some(0),
             seconds: 2.5,
         };
-        let checkpoint = Checkpoint { best: Some(state.clone()), state, progress };
+        let checkpoint = Checkpoint { best: state.clone(), mean: state[..1].to_vec(), state, progress };
         let folder = std::env::temp_dir().join(format!("sora-checkpoint-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("c.npz");

@@ -59,12 +59,14 @@ pub enum TrainError {
     #[error("the checkpoint does not fit this training: {0}")]
     Checkpoint(String),
     /// The loss is no number any more.
-    #[error("the loss is {loss} at step {step}; lower the learning rate or clip gradients")]
+    #[error("the loss is {loss} at step {step}; what is first not finite is {first}")]
     Diverged {
         /// The step, from 1.
         step: u64,
         /// The loss.
         loss: f64,
+        /// What was not finite first: a parameter or a node.
+        first: String,
     },
     /// A program could not be compiled or run.
     #[error(transparent)]

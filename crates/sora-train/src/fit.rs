@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use sora_data::{Batch, DataError, Dataset, Loader, Preprocess};
-use sora_exec::{Options, Program};
+use sora_exec::{Arena, Options, Program};
 use sora_ir::Graph;
 use sora_tensor::Tensor;
 
 use crate::checkpoint::{Checkpoint, Progress};
-use crate::loss::{Link, Loss, Target};
+use crate::figures::{Epoch, Figures, Sums};
+use crate::head::{Head, target_name};
+use crate::operands::{borrowed, inputs, targets};
 use crate::schedule::Schedule;
-use crate::step::{CORRECT, LOSS, TARGET, evaluation};
-use crate::{TrainError, Trainer};
+use crate::step::evaluation;
+use crate::swa::{average, averaged};
+use crate::{Outcome, TrainError, Trainer};
 
 /// How long and how fast to train.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct Plan {
     /// Epochs to wait for a better validation before training ends; the best weights are kept then. `None`: the last
     /// ones are.
     pub patience: Option<u32>,
+    /// The first epoch, from 0, behind which weights go into their mean, which is then the result.
+    pub swa: Option<u32>,
     /// Steps between checkpoints inside an epoch; there is one behind every epoch.
     pub save_every: Option<u64>,
     /// What the training was asked to do, in words that change when it is another one.
@@ -41,27 +45,6 @@ pub struct Samples<'a> {
     pub indices: Vec<usize>,
     /// How they become inputs.
     pub preprocess: &'a Preprocess,
-}
-
-/// What an epoch came to.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Epoch {
-    /// Mean loss over its samples, each before the step that it was part of.
-    pub loss: f64,
-    /// Share of right predictions, likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
-    /// Mean loss on the validation samples behind the epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation_loss: Option<f64>,
-    /// Share of right predictions, likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation_accuracy: Option<f64>,
-    /// Learning rate of its last step.
-    pub rate: f64,
-    /// Seconds of training and validation.
-    pub seconds: f64,
 }
 
 /// Looks on while a training runs.
@@ -100,28 +83,13 @@ pub struct Fitted {
     pub stopped: bool,
 }
 
-/// Sums over the samples seen.
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    loss: f64,
-    correct: f64,
-    samples: f64,
-}
-
-impl Sums {
-    fn add(&mut self, loss: f64, correct: Option<f64>, samples: usize) {
-        self.loss += loss * samples as f64;
-        self.correct += correct.unwrap_or(f64::NAN);
-        self.samples += samples as f64;
-    }
-
-    fn loss(&self) -> f64 {
-        self.loss / self.samples.max(1.0)
-    }
-
-    fn accuracy(&self) -> Option<f64> {
-        Some(self.correct / self.samples.max(1.0)).filter(|accuracy| !accuracy.is_nan())
-    }
+/// States that a training keeps besides its own.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    /// That of the best epoch so far, where one is looked for.
+    best: Vec<(String, Tensor)>,
+    /// The mean of the weights, where it is taken.
+    mean: Vec<(String, Tensor)>,
 }
 
 /// Trains until the epochs are over, validation stops getting better, or `watch` says so.
@@ -143,26 +111,30 @@ pub fn fit(
     let steps = train.steps() as u64;
     let total = steps * u64::from(plan.epochs);
     let mut progress = Progress { plan: plan.name.clone(), ..Progress::default() };
-    let mut best = None;
+    let mut kept = Kept::default();
     if let Some(checkpoint) = from {
         if checkpoint.progress.plan != plan.name {
             let why = "it was made with another configuration".to_owned();
             return Err(TrainError::Checkpoint(why));
         }
         trainer.set_state(&checkpoint.state)?;
-        (progress, best) = (checkpoint.progress, checkpoint.best);
+        (progress, kept) = (checkpoint.progress, Kept { best: checkpoint.best, mean: checkpoint.mean });
     }
     let before = progress.seconds;
     let begun = Instant::now();
-    let loss = trainer.loss().clone();
+    let heads = trainer.heads().to_vec();
+    let outputs = names(trainer.graph(), &heads)?;
     let mut stopped = false;
     while progress.epoch < plan.epochs && !ended(plan, &progress) && !stopped {
         let epoch_begun = Instant::now();
-        let [loss_sum, correct, samples] = progress.sums.map(f64::from_bits);
-        let mut sums = Sums { loss: loss_sum, correct, samples };
+        let mut sums = Sums::of_bits(&progress.sums, heads.len());
         let mut figures = Epoch::default();
+        let mut before_trouble = (progress.batch, trainer.state()?);
         for batch in train.epoch(progress.epoch, progress.batch as usize) {
             let batch = batch?;
+            if progress.batch - before_trouble.0 >= REPLAYED {
+                before_trouble = (progress.batch, trainer.state()?);
+            }
             batch.skipped.iter().for_each(|why| watch.skipped(why));
             if batch.len == 0 {
                 progress.batch += 1;
@@ -170,28 +142,22 @@ pub fn fit(
             }
             let step = u64::from(progress.epoch) * steps + progress.batch;
             let rate = plan.rate * plan.schedule.share(step, total);
-            let (inputs, target) = operands(trainer.graph(), &batch, &loss)?;
-            let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), *t)).collect();
-            let outcome = trainer.step(batch.len, &inputs, &target, rate)?;
+            let outcome = take_step(trainer, &batch, rate)?;
             if !outcome.loss.is_finite() {
-                return Err(TrainError::Diverged { step: step + 1, loss: outcome.loss });
+                trainer.set_state(&before_trouble.1)?;
+                let first = trouble(trainer, plan, train, &progress, before_trouble.0)?;
+                return Err(TrainError::Diverged { step: step + 1, loss: outcome.loss, first });
             }
-            sums.add(outcome.loss, outcome.correct, batch.len);
+            sums.add(&outcome, batch.len);
             progress.batch += 1;
-            progress.sums = [sums.loss, sums.correct, sums.samples].map(f64::to_bits);
+            progress.sums = sums.to_bits();
             progress.seconds = before + begun.elapsed().as_secs_f64();
-            figures = Epoch {
-                loss: sums.loss(),
-                accuracy: sums.accuracy(),
-                rate,
-                seconds: epoch_begun.elapsed().as_secs_f64(),
-                ..Epoch::default()
-            };
+            figures = Epoch::of(&sums.figures(), &outputs, rate, epoch_begun.elapsed().as_secs_f64());
             watch.step(progress.epoch, progress.batch, steps, &figures);
             stopped = watch.stops();
             let due = plan.save_every.is_some_and(|every| progress.batch.is_multiple_of(every.max(1)));
             if stopped || due {
-                save(trainer, &progress, best.as_ref(), watch)?;
+                save(trainer, &progress, &kept, watch)?;
             }
             if stopped {
                 break;
@@ -200,28 +166,77 @@ pub fn fit(
         if progress.batch < steps {
             break;
         }
+        if let Some(from) = plan.swa.filter(|&from| progress.epoch >= from) {
+            average(&mut kept.mean, trainer, &trainer.state()?, progress.epoch - from)?;
+        }
         if let Some(samples) = validation {
-            let state = trainer.state()?;
-            let found = validate(&trainer.graph_of(&state), samples, &loss, trainer.options())?;
-            (figures.validation_loss, figures.validation_accuracy) = (Some(found.loss()), found.accuracy());
+            let mut state = trainer.state()?;
+            // The last epoch is judged by what the training gives.
+            if plan.swa.is_some() && progress.epoch + 1 == plan.epochs {
+                state = averaged(trainer, train, state, &kept.mean, plan.epochs)?;
+            }
+            let found = assess(&trainer.graph_of(&state), &heads, samples, trainer.options())?;
+            figures.validated(&found, &outputs);
             let ahead =
-                |best: u32| progress.history.get(best as usize).is_none_or(|best| better(&figures, best));
+                |best: u32| progress.history.get(best as usize).is_none_or(|best| figures.is_better(best));
             if plan.patience.is_some() && progress.best.is_none_or(ahead) {
-                (progress.best, best) = (Some(progress.epoch), Some(state));
+                (progress.best, kept.best) = (Some(progress.epoch), state);
             }
         }
         figures.seconds = epoch_begun.elapsed().as_secs_f64();
         watch.epoch(progress.epoch, &figures);
         progress.history.push(figures);
-        (progress.epoch, progress.batch, progress.sums) = (progress.epoch + 1, 0, [0; 3]);
+        (progress.epoch, progress.batch, progress.sums) = (progress.epoch + 1, 0, Vec::new());
         progress.seconds = before + begun.elapsed().as_secs_f64();
-        save(trainer, &progress, best.as_ref(), watch)?;
+        save(trainer, &progress, &kept, watch)?;
     }
-    let state = match best {
-        Some(best) if !stopped => best,
-        _ => trainer.state()?,
+    let state = match plan.swa {
+        _ if stopped => trainer.state()?,
+        Some(_) => averaged(trainer, train, trainer.state()?, &kept.mean, plan.epochs)?,
+        None if kept.best.is_empty() => trainer.state()?,
+        None => kept.best,
     };
     Ok(Fitted { state, progress, stopped })
+}
+
+fn take_step(trainer: &mut Trainer, batch: &Batch, rate: f64) -> Result<Outcome, TrainError> {
+    let targets = targets(trainer.graph(), batch, trainer.heads())?;
+    let inputs = inputs(trainer.graph(), batch);
+    trainer.step(batch.len, &borrowed(&inputs), &targets, rate)
+}
+
+/// What is first not finite in the step that `progress` stands at, whose loss is none: found by taking the steps from batch `from`
+/// on again, before which the trainer stands.
+fn trouble(
+    trainer: &mut Trainer,
+    plan: &Plan,
+    train: &Loader,
+    progress: &Progress,
+    from: u64,
+) -> Result<String, TrainError> {
+    let steps = train.steps() as u64;
+    let first = u64::from(progress.epoch) * steps;
+    for (at, batch) in (from..).zip(train.epoch(progress.epoch, from as usize)) {
+        let batch = batch?;
+        if at == progress.batch {
+            let targets = targets(trainer.graph(), &batch, trainer.heads())?;
+            let inputs = inputs(trainer.graph(), &batch);
+            return trainer.first_non_finite(batch.len, &borrowed(&inputs), &targets);
+        }
+        if batch.len > 0 {
+            let share = plan.schedule.share(first + at, steps * u64::from(plan.epochs));
+            take_step(trainer, &batch, plan.rate * share)?;
+        }
+    }
+    Ok("in a batch that is there no more".to_owned())
+}
+
+/// Steps that are taken again, at most, to find out why a loss is not finite.
+const REPLAYED: u64 = 200;
+
+/// The names of the outputs that are trained.
+fn names(graph: &Graph, heads: &[Head]) -> Result<Vec<String>, TrainError> {
+    heads.iter().map(|head| Ok(head.output(graph)?.0.to_owned())).collect()
 }
 
 /// Whether validation has waited long enough.
@@ -230,84 +245,43 @@ fn ended(plan: &Plan, progress: &Progress) -> bool {
     plan.patience.zip(waited).is_some_and(|(patience, waited)| waited >= patience)
 }
 
-/// Whether an epoch predicts more right than another one, or where nobody counts that, has a smaller loss.
-fn better(figures: &Epoch, than: &Epoch) -> bool {
-    match (figures.validation_accuracy, than.validation_accuracy) {
-        (Some(new), Some(old)) => new > old,
-        _ => figures.validation_loss < than.validation_loss,
-    }
-}
-
 fn save(
     trainer: &Trainer,
     progress: &Progress,
-    best: Option<&Vec<(String, Tensor)>>,
+    kept: &Kept,
     watch: &mut dyn Watch,
 ) -> Result<(), TrainError> {
-    let checkpoint = Checkpoint { state: trainer.state()?, best: best.cloned(), progress: progress.clone() };
+    let Kept { best, mean } = kept.clone();
+    let checkpoint = Checkpoint { state: trainer.state()?, best, mean, progress: progress.clone() };
     watch.save(&checkpoint).map_err(TrainError::Checkpoint)
 }
 
-type Operands<'a> = (Vec<(String, &'a Tensor)>, Tensor);
-
-/// The inputs of the network by name, and what the loss compares with.
-fn operands<'a>(graph: &Graph, batch: &'a Batch, loss: &Loss) -> Result<Operands<'a>, TrainError> {
-    let only = graph.inputs().first().map(|&id| graph.value(id).name.clone()).unwrap_or_default();
-    let inputs =
-        batch.inputs.iter().map(|(name, tensor)| (name.clone().unwrap_or_else(|| only.clone()), tensor));
-    if batch.labels.len() != batch.len {
-        return Err(TrainError::Network("the data has no labels to train with".to_owned()));
-    }
-    let output = graph.outputs().first();
-    let classes = output.and_then(|output| graph.ty(output.value).shape.get(1)?.known());
-    if let Some(&label) = batch.labels.iter().find(|&&label| classes.is_some_and(|classes| label >= classes))
-    {
-        return Err(TrainError::Class { label, classes: classes.unwrap_or(0) });
-    }
-    let target = match (loss.row.target, loss.row.from, &batch.targets) {
-        (Target::Class, _, None) => {
-            Tensor::vector(&batch.labels.iter().map(|&label| label as i64).collect::<Vec<i64>>())
-        }
-        (Target::Same, Link::Softmax, Some(mixed)) => mixed.clone(),
-        (Target::Same, Link::Softmax, None) => {
-            let classes = classes.unwrap_or(0);
-            let mut rows = vec![0f32; batch.len * classes];
-            for (row, &label) in rows.chunks_mut(classes.max(1)).zip(&batch.labels) {
-                row.iter_mut().skip(label).take(1).for_each(|x| *x = 1.0);
-            }
-            Tensor::from_slice(&[batch.len, classes], &rows).map_err(sora_ir::Mismatch::from)?
-        }
-        (Target::Class, _, Some(_)) => {
-            let why = "mixed samples have probabilities of classes: they need `categorical_crossentropy`";
-            return Err(TrainError::Network(why.to_owned()));
-        }
-        _ => {
-            let why = format!("the data gives classes, which `{}` cannot compare with", loss.row.name);
-            return Err(TrainError::Network(why));
-        }
-    };
-    Ok((inputs.collect(), target))
-}
-
-/// The loss and the right predictions of a network in the form of inference.
-fn validate(graph: &Graph, samples: &Samples, loss: &Loss, options: &Options) -> Result<Sums, TrainError> {
+/// What a network in the form of inference comes to on samples.
+///
+/// # Errors
+/// As [`fit`].
+pub fn assess(
+    graph: &Graph,
+    heads: &[Head],
+    samples: &Samples,
+    options: &Options,
+) -> Result<Figures, TrainError> {
     const BATCH: usize = 256;
-    let mut sums = Sums::default();
-    let mut compiled: Option<(usize, Program, sora_exec::Arena)> = None;
+    let mut sums = Sums::new(heads.len());
+    let mut compiled: Option<(usize, Program, Arena)> = None;
+    let names: Vec<String> = (0..heads.len()).map(target_name).collect();
     for batch in samples.data.batches(&samples.indices, BATCH, samples.preprocess) {
         let batch = batch?;
         if compiled.as_ref().is_none_or(|(size, ..)| *size != batch.len) {
-            let program = Program::compile(&evaluation(graph, batch.len, loss)?, &[], options)?;
+            let program = Program::compile(&evaluation(graph, batch.len, heads)?, &[], options)?;
             let arena = program.arena()?;
             compiled = Some((batch.len, program, arena));
         }
         let Some((_, program, arena)) = &mut compiled else { continue };
-        let (inputs, target) = operands(graph, &batch, loss)?;
-        let mut given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), *t)).collect();
-        given.push((TARGET, &target));
-        let outputs = program.run(arena, &given)?;
-        let find = |name: &str| outputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.to_f64s()[0]);
-        sums.add(find(LOSS).unwrap_or(f64::NAN), find(CORRECT), batch.len);
+        let (inputs, targets) = (inputs(graph, &batch), targets(graph, &batch, heads)?);
+        let mut given = borrowed(&inputs);
+        given.extend(names.iter().map(String::as_str).zip(&targets));
+        sums.add(&Outcome::of(&program.run(arena, &given)?, heads.len()), batch.len);
     }
-    Ok(sums)
+    Ok(sums.figures())
 }

@@ -1,11 +1,12 @@
 //! What training makes small.
 
 use sora_data::{Setting, Settings, setting};
-use sora_ir::ops::{ArgReduce, BinaryKind, Reduce, ReduceKind, Softmax, UnaryKind};
+use sora_ir::ops::{BinaryKind, Reduce, ReduceKind, Softmax, UnaryKind};
 use sora_ir::{Mismatch, ValueId, Writer};
 use sora_tensor::{DType, Tensor};
 
 use crate::TrainError;
+use crate::ctc::ctc;
 use crate::table::find;
 
 /// What a loss compares the network's result with.
@@ -15,6 +16,9 @@ pub enum Target {
     Class,
     /// A tensor of the result's type.
     Same,
+    /// The numbers of classes in their order, `i64[N, L]`, behind whose last one -1 fills up, where the result is
+    /// `[N, T, classes]`.
+    Sequence,
 }
 
 /// A loss: a row of [`LOSSES`].
@@ -28,7 +32,7 @@ pub struct LossRow {
     pub target: Target,
     /// Function at the end of the network that belongs to the loss: it takes what goes into that.
     pub from: Link,
-    build: fn(&mut Writer, [ValueId; 2], &Settings) -> Result<ValueId, Mismatch>,
+    build: fn(&mut Writer, [ValueId; 2], &Loss) -> Result<ValueId, Mismatch>,
 }
 
 /// The function between what a network computes and what it means.
@@ -53,14 +57,14 @@ pub const LOSSES: &[LossRow] = &[
         settings: SMOOTHING,
         target: Target::Class,
         from: Link::Softmax,
-        build: |w, [y, class], settings| {
+        build: |w, [y, class], loss| {
             let shape = w.shape(y)?;
             let classes: Vec<i64> = (0..).take(shape[1]).collect();
             let classes = w.constant(Tensor::from_slice(&[1, shape[1]], &classes)?);
             let class = w.reshape(class, &[shape[0], 1])?;
             let hit = w.binary(BinaryKind::Equal, class, classes)?;
             let target = w.cast(hit, DType::F32)?;
-            categorical(w, [y, target], settings)
+            categorical(w, [y, target], loss)
         },
     },
     LossRow {
@@ -76,14 +80,21 @@ pub const LOSSES: &[LossRow] = &[
         target: Target::Same,
         from: Link::Sigmoid,
         // −t ln σ(y) − (1 − t) ln(1 − σ(y)) = ln(1 + eʸ) − t y, which does not overflow.
-        build: |w, [y, target], settings| {
-            let smoothing = settings.get("label_smoothing");
+        build: |w, [y, target], loss| {
+            let smoothing = loss.settings.get("label_smoothing");
             let target = mixed(w, target, smoothing, 0.5)?;
             let first = w.unary(UnaryKind::Softplus, y)?;
             let second = w.mul(y, target)?;
             let each = w.sub(first, second)?;
             mean(w, each)
         },
+    },
+    LossRow {
+        name: "ctc",
+        settings: &[],
+        target: Target::Sequence,
+        from: Link::Softmax,
+        build: |w, [y, labels], _| ctc(w, y, labels),
     },
     LossRow {
         name: "mean_squared_error",
@@ -113,10 +124,10 @@ pub const LOSSES: &[LossRow] = &[
         settings: &[setting("delta", 1.0, 1e-12, 1e12)],
         target: Target::Same,
         from: Link::Identity,
-        build: |w, [y, target], settings| {
+        build: |w, [y, target], loss| {
             let error = w.sub(y, target)?;
             let size = w.unary(UnaryKind::Abs, error)?;
-            let delta = w.number(settings.get("delta"), size)?;
+            let delta = w.number(loss.settings.get("delta"), size)?;
             // With b = min(|e|, δ): b (|e| − b/2).
             let bounded = w.binary(BinaryKind::Min, size, delta)?;
             let half = w.times(bounded, 0.5)?;
@@ -127,11 +138,23 @@ pub const LOSSES: &[LossRow] = &[
     },
 ];
 
-fn categorical(w: &mut Writer, [y, target]: [ValueId; 2], settings: &Settings) -> Result<ValueId, Mismatch> {
+fn categorical(w: &mut Writer, [y, given]: [ValueId; 2], loss: &Loss) -> Result<ValueId, Mismatch> {
     let shape = w.shape(y)?;
-    let target = mixed(w, target, settings.get("label_smoothing"), 1.0 / shape[1] as f64)?;
+    let target = mixed(w, given, loss.settings.get("label_smoothing"), 1.0 / shape[1] as f64)?;
     let log = w.op(Softmax { axis: 1, log: true }, [y])?;
-    let each = w.mul(log, target)?;
+    let mut each = w.mul(log, target)?;
+    if let Some(weights) = &loss.class_weights {
+        if weights.len() != shape[1] || shape.len() != 2 {
+            let (found, name) = (weights.len(), loss.row.name);
+            return Err(Mismatch::new(format!(
+                "{name}: {found} weights for the classes of a result {shape:?}"
+            )));
+        }
+        let weights = w.constant(Tensor::from_f64s(DType::F32, &[1, weights.len()], weights)?);
+        let own = w.mul(given, weights)?;
+        let own = w.reduce(ReduceKind::Sum, own, &[1])?;
+        each = w.mul(each, own)?;
+    }
     let sum = w.op(Reduce { kind: ReduceKind::Sum, axes: Vec::new(), keep_dims: false }, [each])?;
     let samples = (shape.iter().product::<usize>() / shape[1]) as f64;
     w.times(sum, -1.0 / samples)
@@ -156,6 +179,7 @@ pub struct Loss {
     /// The row.
     pub row: &'static LossRow,
     settings: Settings,
+    class_weights: Option<Vec<f64>>,
 }
 
 impl Loss {
@@ -165,7 +189,21 @@ impl Loss {
     /// [`TrainError::Unknown`], or [`TrainError::Data`] for a setting that it does not take, with what is near.
     pub fn new(name: &str, given: &std::collections::BTreeMap<String, f64>) -> Result<Self, TrainError> {
         let row = find("loss", LOSSES, |row| row.name, name)?;
-        Ok(Loss { row, settings: Settings::new(name, row.settings, given)? })
+        Ok(Loss { row, settings: Settings::new(name, row.settings, given)?, class_weights: None })
+    }
+
+    /// What the loss of a sample counts, by its class, instead of 1. The mean is still over the number of samples, as in Keras.
+    ///
+    /// # Errors
+    /// [`TrainError::Network`] for a loss that knows no classes, and for numbers that are negative or none.
+    pub fn with_class_weights(self, weights: &[f64]) -> Result<Self, TrainError> {
+        if self.row.from != Link::Softmax || self.row.target == Target::Sequence {
+            return Err(TrainError::Network(format!("`{}` has no weights of classes", self.row.name)));
+        }
+        if let Some(weight) = weights.iter().find(|&&weight| !(weight >= 0.0 && weight.is_finite())) {
+            return Err(TrainError::Network(format!("{weight} cannot be the weight of a class")));
+        }
+        Ok(Loss { class_weights: Some(weights.to_vec()), ..self })
     }
 
     /// Writes the loss of what the network computes, before [`LossRow::from`].
@@ -176,44 +214,18 @@ impl Loss {
         let (given, expected) = (w.shape(target)?, w.shape(y)?);
         let fits = match self.row.target {
             Target::Class => expected.len() == 2 && given == expected[..1],
+            Target::Sequence => {
+                expected.len() == 3 && given.len() == 2 && given[0] == expected[0] && given[1] > 0
+            }
             Target::Same => given == expected && (self.row.from != Link::Softmax || given.len() >= 2),
         };
         match fits {
-            true => (self.row.build)(w, [y, target], &self.settings),
+            true => (self.row.build)(w, [y, target], self),
             false => {
                 let name = self.row.name;
                 Err(Mismatch::new(format!("{name} cannot compare a result {expected:?} with {given:?}")))
             }
         }
-    }
-
-    /// Writes how many samples are predicted right, as `f32`; `None` where a loss has no notion of it.
-    ///
-    /// # Errors
-    /// As [`Loss::write`].
-    pub(crate) fn correct(
-        &self,
-        w: &mut Writer,
-        y: ValueId,
-        target: ValueId,
-    ) -> Result<Option<ValueId>, Mismatch> {
-        let greatest = |w: &mut Writer, x| {
-            w.op(ArgReduce { axis: 1, keep_dims: false, largest: true, select_last: false }, [x])
-        };
-        let hit = match (self.row.target, self.row.from) {
-            (Target::Class, _) => {
-                let found = greatest(w, y)?;
-                w.binary(BinaryKind::Equal, found, target)?
-            }
-            (Target::Same, Link::Softmax) => {
-                let (found, target) = (greatest(w, y)?, greatest(w, target)?);
-                w.binary(BinaryKind::Equal, found, target)?
-            }
-            _ => return Ok(None),
-        };
-        let hit = w.cast(hit, DType::F32)?;
-        let sum = w.op(Reduce { kind: ReduceKind::Sum, axes: Vec::new(), keep_dims: false }, [hit])?;
-        Ok(Some(sum))
     }
 }
 

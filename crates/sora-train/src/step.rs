@@ -1,20 +1,23 @@
 //! A training step as one graph: forward, loss, backward, update.
 
 use sora_exec::State;
-use sora_ir::ops::{BatchNorm, BinaryKind, Distribution, Op, Random, ReduceKind, Unary, UnaryKind};
-use sora_ir::{Graph, Mismatch, Node, Real, TensorType, ValueId, Writer};
+use sora_ir::ops::{BinaryKind, Distribution, Random, Reduce, ReduceKind, UnaryKind};
+use sora_ir::{Graph, Mismatch, Real, TensorType, ValueId, Writer};
 use sora_tensor::{DType, Tensor};
 
-use crate::loss::{Link, Loss, Target};
+use crate::head::{Head, Written, write};
+use crate::loss::Loss;
 use crate::network::Trainable;
 use crate::optimizer::{Optimizer, Update, clip};
+use crate::precision::{MixedPrecision, round_operands};
+use crate::statistics::batch_statistics;
 use crate::{TrainError, differentiate};
 
 /// How a network is trained.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// What becomes small.
-    pub loss: Loss,
+    pub heads: Vec<Head>,
     /// How.
     pub optimizer: Optimizer,
     /// The largest norm that all gradients together may have.
@@ -26,22 +29,48 @@ pub struct Recipe {
     /// The share that an exponential moving average of the weights keeps in one step. It is what validation and the result
     /// then use. In the first steps t the share is `(1 + t) / (10 + t)`, if that is less. Source: Polyak & Juditsky 1992.
     pub average: Option<f64>,
+    /// Steps whose gradients are averaged before weights change; 1: each changes them.
+    pub accumulate: u32,
+    /// The precision of products.
+    pub precision: MixedPrecision,
+}
+
+impl Recipe {
+    /// Trains the first output to tell the class of each sample, in f32, without any of what else there is.
+    pub fn new(loss: Loss, optimizer: Optimizer) -> Self {
+        Recipe {
+            heads: vec![Head::new(loss)],
+            optimizer,
+            clip: None,
+            momentum: 0.99,
+            seed: 0,
+            average: None,
+            accumulate: 1,
+            precision: MixedPrecision::F32,
+        }
+    }
 }
 
 /// Names of the step's own inputs and outputs. Parameters and slots keep their names as states.
-pub(crate) const TARGET: &str = "train/target";
 pub(crate) const RATE: &str = "train/rate";
 pub(crate) const STEP: &str = "train/step";
 pub(crate) const LOSS: &str = "train/loss";
 pub(crate) const CORRECT: &str = "train/correct";
+const SCALE: &str = "train/scale";
+const FINITE: &str = "train/finite steps";
 
 /// What the name of a state that is a parameter's moving average ends with.
 pub(crate) const AVERAGE: &str = "/average";
 
+/// The scale of the loss that training in f16 begins with, and the steps after which it is doubled.
+const FIRST_SCALE: f32 = 32_768.0;
+const STEPS_TO_DOUBLE: f64 = 2000.0;
+
 /// The graph of a step for batches of one size.
 pub struct StepGraph {
-    /// Inputs: those of the network, `train/target` ([`Target`]), the learning rate `train/rate`, and every state. Outputs:
-    /// `train/loss`, perhaps `train/correct` (samples predicted right), and what replaces every state.
+    /// Inputs: those of the network, `train/target/I` for the head I ([`Target`](crate::Target)), the learning rate `train/rate`,
+    /// and every state. Outputs: `train/loss`; of several heads `train/loss/I`; of those that know it, `train/correct/I`
+    /// (samples predicted right); and what replaces every state.
     pub graph: Graph,
     /// Parameters, slots of the optimizer (`WEIGHT/SLOT`), and `train/step`, the steps taken so far.
     pub states: Vec<State>,
@@ -49,124 +78,221 @@ pub struct StepGraph {
     pub initial: Vec<Tensor>,
 }
 
+/// States under construction: each with what replaces it and what it begins with.
+#[derive(Default)]
+struct States(Vec<(ValueId, ValueId, Tensor)>);
+
+impl States {
+    /// Adds an input that is a state and begins with `initial`; until [`States::replace`] it stays as it is.
+    fn add(&mut self, graph: &mut Graph, name: &str, initial: Tensor) -> ValueId {
+        let input = graph.input(name, TensorType::of(&initial));
+        self.0.push((input, input, initial));
+        input
+    }
+
+    fn replace(&mut self, state: ValueId, by: ValueId) {
+        self.0.iter_mut().filter(|(input, ..)| *input == state).for_each(|(_, next, _)| *next = by);
+    }
+
+    /// What a state begins with.
+    fn initial(&self, state: ValueId) -> Tensor {
+        let found = self.0.iter().find(|(input, ..)| *input == state);
+        found.map_or_else(|| Tensor::scalar(0f32), |(_, _, initial)| initial.clone())
+    }
+
+    /// The step whose graph gives what replaces every state.
+    fn into_step(self, mut graph: Graph) -> StepGraph {
+        let (mut states, mut initial) = (Vec::new(), Vec::new());
+        for (input, next, begin) in self.0 {
+            let input = graph.value(input).name.clone();
+            let state = State { next: format!("{input}/next"), input };
+            graph.output(&state.next, next);
+            states.push(state);
+            initial.push(begin);
+        }
+        StepGraph { graph, states, initial }
+    }
+}
+
 /// Writes the step of `network` for batches of `batch` samples: every symbolic first extent of an input.
 ///
 /// The network is taken as in training: batch normalization with the statistics of the batch, which running averages
-/// follow, and dropout from random numbers that follow from seed and step. The result is taken before a final `Softmax`
-/// or `Sigmoid` that belongs to the loss ([`Link`]).
+/// follow, and dropout from random numbers that follow from seed and step. A result is taken before a final `Softmax`
+/// or `Sigmoid` that belongs to its loss ([`Link`](crate::Link)).
 ///
 /// # Errors
 /// [`TrainError::Network`] when result and loss do not fit or nothing is trainable, [`TrainError::NotDifferentiable`] for
 /// an operator without a gradient.
 pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Result<StepGraph, TrainError> {
     let mut graph = of_batch(&network.graph, batch)?;
-    let mut step = StepGraph { graph: Graph::new(""), states: Vec::new(), initial: Vec::new() };
+    let mut states = States::default();
     let mut inputs = Vec::new();
     for parameter in &network.parameters {
         let Some(tensor) = graph.const_value(parameter.value).cloned() else { continue };
         graph.rename(parameter.value, &format!("{}/initial", parameter.name));
-        let input = graph.input(&parameter.name, TensorType::of(&tensor));
+        let input = states.add(&mut graph, &parameter.name, tensor);
         graph.replace_uses(parameter.value, input);
-        step.initial.push(tensor);
         inputs.push(input);
     }
-    let number = |dtype| TensorType::new(dtype, [0usize; 0]);
-    let taken = graph.input(STEP, number(DType::I64));
-    let rate = graph.input(RATE, number(DType::F32));
+    let rate = graph.input(RATE, TensorType::new(DType::F32, [0usize; 0]));
+    let taken = states.add(&mut graph, STEP, Tensor::scalar(0i64));
     let is_statistic = |value: ValueId| {
         inputs.iter().zip(&network.parameters).any(|(&input, p)| input == value && !p.trainable)
     };
     let moments = batch_statistics(&mut graph, &is_statistic)?;
     drop_out(&mut graph, network, taken, recipe.seed)?;
-    let y = result(&graph, recipe.loss.row.from)?;
-    let target = target(&mut graph, &recipe.loss, y);
+    let Written { loss, heads } = write(&mut graph, &recipe.heads)?;
 
-    let mut w = Writer::new(&mut graph, "train/loss");
-    let loss = recipe.loss.write(&mut w, y, target)?;
-    let correct = recipe.loss.correct(&mut w, y, target)?;
     let trained: Vec<usize> = (0..inputs.len()).filter(|&i| network.parameters[i].trainable).collect();
     if trained.is_empty() {
         return Err(TrainError::Network("the network has no parameter to train".to_owned()));
     }
     let wrt: Vec<ValueId> = trained.iter().map(|&i| inputs[i]).collect();
-    let mut gradients = differentiate(&mut graph, loss, &wrt)?;
+    let scale = match recipe.precision {
+        MixedPrecision::F16 => Some(states.add(&mut graph, SCALE, Tensor::scalar(FIRST_SCALE))),
+        _ => None,
+    };
+    let scaled = match scale {
+        Some(scale) => Writer::new(&mut graph, "train/scaled").mul(loss, scale)?,
+        None => loss,
+    };
+    let mut gradients = differentiate(&mut graph, scaled, &wrt)?;
+    round_operands(&mut graph, recipe.precision)?;
 
     let mut w = Writer::new(&mut graph, "train/update");
+    let finite = match scale {
+        Some(scale) => Some(unscale(&mut w, &mut states, &mut gradients, scale)?),
+        None => None,
+    };
+    let one = w.constant(Tensor::scalar(1i64));
+    let next_step = w.add(taken, one)?;
+    states.replace(taken, next_step);
+    // How many steps have changed the weights with this one, and whether this one does, where not all do.
+    let (mut updates, mut changes) = (next_step, finite);
+    if recipe.accumulate > 1 {
+        let count = w.constant(Tensor::scalar(i64::from(recipe.accumulate)));
+        let rest = w.binary(BinaryKind::Mod, next_step, count)?;
+        let due = w.compare(rest, BinaryKind::Equal, 0.0)?;
+        for (gradient, &i) in gradients.iter_mut().zip(&trained) {
+            let name = format!("{}/accumulated", network.parameters[i].name);
+            let zeros = Tensor::zeros(w.dtype(*gradient), &w.shape(*gradient)?).map_err(Mismatch::from)?;
+            let before = states.add(w.graph, &name, zeros);
+            let part = w.times(*gradient, 1.0 / f64::from(recipe.accumulate))?;
+            let sum = w.add(before, part)?;
+            let kept = gated(&mut w, finite, sum, before)?;
+            let zero = w.number(0.0, kept)?;
+            let kept = w.select(due, zero, kept)?;
+            states.replace(before, kept);
+            *gradient = sum;
+        }
+        let before = w.binary(BinaryKind::Div, taken, count)?;
+        updates = w.add(before, one)?;
+        changes = Some(if let Some(finite) = finite { w.binary(BinaryKind::And, finite, due)? } else { due });
+    }
     if let Some(limit) = recipe.clip {
         clip(&mut w, &mut gradients, limit)?;
     }
-    let one = w.constant(Tensor::scalar(1i64));
-    let next_step = w.add(taken, one)?;
-    let now = w.cast(next_step, DType::F32)?;
-    let mut next = inputs.clone();
-    let mut slots = Vec::new();
+    let now = w.cast(updates, DType::F32)?;
     for (&i, gradient) in trained.iter().zip(gradients) {
-        let (weight, name) = (inputs[i], &network.parameters[i].name);
-        let ty = w.graph.ty(weight).clone();
+        let (weight, parameter) = (inputs[i], &network.parameters[i]);
+        let (shape, dtype) = (w.shape(weight)?, w.dtype(weight));
         let mut old = Vec::new();
         for (slot, (suffix, _)) in recipe.optimizer.row.slots.iter().enumerate() {
-            old.push(w.graph.input(&format!("{name}/{suffix}"), ty.clone()));
-            let shape = w.shape(weight)?;
-            let count = shape.iter().product();
-            let values = vec![recipe.optimizer.initial(slot); count];
-            step.initial.push(Tensor::from_f64s(ty.dtype, &shape, &values).map_err(Mismatch::from)?);
+            let values = vec![recipe.optimizer.initial(slot); shape.iter().product()];
+            let initial = Tensor::from_f64s(dtype, &shape, &values).map_err(Mismatch::from)?;
+            old.push(states.add(w.graph, &format!("{}/{suffix}", parameter.name), initial));
         }
-        let share = network.parameters[i].rate;
-        let rate = if share == 1.0 { rate } else { w.times(rate, share)? };
-        let update = Update { weight, gradient, rate, step: now, slots: &old, decays: ty.rank() > 1 };
+        let rate = if parameter.rate == 1.0 { rate } else { w.times(rate, parameter.rate)? };
+        let update = Update { weight, gradient, rate, step: now, slots: &old, decays: shape.len() > 1 };
         let (new, kept) = recipe.optimizer.write(&mut w, &update)?;
-        next[i] = new;
-        slots.extend(old.into_iter().zip(kept));
+        let mut replaced: Vec<(ValueId, ValueId)> = old.into_iter().zip(kept).collect();
+        replaced.push((weight, new));
         if let Some(decay) = recipe.average {
-            let average = w.graph.input(&format!("{name}{AVERAGE}"), ty);
-            step.initial.push(step.initial[i].clone());
-            slots.push((average, moving(&mut w, average, new, now, decay)?));
+            let initial = states.initial(weight);
+            let average = states.add(w.graph, &format!("{}{AVERAGE}", parameter.name), initial);
+            replaced.push((average, moving(&mut w, average, new, now, decay)?));
+        }
+        for (old, new) in replaced {
+            let new = gated(&mut w, changes, new, old)?;
+            states.replace(old, new);
         }
     }
     for (running, moment) in moments {
         let kept = w.times(running, recipe.momentum)?;
         let new = w.times(moment, 1.0 - recipe.momentum)?;
         let followed = w.add(kept, new)?;
-        inputs
-            .iter()
-            .zip(&mut next)
-            .filter(|(input, _)| **input == running)
-            .for_each(|(_, next)| *next = followed);
+        let followed = gated(&mut w, finite, followed, running)?;
+        states.replace(running, followed);
     }
-    graph.set_outputs(Vec::new());
-    graph.output(LOSS, loss);
-    correct.into_iter().for_each(|correct| graph.output(CORRECT, correct));
-    step.initial.push(Tensor::scalar(0i64));
-    for (old, new) in inputs.into_iter().zip(next).chain(slots).chain([(taken, next_step)]) {
-        let input = graph.value(old).name.clone();
-        let state = State { next: format!("{input}/next"), input };
-        graph.output(&state.next, new);
-        step.states.push(state);
-    }
-    step.graph = graph;
-    Ok(step)
+    put_out(&mut graph, loss, &heads);
+    Ok(states.into_step(graph))
 }
 
-/// Writes the network with these parameters in the form of inference, with the loss of batches of `batch` samples as the
-/// output `train/loss`, and `train/correct` as [`training_step`] has it.
+/// Divides gradients by the scale of the loss, and lets the scale follow them. Whether all of them are finite.
+fn unscale(
+    w: &mut Writer,
+    states: &mut States,
+    gradients: &mut [ValueId],
+    scale: ValueId,
+) -> Result<ValueId, Mismatch> {
+    let one = w.number(1.0, scale)?;
+    let share = w.div(one, scale)?;
+    let mut size = None;
+    for gradient in gradients {
+        *gradient = w.mul(*gradient, share)?;
+        let own = w.unary(UnaryKind::Abs, *gradient)?;
+        let own = w.op(Reduce { kind: ReduceKind::Sum, axes: Vec::new(), keep_dims: false }, [own])?;
+        size = Some(if let Some(size) = size { w.add(size, own)? } else { own });
+    }
+    // Neither infinity nor NaN is less.
+    let finite = w.compare(size.unwrap_or(one), BinaryKind::Less, f32::MAX.into())?;
+    let steps = states.add(w.graph, FINITE, Tensor::scalar(0f32));
+    let more = w.plus(steps, 1.0)?;
+    let enough = w.compare(more, BinaryKind::GreaterOrEqual, STEPS_TO_DOUBLE)?;
+    let [twice, half] = [w.times(scale, 2.0)?, w.times(scale, 0.5)?];
+    let (most, least) = (w.number(2f64.powi(24), scale)?, w.number(1.0, scale)?);
+    let [twice, half] = [w.binary(BinaryKind::Min, twice, most)?, w.binary(BinaryKind::Max, half, least)?];
+    let grown = w.select(enough, twice, scale)?;
+    let next = w.select(finite, grown, half)?;
+    states.replace(scale, next);
+    let zero = w.number(0.0, more)?;
+    let more = w.select(enough, zero, more)?;
+    let more = w.select(finite, more, zero)?;
+    states.replace(steps, more);
+    Ok(finite)
+}
+
+/// `new` where the gate is open or there is none, else `old`.
+fn gated(w: &mut Writer, gate: Option<ValueId>, new: ValueId, old: ValueId) -> Result<ValueId, Mismatch> {
+    gate.map_or(Ok(new), |gate| w.select(gate, new, old))
+}
+
+/// Makes losses and right predictions the graph's outputs.
+fn put_out(graph: &mut Graph, loss: ValueId, heads: &[(ValueId, Option<ValueId>)]) {
+    graph.set_outputs(Vec::new());
+    graph.output(LOSS, loss);
+    for (i, (own, correct)) in heads.iter().enumerate() {
+        if heads.len() > 1 {
+            graph.output(&format!("{LOSS}/{i}"), *own);
+        }
+        correct.iter().for_each(|&correct| graph.output(&format!("{CORRECT}/{i}"), correct));
+    }
+}
+
+/// Writes the network with these parameters in the form of inference, with losses and right predictions as
+/// [`training_step`] has them as its outputs.
 ///
 /// # Errors
 /// As [`training_step`].
-pub fn evaluation(network: &Graph, batch: usize, loss: &Loss) -> Result<Graph, TrainError> {
+pub fn evaluation(network: &Graph, batch: usize, heads: &[Head]) -> Result<Graph, TrainError> {
     let mut graph = of_batch(network, batch)?;
-    let y = result(&graph, loss.row.from)?;
-    let target = target(&mut graph, loss, y);
-    let mut w = Writer::new(&mut graph, "train/loss");
-    let value = loss.write(&mut w, y, target)?;
-    let correct = loss.correct(&mut w, y, target)?;
-    graph.set_outputs(Vec::new());
-    graph.output(LOSS, value);
-    correct.into_iter().for_each(|correct| graph.output(CORRECT, correct));
+    let Written { loss, heads } = write(&mut graph, heads)?;
+    put_out(&mut graph, loss, &heads);
     Ok(graph)
 }
 
 /// The graph for inputs whose symbolic first extent is `batch`.
-fn of_batch(graph: &Graph, batch: usize) -> Result<Graph, TrainError> {
+pub(crate) fn of_batch(graph: &Graph, batch: usize) -> Result<Graph, TrainError> {
     let shape = |&id: &ValueId| {
         let value = graph.value(id);
         let extents = value.ty.shape.iter().enumerate();
@@ -196,75 +322,6 @@ fn moving(
     let distance = w.sub(weight, average)?;
     let moved = w.mul(distance, rest)?;
     w.add(average, moved)
-}
-
-/// What the loss takes: the first output, before the function at its end that belongs to the loss.
-fn result(graph: &Graph, link: Link) -> Result<ValueId, TrainError> {
-    let output = graph.outputs().first();
-    let y = output.ok_or_else(|| TrainError::Network("the network has no output".to_owned()))?.value;
-    let Some((_, node, _)) = graph.producer(y) else { return Ok(y) };
-    let before = node.inputs.first().copied().flatten();
-    Ok(match (&node.op, link) {
-        (Op::Softmax(op), Link::Softmax) if !op.log => before.unwrap_or(y),
-        (Op::Unary(Unary { kind: UnaryKind::Sigmoid }), Link::Sigmoid) => before.unwrap_or(y),
-        _ => y,
-    })
-}
-
-fn target(graph: &mut Graph, loss: &Loss, y: ValueId) -> ValueId {
-    let mut ty = graph.ty(y).clone();
-    if loss.row.target == Target::Class {
-        ty = TensorType { dtype: DType::I64, shape: ty.shape[..ty.shape.len().min(1)].to_vec() };
-    }
-    graph.input(TARGET, ty)
-}
-
-/// Gives every batch normalization whose mean and variance follow training those of its batch. Returns the running ones,
-/// each with that of the batch.
-///
-/// The variance is that of the population, in the running average too, as in Keras. Source: Ioffe & Szegedy 2015.
-fn batch_statistics(
-    graph: &mut Graph,
-    is_statistic: &dyn Fn(ValueId) -> bool,
-) -> Result<Vec<(ValueId, ValueId)>, Mismatch> {
-    let mut moments = Vec::new();
-    let nodes: Vec<_> = graph.nodes().map(|(id, node)| (id, node.clone())).collect();
-    for (id, node) in nodes {
-        let Node { op: Op::BatchNorm(BatchNorm { epsilon: Real(epsilon) }), inputs, outputs, name } = node
-        else {
-            continue;
-        };
-        let (&[Some(x), Some(scale), Some(bias), Some(mean), Some(variance)], &[y]) =
-            (&inputs[..], &outputs[..])
-        else {
-            continue;
-        };
-        if !is_statistic(mean) || !is_statistic(variance) {
-            continue;
-        }
-        let mut w = Writer::new(graph, format!("{name}/batch"));
-        let shape = w.shape(x)?;
-        let mut line = vec![1; shape.len()];
-        line[1] = shape[1];
-        let axes: Vec<usize> = (0..shape.len()).filter(|&axis| axis != 1).collect();
-        let middle = w.reduce(ReduceKind::Mean, x, &axes)?;
-        let centred = w.sub(x, middle)?;
-        let squared = w.mul(centred, centred)?;
-        let spread = w.reduce(ReduceKind::Mean, squared, &axes)?;
-        let bounded = w.plus(spread, f64::from(epsilon))?;
-        let deviation = w.unary(UnaryKind::Sqrt, bounded)?;
-        let scale = w.reshape(scale, &line)?;
-        let bias = w.reshape(bias, &line)?;
-        let slope = w.div(scale, deviation)?;
-        let scaled = w.mul(centred, slope)?;
-        let result = w.add(scaled, bias)?;
-        for (running, moment) in [(mean, middle), (variance, spread)] {
-            moments.push((running, w.reshape(moment, &shape[1..2])?));
-        }
-        graph.replace_uses(y, result);
-        graph.remove(id);
-    }
-    Ok(moments)
 }
 
 /// Drops elements where the network says so.

@@ -3,20 +3,46 @@
 use std::collections::HashMap;
 
 use sora_exec::{Arena, Options, Profile, Program};
-use sora_ir::Graph;
+use sora_ir::{Graph, evaluate};
 use sora_tensor::Tensor;
 
-use crate::network::Trainable;
-use crate::step::{AVERAGE, CORRECT, LOSS, RATE, Recipe, STEP, TARGET, training_step};
-use crate::{Loss, TrainError};
+use crate::TrainError;
+use crate::head::{Head, target_name};
+use crate::network::{Parameter, Trainable};
+use crate::statistics::moments_graph;
+use crate::step::{AVERAGE, CORRECT, LOSS, RATE, Recipe, STEP, training_step};
 
 /// What a step found, before it changed the weights.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The loss of the batch.
     pub loss: f64,
+    /// What each head came to.
+    pub heads: Vec<HeadOutcome>,
+}
+
+/// What a head of the network came to on a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadOutcome {
+    /// Its own loss.
+    pub loss: f64,
     /// Samples predicted right, where the loss knows what that means.
     pub correct: Option<f64>,
+}
+
+impl Outcome {
+    /// What a graph of [`training_step`] or [`crate::evaluation`] gave.
+    pub(crate) fn of(outputs: &[(String, Tensor)], heads: usize) -> Self {
+        let find = |name: &str| {
+            outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.to_f64s().first().copied())
+        };
+        let loss = find(LOSS).unwrap_or(f64::NAN);
+        let head = |i: usize| HeadOutcome {
+            loss: find(&format!("{LOSS}/{i}")).unwrap_or(loss),
+            correct: find(&format!("{CORRECT}/{i}")),
+        };
+        Outcome { loss, heads: (0..heads).map(head).collect() }
+    }
 }
 
 /// A network in training: its programs, one for each size of a batch, and its state.
@@ -52,7 +78,7 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Takes a step: inputs of the network by name, and what the loss compares with, for a batch of any size.
+    /// Takes a step: inputs of the network by name, and what each head is compared with, for a batch of any size.
     ///
     /// # Errors
     /// As [`Program::run`]; for the first batch of a size, as [`Trainer::new`].
@@ -60,10 +86,10 @@ impl Trainer {
         &mut self,
         batch: usize,
         inputs: &[(&str, &Tensor)],
-        target: &Tensor,
+        targets: &[Tensor],
         rate: f64,
     ) -> Result<Outcome, TrainError> {
-        Ok(self.run(batch, inputs, target, rate, false)?.0)
+        Ok(self.run(batch, inputs, targets, rate, false)?.0)
     }
 
     /// As [`Trainer::step`], and measures the steps of the program.
@@ -74,33 +100,79 @@ impl Trainer {
         &mut self,
         batch: usize,
         inputs: &[(&str, &Tensor)],
-        target: &Tensor,
+        targets: &[Tensor],
         rate: f64,
     ) -> Result<(Outcome, Profile), TrainError> {
-        self.run(batch, inputs, target, rate, true)
+        self.run(batch, inputs, targets, rate, true)
     }
 
     fn run(
         &mut self,
         batch: usize,
         inputs: &[(&str, &Tensor)],
-        target: &Tensor,
+        targets: &[Tensor],
         rate: f64,
         profiled: bool,
     ) -> Result<(Outcome, Profile), TrainError> {
         let rate = Tensor::scalar(rate as f32);
+        let heads = self.recipe.heads.len();
+        let names: Vec<String> = (0..heads).map(target_name).collect();
         let mut given = inputs.to_vec();
-        given.extend([(TARGET, target), (RATE, &rate)]);
+        given.extend(names.iter().map(String::as_str).zip(targets));
+        given.push((RATE, &rate));
         let (program, arena) = self.program(batch)?;
         let (outputs, profile) = match profiled {
             true => program.run_profiled(arena, &given)?,
             false => (program.run(arena, &given)?, Profile::default()),
         };
-        let find = |name: &str| {
-            outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.to_f64s().first().copied())
-        };
-        let outcome = Outcome { loss: find(LOSS).unwrap_or(f64::NAN), correct: find(CORRECT) };
-        Ok((outcome, profile))
+        Ok((Outcome::of(&outputs, heads), profile))
+    }
+
+    /// The first value, in the order of the network, that a step on this batch would find not finite: a parameter, or the result of
+    /// a node.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn first_non_finite(
+        &self,
+        batch: usize,
+        inputs: &[(&str, &Tensor)],
+        targets: &[Tensor],
+    ) -> Result<String, TrainError> {
+        let bad =
+            |tensor: &Tensor| tensor.dtype().is_float() && tensor.to_f64s().iter().any(|x| !x.is_finite());
+        let state = self.state()?;
+        let is_parameter = |name: &str| self.network.parameters.iter().any(|p| p.name == name);
+        if let Some((name, _)) = state.iter().find(|(name, tensor)| is_parameter(name) && bad(tensor)) {
+            return Ok(format!("parameter `{name}`, whose gradient overflowed in a step before"));
+        }
+        let step = training_step(&self.network, batch, &self.recipe)?;
+        let mut graph = step.graph;
+        let rate = Tensor::scalar(0f32);
+        let names: Vec<String> = (0..targets.len()).map(target_name).collect();
+        let mut given = inputs.to_vec();
+        given.extend(names.iter().map(String::as_str).zip(targets));
+        given.push((RATE, &rate));
+        given.extend(state.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+        let loss = graph.outputs().first().map(|output| output.value);
+        let mut places = Vec::new();
+        graph.set_outputs(Vec::new());
+        for id in graph.order()? {
+            let Some(node) = graph.node(id) else { continue };
+            let last = node.outputs.iter().any(|&output| Some(output) == loss);
+            for &output in &node.outputs {
+                places.push((format!("node `{}` ({})", node.name, node.op.label()), output));
+            }
+            if last {
+                break;
+            }
+        }
+        for (i, (_, output)) in places.iter().enumerate() {
+            graph.output(&format!("at {i}"), *output);
+        }
+        let found = evaluate(&graph, &given)?;
+        let none = || "nothing when it is computed again in another order".to_owned();
+        Ok(found.iter().position(bad).map_or_else(none, |at| places[at].0.clone()))
     }
 
     /// The program for batches of this size, with the state.
@@ -155,19 +227,40 @@ impl Trainer {
 
     /// The network in the form of inference with the parameters of a state, averaged ones where there are.
     pub fn graph_of(&self, state: &[(String, Tensor)]) -> Graph {
-        let mut graph = self.network.graph.clone();
-        let find = |name: &str| state.iter().find(|(known, _)| known == name);
-        for parameter in &self.network.parameters {
-            let averaged = find(&format!("{}{AVERAGE}", parameter.name));
-            if let Some((_, tensor)) = averaged.or_else(|| find(&parameter.name)) {
-                graph.rename(parameter.value, "");
-                let value = graph.constant(&parameter.name, tensor.clone());
-                graph.replace_uses(parameter.value, value);
-            }
-        }
+        let mut graph = self.network_of(state).graph;
         // What the old constants held is not kept.
         let _ = graph.compact();
         graph
+    }
+
+    /// As [`Trainer::graph_of`], with what can be trained further.
+    fn network_of(&self, state: &[(String, Tensor)]) -> Trainable {
+        let mut network = self.network.clone();
+        let find = |name: &str| state.iter().find(|(known, _)| known == name);
+        for Parameter { name, value, .. } in &mut network.parameters {
+            let averaged = find(&format!("{name}{AVERAGE}"));
+            if let Some((_, tensor)) = averaged.or_else(|| find(name)) {
+                network.graph.rename(*value, "");
+                let new = network.graph.constant(name, tensor.clone());
+                network.graph.replace_uses(*value, new);
+                *value = new;
+            }
+        }
+        network
+    }
+
+    /// The program that gives the statistics of batch normalization for a batch alone, with the weights of a state; `None` where
+    /// the network has none.
+    pub(crate) fn moments(
+        &self,
+        state: &[(String, Tensor)],
+        batch: usize,
+    ) -> Result<Option<Program>, TrainError> {
+        let graph = moments_graph(&self.network_of(state), batch)?;
+        match graph.outputs().is_empty() {
+            true => Ok(None),
+            false => Ok(Some(Program::compile(&graph, &[], &self.options)?)),
+        }
     }
 
     /// The program for the size of batch that it was made for.
@@ -180,9 +273,14 @@ impl Trainer {
         &self.network.graph
     }
 
-    /// What becomes small.
-    pub fn loss(&self) -> &Loss {
-        &self.recipe.loss
+    /// Whether training moves a parameter of this name along its gradient.
+    pub(crate) fn trains(&self, name: &str) -> bool {
+        self.network.parameters.iter().any(|parameter| parameter.name == name && parameter.trainable)
+    }
+
+    /// What is trained.
+    pub fn heads(&self) -> &[Head] {
+        &self.recipe.heads
     }
 
     /// How programs are compiled.

@@ -44,15 +44,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         _ => ("mean_squared_error", wave(&output, batch)?),
     };
+    let targets = [target];
     let none = BTreeMap::new();
-    let recipe = Recipe {
-        loss: Loss::new(loss, &none)?,
-        optimizer: Optimizer::new("adam", &none)?,
-        clip: None,
-        momentum: 0.99,
-        seed: 0,
-        average: None,
-    };
+    let recipe = Recipe::new(Loss::new(loss, &none)?, Optimizer::new("adam", &none)?);
     let options = Options { threads, ..Options::default() };
     let macs = multiply_adds(&network.graph, &given)?;
     let mut trainer = Trainer::new(network, batch, recipe, options.clone())?;
@@ -60,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let begun = Instant::now();
     while times.len() < 5 || begun.elapsed().as_secs_f64() < seconds {
         let start = Instant::now();
-        trainer.step(batch, &given, &target, 1e-3)?;
+        trainer.step(batch, &given, &targets, 1e-3)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
@@ -72,7 +66,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
         return Ok(());
     }
-    let (_, profile) = trainer.step_profiled(batch, &given, &target, 1e-3)?;
+    let (_, profile) = trainer.step_profiled(batch, &given, &targets, 1e-3)?;
     print(&profile);
     println!(
         "least {least:.3} ms, median {median:.3} ms over {} steps; 3 × {:.1} M multiply-adds; with them at 50 Gmac/s a thread {:.3} ms",

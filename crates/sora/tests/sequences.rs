@@ -197,21 +197,17 @@ fn every_layer_learns() {
         let y = net.sequence(y, &[&Dense::new(3), &Activation::Softmax]).unwrap();
         net.output("y", y);
         let none = BTreeMap::new();
-        let recipe = Recipe {
-            loss: Loss::new("sparse_categorical_crossentropy", &none).unwrap(),
-            optimizer: Optimizer::new("adam", &none).unwrap(),
-            clip: None,
-            momentum: 0.9,
-            seed: 5,
-            average: None,
-        };
+        let loss = Loss::new("sparse_categorical_crossentropy", &none).unwrap();
+        let optimizer = Optimizer::new("adam", &none).unwrap();
+        let recipe = Recipe { clip: None, seed: 1, ..Recipe::new(loss, optimizer) };
         let parameters = net.parameters().to_vec();
         let network = net.into_trainable();
         let of = |name: &str| network.graph.const_value(network.graph.find(name).unwrap()).unwrap().to_f32s();
         let before: Vec<Vec<f32>> = parameters.iter().map(|p| of(&p.name)).collect();
         let mut trainer = Trainer::new(network, 4, recipe, Options::default()).unwrap();
-        let losses: Vec<f64> =
-            (0..30).map(|_| trainer.step(4, &[("x", &x)], &target, 0.02).unwrap().loss).collect();
+        let losses: Vec<f64> = (0..30)
+            .map(|_| trainer.step(4, &[("x", &x)], std::slice::from_ref(&target), 0.02).unwrap().loss)
+            .collect();
         assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
         let state = trainer.state().unwrap();
         for (parameter, before) in parameters.iter().zip(before) {

@@ -31,14 +31,8 @@ fn network(input: &[usize], layers: &[&dyn Layer]) -> Trainable {
 fn recipe(optimizer: &str, clip: Option<f64>) -> Recipe {
     let none = BTreeMap::new();
     let loss = Loss::new("sparse_categorical_crossentropy", &none).unwrap();
-    Recipe {
-        loss,
-        optimizer: Optimizer::new(optimizer, &none).unwrap(),
-        clip,
-        momentum: 0.9,
-        seed: 5,
-        average: Some(0.9),
-    }
+    let recipe = Recipe::new(loss, Optimizer::new(optimizer, &none).unwrap());
+    Recipe { clip, momentum: 0.9, seed: 5, average: Some(0.9), ..recipe }
 }
 
 /// Three steps of the compiled program, and of the reference evaluator fed with its own results, from the same weights
@@ -76,7 +70,7 @@ fn check(
     let mut states = step.initial.clone();
     let mut losses = Vec::new();
     for (x, target) in &batches {
-        let mut given = vec![("x", x), ("train/target", target), ("train/rate", &rate)];
+        let mut given = vec![("x", x), ("train/target/0", target), ("train/rate", &rate)];
         given.extend(step.states.iter().map(|state| state.input.as_str()).zip(&states));
         let mut results = evaluate(&step.graph, &given).unwrap();
         losses.push(results[0].to_f64s()[0]);
@@ -91,7 +85,7 @@ fn check(
             assert!(steps.iter().any(|k| k == kernel), "{name}: no {kernel} in {steps:?}");
         }
         for ((x, target), expected) in batches.iter().zip(&losses) {
-            let found = trainer.step(BATCH, &[("x", x)], target, 0.05).unwrap().loss;
+            let found = trainer.step(BATCH, &[("x", x)], std::slice::from_ref(target), 0.05).unwrap().loss;
             assert!(
                 (found - expected).abs() < 1e-4 * expected.abs().max(1.0),
                 "{name}: loss {found}, {expected}"
@@ -188,7 +182,7 @@ fn running_statistics_follow_the_batches() {
     let before = network.graph.const_value(network.graph.find("dense.weight").unwrap()).unwrap().to_f64s();
     let mut trainer = Trainer::new(network, 2, recipe("sgd", None), Options::default()).unwrap();
     let x = Tensor::from_slice(&[2, 1, 2, 2], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]).unwrap();
-    trainer.step(2, &[("x", &x)], &Tensor::vector(&[0i64, 1]), 0.1).unwrap();
+    trainer.step(2, &[("x", &x)], &[Tensor::vector(&[0i64, 1])], 0.1).unwrap();
     let state = trainer.state().unwrap();
     let of = |name: &str| state.iter().find(|(n, _)| n.ends_with(name)).unwrap().1.to_f64s()[0];
     // Mean 4.5 and variance 5.25, of which a tenth is new.

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use sora::data::{DataError, Dataset, OpenOptions};
+use sora::data::{DataError, Dataset, OpenOptions, Preprocess};
 use sora::exec::Options;
-use sora::train::{Checkpoint, Epoch, Fitted, Samples, TrainError, Trainer, Watch, fit};
+use sora::train::{
+    Checkpoint, Epoch, Fitted, Head, Link, Samples, Target, TrainError, Trainer, Watch, assess, fit,
+    label_error_rate,
+};
 use sora::training::{
     Checkpoints, Config, Data, Imported, Named, OptimizerSpec, Prepared, Stopping, Training,
 };
@@ -51,6 +54,7 @@ pub(super) fn fine_tune(args: &FineTune) -> Printed {
         }),
         training: Training { epochs: args.epochs, batch: args.batch as usize, ..Training::default() },
         loss: Named::of("sparse_categorical_crossentropy", &[]),
+        outputs: Vec::new(),
         optimizer: OptimizerSpec { name: "adam".to_owned(), rate: args.rate, numbers: BTreeMap::new() },
         schedule: Named::of("cosine", &[("warmup", 0.1)]),
         early_stopping: validation.map(|_| Stopping { patience: args.epochs }),
@@ -68,13 +72,13 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     for path in [Some(&config.output), config.history.as_ref(), checkpoint.as_ref()].into_iter().flatten() {
         check_writable(path)?;
     }
-    let test = match &config.data.test {
-        Some(path) => Some(Dataset::open(path, &OpenOptions::default())?),
-        None => None,
-    };
     let failed = training_failure(place);
     let Prepared { network, recipe, plan, data, train, validation, preprocess, metadata } =
         config.prepare(place)?;
+    let classes = metadata.labels.clone().or(data.classes().map(<[String]>::to_vec));
+    let open = OpenOptions { classes, text: metadata.text.clone(), ..config.open_options() };
+    let test = config.data.test.as_ref().map(|path| Dataset::open(path, &open)).transpose()?;
+    let heads = recipe.heads.clone();
     let options = Options { threads: usize::from(args.parallel.threads), ..Options::default() };
     let mut trainer =
         Trainer::new(network, config.training.batch, recipe, options.clone()).map_err(&failed)?;
@@ -108,14 +112,7 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     let metadata = Metadata { preprocess: Some(preprocess.clone()), labels, ..metadata };
     let model = Model { metadata, ..Model::of(trainer.graph_of(&state)) };
     if let Some(test) = &test {
-        let result = compress::evaluate(&model.graph, test, &preprocess, None, &options, &Bars::new());
-        let result = result.map_err(|e| compression_failure(&e))?;
-        metrics.insert("accuracy".into(), json!(result.accuracy));
-        metrics.insert("ci95".into(), json!(result.ci95));
-        if let Some(top5) = result.top5 {
-            metrics.insert("top5".into(), json!(top5));
-        }
-        metrics.insert("samples".into(), json!(result.samples));
+        metrics.extend(measure(&model, &heads, test, &preprocess, &options).map_err(&failed)??);
     }
     model.save(&config.output)?;
     if let Some(path) = &config.history {
@@ -137,8 +134,53 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
         return Ok(one_line(&object));
     }
     let accuracy = metrics.get("accuracy").and_then(Value::as_f64);
+    let errors = metrics.get("label_error_rate").and_then(Value::as_f64);
     let accuracy = accuracy.map_or(String::new(), |a| format!("accuracy {:.2} %, ", 100.0 * a));
+    let accuracy = errors.map_or(accuracy, |e| format!("label error rate {:.2} %, ", 100.0 * e));
     Ok(format!("{accuracy}{steps} steps in {seconds:.1} s\nwritten to {}", config.output.display()))
+}
+
+/// What the model comes to on samples that it was not trained on.
+fn measure(
+    model: &Model,
+    heads: &[Head],
+    test: &Dataset,
+    preprocess: &Preprocess,
+    options: &Options,
+) -> Result<Result<Map<String, Value>, Failure>, TrainError> {
+    let mut metrics = Map::new();
+    metrics.insert("samples".into(), json!(test.len()));
+    if let [Head { target: None, loss, .. }] = heads
+        && loss.row.from == Link::Softmax
+    {
+        let result = compress::evaluate(&model.graph, test, preprocess, None, options, &Bars::new());
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => return Ok(Err(compression_failure(&error))),
+        };
+        metrics.insert("accuracy".into(), json!(result.accuracy));
+        metrics.insert("ci95".into(), json!(result.ci95));
+        result.top5.into_iter().for_each(|top5| drop(metrics.insert("top5".into(), json!(top5))));
+        return Ok(Ok(metrics));
+    }
+    let samples = Samples { data: test, indices: (0..test.len()).collect(), preprocess };
+    let found = assess(&model.graph, heads, &samples, options)?;
+    metrics.insert("test_loss".into(), json!(found.loss));
+    found.accuracy.into_iter().for_each(|accuracy| drop(metrics.insert("accuracy".into(), json!(accuracy))));
+    for (head, found) in heads.iter().zip(&found.heads) {
+        let mut own = Map::new();
+        own.insert("loss".into(), json!(found.loss));
+        found.accuracy.into_iter().for_each(|accuracy| drop(own.insert("accuracy".into(), json!(accuracy))));
+        if head.loss.row.target == Target::Sequence {
+            let rate = label_error_rate(&model.graph, head, &samples, options)?;
+            own.insert("label_error_rate".into(), json!(rate));
+        }
+        match (heads.len(), &head.output) {
+            (2.., Some(name)) => drop(metrics.insert(name.clone(), Value::Object(own))),
+            _ => metrics.extend(own.into_iter().filter(|(name, _)| name != "loss")),
+        }
+    }
+    Ok(Ok(metrics))
 }
 
 /// The figures of an epoch by name.
@@ -151,6 +193,9 @@ fn figures(epoch: &Epoch) -> Map<String, Value> {
         ("validation_accuracy", epoch.validation_accuracy),
     ] {
         value.into_iter().for_each(|value| drop(map.insert(name.into(), json!(value))));
+    }
+    if !epoch.heads.is_empty() {
+        map.insert("heads".into(), json!(epoch.heads));
     }
     map.insert("rate".into(), json!(epoch.rate));
     map.insert("epoch_seconds".into(), json!(epoch.seconds));

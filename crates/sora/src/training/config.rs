@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sora_data::{
-    Augmentation, Dataset, Loader, LoaderOptions, OpenOptions, Order, Preprocess, SplitOptions, nearest,
+    Augmentation, Dataset, Loader, LoaderOptions, OpenOptions, Order, Preprocess, SplitOptions, TextInput,
+    TextOptions, Texts, Tokenizer, nearest,
 };
-use sora_train::{FineTuning, Loss, Optimizer, Plan, Recipe, Trainable};
+use sora_train::{FineTuning, Head, Loss, MixedPrecision, Optimizer, Plan, Recipe, TrainError, Trainable};
 
-use super::spec::LayerSpec;
-use crate::layers::{Network, Samples};
+use super::network::NetworkSpec;
 use crate::{Failure, Metadata, Model};
 
 /// A training. Unknown keys are errors.
@@ -35,6 +35,9 @@ pub struct Config {
     /// The loss: `name` and its numbers. Default: `sparse_categorical_crossentropy`.
     #[serde(default = "default_loss")]
     pub loss: Named,
+    /// What is trained, where it is not the first output for the class of each sample with that loss alone.
+    #[serde(default)]
+    pub outputs: Vec<OutputSpec>,
     /// The optimizer: `name`, `rate` and its numbers.
     pub optimizer: OptimizerSpec,
     /// The schedule of the learning rate: `name` and its numbers. Default: `constant`.
@@ -58,6 +61,8 @@ pub struct Data {
     pub test: Option<PathBuf>,
     /// How a sample becomes an input, as `--preprocess` takes it.
     pub preprocess: Option<String>,
+    /// How texts become numbers, where the samples are texts.
+    pub text: Option<TextSpec>,
     /// Random changes of the samples to train on: `name` and its numbers, in order.
     #[serde(default)]
     pub augment: Vec<Augmentation>,
@@ -72,14 +77,35 @@ pub struct Data {
     pub workers: usize,
 }
 
-/// A network as a list of layers.
+/// Texts of a `.jsonl` or `.csv` file as tokens.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NetworkSpec {
-    /// Shape of a sample, without the batch: channels first for images.
-    pub input: Vec<usize>,
-    /// The layers in order.
-    pub layers: Vec<LayerSpec>,
+pub struct TextSpec {
+    /// Words that are told apart: the most frequent of the texts to train on.
+    pub vocabulary: usize,
+    /// Tokens of a text that are kept; shorter ones are filled up.
+    pub length: usize,
+    /// The column or key of the text.
+    #[serde(default = "text")]
+    pub column: String,
+    /// The column or key of the label.
+    #[serde(default = "label")]
+    pub label: String,
+}
+
+/// An output that is trained.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputSpec {
+    /// The part of the network, or the output of a model, that gives it.
+    pub part: String,
+    /// The array of the data that it is compared with; by default the class of each sample.
+    pub target: Option<String>,
+    /// Its loss; by default that of the configuration.
+    pub loss: Option<Named>,
+    /// Its share of the loss of the network.
+    #[serde(default = "whole")]
+    pub weight: f64,
 }
 
 /// A network that was trained before.
@@ -116,11 +142,31 @@ pub struct Training {
     pub batch_norm_momentum: f64,
     /// The share that a moving average of the weights, which is then the result, keeps in a step.
     pub average: Option<f64>,
+    /// The share of the epochs behind which weights begin to go into their mean, which is then the result.
+    pub swa: Option<f64>,
+    /// Steps whose gradients are averaged before weights change.
+    #[serde(default = "one")]
+    pub accumulate: u32,
+    /// The precision of products: `f32`, `bf16` or `f16`.
+    #[serde(default = "full")]
+    pub precision: String,
+    /// What the loss of a sample counts, by its class.
+    pub class_weights: Option<Vec<f64>>,
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Training { epochs: 1, batch: 32, clip_norm: None, batch_norm_momentum: momentum(), average: None }
+        Training {
+            epochs: 1,
+            batch: 32,
+            clip_norm: None,
+            batch_norm_momentum: momentum(),
+            average: None,
+            swa: None,
+            accumulate: one(),
+            precision: full(),
+            class_weights: None,
+        }
     }
 }
 
@@ -177,6 +223,22 @@ pub struct Checkpoints {
 
 fn whole() -> f64 {
     1.0
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn full() -> String {
+    "f32".to_owned()
+}
+
+fn text() -> String {
+    "text".to_owned()
+}
+
+fn label() -> String {
+    "label".to_owned()
 }
 
 fn momentum() -> f64 {
@@ -250,19 +312,20 @@ impl Config {
     /// [`Failure`] when the data cannot be read, a layer does not fit, or a name or number is unknown.
     pub fn prepare(&self, place: &str) -> Result<Prepared, Failure> {
         let refused = |what: String, hint: &str| Failure::new(what, place, hint);
-        let unknown =
-            |error: sora_train::TrainError| refused(error.to_string(), "Correct it in the configuration.");
-        let recipe = Recipe {
-            loss: Loss::new(&self.loss.name, &self.loss.numbers).map_err(unknown)?,
-            optimizer: Optimizer::new(&self.optimizer.name, &self.optimizer.numbers).map_err(unknown)?,
-            clip: self.training.clip_norm,
-            momentum: self.training.batch_norm_momentum,
-            seed: self.seed,
-            average: self.training.average,
-        };
+        let unknown = |error: TrainError| refused(error.to_string(), "Correct it in the configuration.");
+        let Training { epochs, batch, clip_norm, batch_norm_momentum, average, swa, accumulate, .. } =
+            self.training;
+        let heads = self.heads().map_err(unknown)?;
+        let precision = &self.training.precision;
+        let precision = MixedPrecision::of(precision).ok_or_else(|| {
+            let hint = format!("Choose one of {}.", MixedPrecision::NAMES.join(", "));
+            refused(format!("there is no precision `{precision}`"), &hint)
+        })?;
+        let optimizer = Optimizer::new(&self.optimizer.name, &self.optimizer.numbers).map_err(unknown)?;
+        let (clip, momentum, seed) = (clip_norm, batch_norm_momentum, self.seed);
+        let mut recipe = Recipe { heads, optimizer, clip, momentum, seed, average, accumulate, precision };
         let schedule =
             sora_train::Schedule::new(&self.schedule.name, &self.schedule.numbers).map_err(unknown)?;
-        let Training { epochs, batch, clip_norm, batch_norm_momentum, average } = self.training;
         for (name, value, fits) in [
             ("training.batch", batch as f64, (1..=65_536).contains(&batch)),
             ("training.epochs", f64::from(epochs), epochs > 0),
@@ -272,6 +335,8 @@ impl Config {
                 average.unwrap_or(0.5),
                 average.is_none_or(|share| share > 0.0 && share < 1.0),
             ),
+            ("training.swa", swa.unwrap_or(0.5), swa.is_none_or(|share| (0.0..1.0).contains(&share))),
+            ("training.accumulate", f64::from(accumulate), accumulate > 0),
             ("training.batch_norm_momentum", batch_norm_momentum, (0.0..=1.0).contains(&batch_norm_momentum)),
             (
                 "optimizer.rate",
@@ -283,8 +348,17 @@ impl Config {
                 return Err(refused(format!("{value} makes no sense for `{name}`"), "Correct the number."));
             }
         }
-        let (network, metadata) = self.network(place)?;
-        let data = Dataset::open(&self.data.train, &OpenOptions::default())?;
+        if swa.is_some() && (average.is_some() || self.early_stopping.is_some()) {
+            let what = "`swa` gives the mean of the last epochs, not a moving average or the best epoch";
+            return Err(refused(what.to_owned(), "Leave out `average` and [early_stopping], or `swa`."));
+        }
+        let (network, mut metadata) = self.network(place)?;
+        let options = OpenOptions { text: self.text(&mut metadata)?, ..self.open_options() };
+        let data = Dataset::open(&self.data.train, &options)?;
+        for head in &mut recipe.heads {
+            let target = data.targets().iter().find(|(name, _)| head.target.as_ref() == Some(name));
+            head.labels = target.and_then(|(_, array)| array.shape().get(1).copied()).unwrap_or(0);
+        }
         let (train, validation) = self.split(&data)?;
         if self.early_stopping.is_some() && validation.is_empty() {
             let hint = "Add `validation = 0.1` to [data].";
@@ -309,6 +383,7 @@ impl Config {
             rate: self.optimizer.rate,
             schedule,
             patience: self.early_stopping.as_ref().map(|stopping| stopping.patience),
+            swa: swa.map(|share| (share * f64::from(epochs)).round().min(f64::from(epochs - 1)) as u32),
             save_every: self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.every),
             name: self.name(data.len()),
         };
@@ -319,13 +394,63 @@ impl Config {
     /// All that decides the weights, in words. Where files lie and when checkpoints are written does not.
     fn name(&self, samples: usize) -> String {
         let Config {
-            seed, data, network, model, training, loss, optimizer, schedule, early_stopping, ..
+            seed,
+            data,
+            network,
+            model,
+            training,
+            loss,
+            outputs,
+            optimizer,
+            schedule,
+            early_stopping,
+            ..
         } = self;
-        let Data { validation, preprocess, augment, order, .. } = data;
+        let Data { validation, preprocess, text, augment, order, .. } = data;
         format!(
-            "{samples} {seed} {validation:?} {preprocess:?} {augment:?} {order:?} {network:?} {model:?} {training:?} {loss:?} {optimizer:?} \
-             {schedule:?} {early_stopping:?}"
+            "{samples} {seed} {validation:?} {preprocess:?} {text:?} {augment:?} {order:?} {network:?} {model:?} {training:?} \
+             {loss:?} {outputs:?} {optimizer:?} {schedule:?} {early_stopping:?}"
         )
+    }
+
+    /// What is trained.
+    fn heads(&self) -> Result<Vec<Head>, TrainError> {
+        let weighted = |loss: &Named| {
+            let loss = Loss::new(&loss.name, &loss.numbers)?;
+            match &self.training.class_weights {
+                Some(weights) => loss.with_class_weights(weights),
+                None => Ok(loss),
+            }
+        };
+        if self.outputs.is_empty() {
+            return Ok(vec![Head::new(weighted(&self.loss)?)]);
+        }
+        let head = |output: &OutputSpec| {
+            let loss = weighted(output.loss.as_ref().unwrap_or(&self.loss))?;
+            let (part, target) = (Some(output.part.clone()), output.target.clone());
+            Ok(Head { output: part, target, weight: output.weight, ..Head::new(loss) })
+        };
+        self.outputs.iter().map(head).collect()
+    }
+
+    /// How data sets are opened: what is trained for besides classes is no input.
+    pub fn open_options(&self) -> OpenOptions {
+        let targets = self.outputs.iter().filter_map(|output| output.target.clone()).collect();
+        OpenOptions { targets, ..OpenOptions::default() }
+    }
+
+    /// How texts become numbers: as the model says, or by the words of the texts to train on, which it then says.
+    fn text(&self, metadata: &mut Metadata) -> Result<Option<TextInput>, Failure> {
+        let Some(TextSpec { vocabulary, length, column, label }) = self.data.text.clone() else {
+            return Ok(metadata.text.clone());
+        };
+        if metadata.text.is_none() {
+            let options = TextOptions { text: column.clone(), label: None, ..TextOptions::default() };
+            let texts = Texts::open(&self.data.train, &options)?;
+            let vocabulary = Tokenizer::words(texts.texts().iter().map(String::as_str), vocabulary);
+            metadata.text = Some(TextInput { vocabulary, length, column, label });
+        }
+        Ok(metadata.text.clone())
     }
 
     /// The samples to train on, and those to look at behind every epoch.
@@ -352,16 +477,8 @@ impl Config {
                 return Err(Failure::new(what, place, "Keep either [network] or [model]."));
             }
         };
-        let mut net = Network::new("trained", self.seed);
-        let samples = spec.layers.first().map_or(Samples::UNIT, LayerSpec::samples);
-        let mut x = net.input("x", &spec.input, samples);
-        for (i, layer) in spec.layers.iter().enumerate() {
-            x = layer.build(&mut net, x).map_err(|error| {
-                let what = format!("layer {} of the network: {error}", i + 1);
-                Failure::new(what, place, "Correct the layers in [network].")
-            })?;
-        }
-        net.output("y", x);
+        let wanted: Vec<&str> = self.outputs.iter().map(|output| output.part.as_str()).collect();
+        let net = spec.build(self.seed, &wanted).map_err(|(what, hint)| Failure::new(what, place, hint))?;
         Ok((net.into_trainable(), Metadata::default()))
     }
 

@@ -3,10 +3,12 @@
 //! [`Config::load`] reads the file, and [`Config::prepare`] makes of it what [`sora_train::fit`] takes.
 
 mod config;
+mod network;
 mod spec;
 
 pub use config::{
-    Checkpoints, Config, Data, Imported, Named, NetworkSpec, OptimizerSpec, Prepared, Schedule, Stopping,
-    Training,
+    Checkpoints, Config, Data, Imported, Named, OptimizerSpec, OutputSpec, Prepared, Schedule, Stopping,
+    TextSpec, Training,
 };
+pub use network::{NetworkSpec, Part, Sources};
 pub use spec::{Convolution, LayerSpec, Recurrent};
