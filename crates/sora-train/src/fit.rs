@@ -177,6 +177,7 @@ pub fn fit(
             }
             let found = assess(&trainer.graph_of(&state), &heads, samples, trainer.options())?;
             figures.validated(&found, &outputs);
+            figures.validation_loss = Some(found.loss + trainer.penalty_of(&state));
             let ahead =
                 |best: u32| progress.history.get(best as usize).is_none_or(|best| figures.is_better(best));
             if plan.patience.is_some() && progress.best.is_none_or(ahead) {

@@ -4,8 +4,8 @@ use sora_ir::ops::{BinaryKind, Conv, Op, Softmax, Unary, UnaryKind};
 use sora_ir::{Graph, Node, NodeId, ValueId};
 use sora_tensor::{DType, Tensor};
 
-use crate::TrainError;
 use crate::network::{Parameter, Trainable};
+use crate::{Penalty, TrainError};
 
 /// How much of a network that was trained before is trained again.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +66,8 @@ impl Trainable {
                 continue;
             }
             let rate = if head.contains(&value) { 1.0 } else { tuning.rate };
-            parameters.push(Parameter { name: described.name.clone(), value, trainable, rate });
+            let (name, penalty) = (described.name.clone(), Penalty::default());
+            parameters.push(Parameter { name, value, trainable, rate, penalty });
         }
         for pattern in &tuning.freeze {
             let before = parameters.len();

@@ -2,6 +2,8 @@
 
 use sora_ir::{Graph, ValueId};
 
+use crate::Penalty;
+
 /// A constant that belongs to a layer and that training changes or follows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
@@ -13,6 +15,8 @@ pub struct Parameter {
     pub trainable: bool,
     /// Its learning rate, as a share of the others'.
     pub rate: f64,
+    /// What its size adds to the loss.
+    pub penalty: Penalty,
 }
 
 /// A value that passes unchanged in inference and loses elements at random in training. Source: Srivastava et al. 2014.

@@ -9,6 +9,7 @@ use crate::head::{Head, Written, write};
 use crate::loss::Loss;
 use crate::network::Trainable;
 use crate::optimizer::{Optimizer, Update, clip};
+use crate::penalty::penalized;
 use crate::precision::{MixedPrecision, round_operands};
 use crate::statistics::batch_statistics;
 use crate::{TrainError, differentiate};
@@ -143,6 +144,7 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
     drop_out(&mut graph, network, taken, recipe.seed)?;
     let Written { loss, heads } = write(&mut graph, &recipe.heads)?;
 
+    let loss = penalized(&mut Writer::new(&mut graph, "train/penalty"), loss, &network.parameters, &inputs)?;
     let trained: Vec<usize> = (0..inputs.len()).filter(|&i| network.parameters[i].trainable).collect();
     if trained.is_empty() {
         return Err(TrainError::Network("the network has no parameter to train".to_owned()));

@@ -9,6 +9,7 @@ use sora_tensor::Tensor;
 use crate::TrainError;
 use crate::head::{Head, target_name};
 use crate::network::{Parameter, Trainable};
+use crate::penalty;
 use crate::statistics::moments_graph;
 use crate::step::{AVERAGE, CORRECT, LOSS, RATE, Recipe, STEP, training_step};
 
@@ -236,10 +237,8 @@ impl Trainer {
     /// As [`Trainer::graph_of`], with what can be trained further.
     fn network_of(&self, state: &[(String, Tensor)]) -> Trainable {
         let mut network = self.network.clone();
-        let find = |name: &str| state.iter().find(|(known, _)| known == name);
         for Parameter { name, value, .. } in &mut network.parameters {
-            let averaged = find(&format!("{name}{AVERAGE}"));
-            if let Some((_, tensor)) = averaged.or_else(|| find(name)) {
+            if let Some(tensor) = result_in(state, name) {
                 network.graph.rename(*value, "");
                 let new = network.graph.constant(name, tensor.clone());
                 network.graph.replace_uses(*value, new);
@@ -261,6 +260,11 @@ impl Trainer {
             true => Ok(None),
             false => Ok(Some(Program::compile(&graph, &[], &self.options)?)),
         }
+    }
+
+    /// What the size of the parameters of a state adds to the loss, averaged ones where there are.
+    pub(crate) fn penalty_of(&self, state: &[(String, Tensor)]) -> f64 {
+        penalty::total(&self.network.parameters, |name| result_in(state, name))
     }
 
     /// The program for the size of batch that it was made for.
@@ -287,4 +291,10 @@ impl Trainer {
     pub fn options(&self) -> &Options {
         &self.options
     }
+}
+
+/// A parameter of a state, averaged if it is.
+fn result_in<'a>(state: &'a [(String, Tensor)], name: &str) -> Option<&'a Tensor> {
+    let find = |name: &str| state.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor);
+    find(&format!("{name}{AVERAGE}")).or_else(|| find(name))
 }

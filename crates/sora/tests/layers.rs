@@ -78,6 +78,16 @@ fn transposed_and_separable_convolutions_are_what_loops_say() {
 }
 
 #[test]
+fn weights_are_penalized_and_biases_are_not() {
+    let penalty = Penalty { l1: 0.0, l2: 0.5 };
+    let conv = Penalized::new(Box::new(Conv1d::new(2, 3)), penalty);
+    let lstm = Penalized::new(Box::new(Lstm::new(3)), penalty);
+    let (net, _) = chain(&[6, 4], &[&conv, &BatchNorm::new(1e-3), &lstm, &Dense::new(2)]).unwrap();
+    let priced = net.parameters().iter().filter(|p| p.penalty == penalty).map(|p| p.name.as_str());
+    assert_eq!(priced.collect::<Vec<_>>(), ["conv1d.weight", "lstm.weight_ih_0", "lstm.weight_hh_0"]);
+}
+
+#[test]
 fn a_fresh_network_normalizes_by_nothing_and_adds_no_bias() {
     let (net, _) = chain(&[2, 1, 1], &[&BatchNorm2d::new(0.0)]).unwrap();
     assert_eq!(run(net, &[1, 2, 1, 1], &[3.0, -4.0]).to_f32s(), [3.0, -4.0]);

@@ -317,6 +317,23 @@ fn a_checkpoint_of_another_training_is_refused() {
     assert!(command(&config, &["--restart"]).output().unwrap().status.success());
 }
 
+/// With weights that stay where they are, a penalty adds the same to the loss of training and of validation.
+#[test]
+fn penalties_are_part_of_both_losses() {
+    let (_folder, config) = folder();
+    let losses = |penalty: &str| {
+        let text = CONFIG.replace("rate = 0.01", "rate = 1e-30").replace("epochs = 20", "epochs = 1");
+        let text = text.replace("units = 2,", &format!("units = 2, {penalty}"));
+        std::fs::write(&config, text).unwrap();
+        let output = command(&config, &["--json"]).output().unwrap();
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        ["loss", "validation_loss"].map(|name| result["metrics"][name].as_f64().unwrap())
+    };
+    let (free, priced) = (losses(""), losses("l1 = 0.01, l2 = 0.1,"));
+    let added = [priced[0] - free[0], priced[1] - free[1]];
+    assert!(added[0] > 0.1 && (added[0] - added[1]).abs() < 1e-5, "{free:?} {priced:?}");
+}
+
 #[test]
 fn misspelled_keys_are_errors_with_the_nearest_key() {
     let (_folder, config) = folder();

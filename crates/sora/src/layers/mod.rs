@@ -29,6 +29,7 @@ mod init;
 mod network;
 mod norm;
 mod observe;
+mod penalized;
 mod pool;
 mod recurrent;
 mod residual;
@@ -47,13 +48,14 @@ pub use embedding::{Embedding, Positions};
 pub use init::{Distribution, Initializer};
 pub use network::{Network, Samples};
 pub use norm::{BatchNorm, BatchNorm2d, LayerNorm, Normalization};
+pub use penalized::Penalized;
 pub use pool::{
     AvgPool1d, AvgPool2d, GlobalAvgPool1d, GlobalAvgPool2d, GlobalMaxPool1d, MaxPool1d, MaxPool2d,
 };
 pub use recurrent::{Gru, Lstm, SimpleRnn};
 pub use residual::Residual;
 pub use shape::{Flatten, Reshape};
-pub use sora_train::Parameter;
+pub use sora_train::{Parameter, Penalty};
 pub use squeeze_excite::SqueezeExcite;
 pub use steps::Masking;
 

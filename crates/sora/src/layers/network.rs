@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sora_ir::ops::{Binary, BinaryKind, Op};
 use sora_ir::{Dim, Graph, TensorType, ValueId};
 use sora_tensor::{DType, Tensor};
-use sora_train::{Dropout, Parameter, Trainable};
+use sora_train::{Dropout, Parameter, Penalty, Trainable};
 
 use super::init::{Distribution, Rng};
 use super::{Layer, LayerError};
@@ -59,7 +59,7 @@ pub struct Network {
     path: String,
     taken: HashSet<String>,
     inputs: Vec<(String, Samples)>,
-    parameters: Vec<Parameter>,
+    pub(super) parameters: Vec<Parameter>,
     dropouts: Vec<Dropout>,
     /// How many steps of the sequences of a value count, where not all do.
     pub(super) lengths: HashMap<ValueId, ValueId>,
@@ -314,7 +314,7 @@ impl Network {
     pub(super) fn keep(&mut self, name: &str, tensor: Tensor, trainable: bool) -> ValueId {
         let name = self.unique(name);
         let value = self.graph.constant(&name, tensor);
-        self.parameters.push(Parameter { name, value, trainable, rate: 1.0 });
+        self.parameters.push(Parameter { name, value, trainable, rate: 1.0, penalty: Penalty::default() });
         value
     }
 

@@ -6,8 +6,8 @@ use sora_ir::ValueId;
 use crate::layers::{
     Activation, AvgPool1d, AvgPool2d, BatchNorm, BatchNorm2d, Conv1d, Conv2d, Conv2dTranspose, Dense,
     Dropout, Embedding, Flatten, GlobalAvgPool1d, GlobalAvgPool2d, GlobalMaxPool1d, Gru, Layer, LayerError,
-    LayerNorm, Lstm, Masking, MaxPool1d, MaxPool2d, MultiHeadAttention, Network, Padding, Positions, Reshape,
-    Residual, Samples, SeparableConv2d, SimpleRnn, TransformerEncoderLayer,
+    LayerNorm, Lstm, Masking, MaxPool1d, MaxPool2d, MultiHeadAttention, Network, Padding, Penalized, Penalty,
+    Positions, Reshape, Residual, Samples, SeparableConv2d, SimpleRnn, TransformerEncoderLayer,
 };
 
 /// A layer: `{ layer = "conv2d", filters = 32, kernel = 3, activation = "relu" }`.
@@ -51,6 +51,12 @@ pub enum LayerSpec {
         bias: bool,
         /// Function behind it.
         activation: Option<Activation>,
+        /// Factor of the sum of the weights' sizes in the loss.
+        #[serde(default)]
+        l1: f64,
+        /// Factor of the sum of their squares.
+        #[serde(default)]
+        l2: f64,
     },
     /// The greatest value of each window.
     MaxPool2d {
@@ -145,6 +151,12 @@ pub enum LayerSpec {
         bias: bool,
         /// Function behind it.
         activation: Option<Activation>,
+        /// Factor of the sum of the weights' sizes in the loss.
+        #[serde(default)]
+        l1: f64,
+        /// Factor of the sum of their squares.
+        #[serde(default)]
+        l2: f64,
     },
     /// Drops elements at random in training.
     Dropout {
@@ -177,10 +189,16 @@ pub struct Convolution {
     pub bias: bool,
     /// Function behind it.
     pub activation: Option<Activation>,
+    /// Factor of the sum of the weights' sizes in the loss.
+    #[serde(default)]
+    pub l1: f64,
+    /// Factor of the sum of their squares.
+    #[serde(default)]
+    pub l2: f64,
 }
 
 /// A recurrent layer over sequences of steps, channels.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recurrent {
     /// Elements of the state.
@@ -194,6 +212,12 @@ pub struct Recurrent {
     /// Whether the state of every step is given, instead of the last one.
     #[serde(default)]
     pub sequences: bool,
+    /// Factor of the sum of the weights' sizes in the loss.
+    #[serde(default)]
+    pub l1: f64,
+    /// Factor of the sum of their squares.
+    #[serde(default)]
+    pub l2: f64,
 }
 
 fn one() -> usize {
@@ -215,18 +239,24 @@ impl LayerSpec {
             Box::new(layer)
         }
         let list = |specs: &[LayerSpec]| specs.iter().flat_map(LayerSpec::layers).collect::<Vec<_>>();
+        let priced = |layer: Box<dyn Layer>, l1: f64, l2: f64| match [l1, l2] {
+            [0.0, 0.0] => layer,
+            _ => of(Penalized::new(layer, Penalty { l1, l2 })),
+        };
         macro_rules! convolution {
             ($layer:ident, $spec:ident) => {{
                 let layer = $layer::new($spec.filters, $spec.kernel);
                 let layer = layer.strides($spec.strides).padding($spec.padding);
-                (of(if $spec.bias { layer } else { layer.without_bias() }), $spec.activation)
+                let layer = of(if $spec.bias { layer } else { layer.without_bias() });
+                (priced(layer, $spec.l1, $spec.l2), $spec.activation)
             }};
         }
         macro_rules! recurrent {
             ($layer:ident, $spec:ident) => {{
                 let layer = $layer::new($spec.units).levels($spec.levels);
                 let layer = if $spec.bidirectional { layer.bidirectional() } else { layer };
-                (of(if $spec.sequences { layer } else { layer.last() }), None)
+                let layer = of(if $spec.sequences { layer } else { layer.last() });
+                (priced(layer, $spec.l1, $spec.l2), None)
             }};
         }
         let (layer, function) = match self {
@@ -240,9 +270,9 @@ impl LayerSpec {
             LayerSpec::Conv1d(spec) => convolution!(Conv1d, spec),
             LayerSpec::SeparableConv2d(spec) => convolution!(SeparableConv2d, spec),
             LayerSpec::Conv2dTranspose(spec) => convolution!(Conv2dTranspose, spec),
-            LayerSpec::DepthwiseConv2d { kernel, strides, padding, bias, activation } => {
+            LayerSpec::DepthwiseConv2d { kernel, strides, padding, bias, activation, l1, l2 } => {
                 let layer = Conv2d::depthwise(*kernel).strides(*strides).padding(*padding);
-                (of(if *bias { layer } else { layer.without_bias() }), *activation)
+                (priced(of(if *bias { layer } else { layer.without_bias() }), *l1, *l2), *activation)
             }
             LayerSpec::MaxPool1d { size } => (of(MaxPool1d::new(*size)), None),
             LayerSpec::AvgPool1d { size } => (of(AvgPool1d::new(*size)), None),
@@ -268,9 +298,9 @@ impl LayerSpec {
                 let layer = Residual::new(list(layers)).shortcut(list(shortcut));
                 (of(layer), *activation)
             }
-            LayerSpec::Dense { units, bias, activation } => {
+            LayerSpec::Dense { units, bias, activation, l1, l2 } => {
                 let layer = Dense::new(*units);
-                (of(if *bias { layer } else { layer.without_bias() }), *activation)
+                (priced(of(if *bias { layer } else { layer.without_bias() }), *l1, *l2), *activation)
             }
             LayerSpec::Dropout { rate } => (of(Dropout::new(*rate)), None),
             LayerSpec::Activation { function } => (of(*function), None),
@@ -373,6 +403,8 @@ mod tests {
         }
         let error = result(r#"{ layer = "residual", layers = [{ layer = "dense", units = 5 }] }"#);
         assert!(error.unwrap_err().contains("the shortcut f32[batch,6,4]"));
+        let negative = result(r#"{ layer = "lstm", units = 3, l1 = -1.0 }"#).unwrap_err();
+        assert!(negative.contains("lstm") && negative.contains("-1"), "{negative}");
         assert!(result(r#"{ layer = "positions", units = 3 }"#).unwrap_err().contains("units"));
         for layer in [
             r#"{ layer = "conv1d", filters = 5, kernel = 0, padding = "same" }"#,
