@@ -88,6 +88,29 @@ fn weights_are_penalized_and_biases_are_not() {
 }
 
 #[test]
+fn a_summary_lists_layers_and_what_they_read() {
+    let mut net = Network::new("test", 1);
+    let (x, other) = (net.input("x", &[6, 4], Samples::UNIT), net.input("other", &[6, 4], Samples::UNIT));
+    let both = net.add(x, other).unwrap();
+    let residual = Residual::new(vec![Box::new(Dense::new(4))]);
+    let y = net.sequence(both, &[&residual, &BatchNorm::new(1e-3), &Lstm::new(30).last()]).unwrap();
+    net.output("y", y);
+    // 4·4 + 4, 4·4, and 4·30·(4 + 30 + 2).
+    let expected = "\
+layer                              output  parameters           reads
+─────────────────────────  ──────────────  ──────────  ──────────────
+x (input)                  f32[batch,6,4]           0
+other (input)              f32[batch,6,4]           0
+residual (residual)        f32[batch,6,4]          20        x, other
+batch_norm (batch_norm)    f32[batch,6,4]          16        residual
+lstm (lstm)                 f32[batch,30]       4,320      batch_norm
+4,356 parameters: 4,348 trainable, 8 fixed";
+    let found = net.summary().to_string();
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&found)[8..], words(expected)[8..], "{found}");
+}
+
+#[test]
 fn a_fresh_network_normalizes_by_nothing_and_adds_no_bias() {
     let (net, _) = chain(&[2, 1, 1], &[&BatchNorm2d::new(0.0)]).unwrap();
     assert_eq!(run(net, &[1, 2, 1, 1], &[3.0, -4.0]).to_f32s(), [3.0, -4.0]);

@@ -136,6 +136,9 @@ pub(super) struct Train {
     /// Where the trained model goes, in place of what the file says: .onnx or .sora
     #[arg(short, long, value_name = "OUT")]
     pub(super) output: Option<PathBuf>,
+    /// Print the network layer by layer instead of training it; needs no data
+    #[arg(long)]
+    pub(super) summary: bool,
     #[command(flatten)]
     pub(super) run: TrainingRun,
 }

@@ -11,9 +11,9 @@ use sora::{Failure, Model};
 
 use super::args::Bench;
 use super::shapes::{check_names, given};
-use super::table::table;
 use super::tune::tune;
 use super::{Printed, engine_failure, one_line, progress, warn};
+use sora::table;
 
 pub(super) fn bench(args: &Bench) -> Printed {
     if let (true, Some(model), Some(output)) = (args.tune, &args.model, &args.output) {

@@ -10,8 +10,8 @@ use sora::{Draft, Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLay
 use super::args::{Compress, Prefer};
 use super::evaluate::{compression_failure, open};
 use super::progress::{self, Bars};
-use super::table::table;
 use super::{Printed, check_output, human_bytes, one_line, warn};
+use sora::table;
 
 const PRODUCER: &str = concat!("sora ", env!("CARGO_PKG_VERSION"));
 

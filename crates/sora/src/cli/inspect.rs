@@ -11,8 +11,8 @@ use sora::{Failure, Model, onnx, rewrite};
 use super::args::Inspect;
 use super::shapes::or_one;
 use super::support;
-use super::table::table;
 use super::{Printed, human_bytes, human_count, one_line, warn};
+use sora::table;
 
 pub(super) fn inspect(args: &Inspect) -> Printed {
     let unsupported = Model::unsupported(&args.model)?;

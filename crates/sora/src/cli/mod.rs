@@ -10,7 +10,6 @@ mod progress;
 mod run;
 mod shapes;
 mod support;
-mod table;
 mod train;
 mod tune;
 mod zoo;

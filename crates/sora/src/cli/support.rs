@@ -8,7 +8,7 @@ use sora::exec::{ExecError, Program};
 use sora::ir::{Graph, Node, QuantRule};
 use sora::tensor::DType;
 
-use super::table::table;
+use sora::table;
 
 /// What is said of one node.
 struct Line {

@@ -28,6 +28,10 @@ pub(super) fn train(args: &Train) -> Printed {
         config.output.clone_from(output);
     }
     let place = args.config.display().to_string();
+    if args.summary {
+        let summary = config.untrained(&place)?.summary();
+        return Ok(if args.run.json { one_line(&json!(summary)) } else { summary.to_string() });
+    }
     run(&config, &place, &args.run)
 }
 

@@ -10,8 +10,8 @@ use sora::{Model, save_tuning};
 
 use super::args::Bench;
 use super::bench::random_inputs;
-use super::table::table;
 use super::{Printed, check_output, engine_failure, one_line, progress, warn};
+use sora::table;
 
 /// Measures the alternatives of a model's steps and writes those that make it faster.
 pub(super) fn tune(path: &Path, output: &Path, args: &Bench) -> Printed {

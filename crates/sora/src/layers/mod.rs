@@ -36,6 +36,7 @@ mod residual;
 mod shape;
 mod squeeze_excite;
 mod steps;
+mod summary;
 
 pub use activation::Activation;
 pub use attention::{MultiHeadAttention, TransformerEncoderLayer, attention_mask};
@@ -58,6 +59,7 @@ pub use shape::{Flatten, Reshape};
 pub use sora_train::{Parameter, Penalty};
 pub use squeeze_excite::SqueezeExcite;
 pub use steps::Masking;
+pub use summary::{LayerSummary, Summary};
 
 use sora_exec::ExecError;
 use sora_ir::{IrError, ValueId};

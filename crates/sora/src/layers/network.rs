@@ -8,6 +8,7 @@ use sora_tensor::{DType, Tensor};
 use sora_train::{Dropout, Parameter, Penalty, Trainable};
 
 use super::init::{Distribution, Rng};
+use super::summary::Added;
 use super::{Layer, LayerError};
 
 /// What typical values of an input are; the element type follows.
@@ -61,6 +62,10 @@ pub struct Network {
     inputs: Vec<(String, Samples)>,
     pub(super) parameters: Vec<Parameter>,
     dropouts: Vec<Dropout>,
+    /// Layers that are in no other one.
+    pub(super) layers: Vec<Added>,
+    /// Whether a layer is being built.
+    inside: bool,
     /// How many steps of the sequences of a value count, where not all do.
     pub(super) lengths: HashMap<ValueId, ValueId>,
     /// Values of samples that were pushed through the network, where they are known.
@@ -82,6 +87,8 @@ impl Network {
             inputs: Vec::new(),
             parameters: Vec::new(),
             dropouts: Vec::new(),
+            layers: Vec::new(),
+            inside: false,
             lengths: HashMap::new(),
             observed: HashMap::new(),
         }
@@ -121,7 +128,14 @@ impl Network {
     /// # Errors
     /// As [`Layer::build`].
     pub fn layer(&mut self, x: ValueId, layer: &dyn Layer) -> Result<ValueId, LayerError> {
-        let y = self.scope(layer.name(), |net| layer.build(net, x))?;
+        let (outermost, before) = (!std::mem::replace(&mut self.inside, true), self.parameters.len());
+        let built = self.scope(layer.name(), |net| (net.path.clone(), layer.build(net, x)));
+        self.inside = !outermost;
+        let (name, y) = (built.0, built.1?);
+        if outermost {
+            let (kind, parameters) = (layer.name(), before..self.parameters.len());
+            self.layers.push(Added { name, kind, reads: x, gives: y, parameters });
+        }
         if let (true, Some(lengths)) = (layer.keeps_steps(), self.lengths(x)) {
             self.set_lengths(y, lengths);
         }

@@ -11,6 +11,7 @@ use sora_data::{
 use sora_train::{FineTuning, Head, Loss, MixedPrecision, Optimizer, Plan, Recipe, TrainError, Trainable};
 
 use super::network::NetworkSpec;
+use crate::layers::Network;
 use crate::{Failure, Metadata, Model};
 
 /// A training. Unknown keys are errors.
@@ -467,19 +468,33 @@ impl Config {
         Ok((parts.report, kept))
     }
 
-    /// The network, and what its file says beside.
-    fn network(&self, place: &str) -> Result<(Trainable, Metadata), Failure> {
-        let spec = match (&self.network, &self.model) {
-            (Some(spec), None) => spec,
-            (None, Some(model)) => return self.imported(model),
-            _ => {
-                let what = "there must be one network, of layers or from a file".to_owned();
-                return Err(Failure::new(what, place, "Keep either [network] or [model]."));
-            }
+    /// The network of layers, before training.
+    ///
+    /// # Errors
+    /// [`Failure`] when a layer does not fit, or the network is one that was trained before.
+    pub fn untrained(&self, place: &str) -> Result<Network, Failure> {
+        let (Some(spec), None) = (&self.network, &self.model) else {
+            let (what, hint) = match &self.model {
+                Some(_) if self.network.is_none() => {
+                    ("the network is not one of layers, but of a file", "`sora inspect` describes files.")
+                }
+                _ => (
+                    "there must be one network, of layers or from a file",
+                    "Keep either [network] or [model].",
+                ),
+            };
+            return Err(Failure::new(what, place, hint));
         };
         let wanted: Vec<&str> = self.outputs.iter().map(|output| output.part.as_str()).collect();
-        let net = spec.build(self.seed, &wanted).map_err(|(what, hint)| Failure::new(what, place, hint))?;
-        Ok((net.into_trainable(), Metadata::default()))
+        spec.build(self.seed, &wanted).map_err(|(what, hint)| Failure::new(what, place, hint))
+    }
+
+    /// The network, and what its file says beside.
+    fn network(&self, place: &str) -> Result<(Trainable, Metadata), Failure> {
+        match (&self.network, &self.model) {
+            (None, Some(model)) => self.imported(model),
+            _ => Ok((self.untrained(place)?.into_trainable(), Metadata::default())),
+        }
     }
 
     fn imported(&self, from: &Imported) -> Result<(Trainable, Metadata), Failure> {

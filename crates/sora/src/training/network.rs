@@ -122,10 +122,14 @@ impl Part {
             [one] => Ok(*one),
             several => {
                 let joined = net.op(&format!("{}.concat", self.name), Concat { axis: -1 }, several.to_vec());
-                joined.map_err(|error| {
+                let joined = joined.map_err(|error| {
                     let what = format!("part `{}`: {error}", self.name);
                     (what, "Values beside each other differ in their last axis only.".into())
-                })
+                })?;
+                if let Some(lengths) = several.iter().find_map(|&value| net.lengths(value)) {
+                    net.set_lengths(joined, lengths);
+                }
+                Ok(joined)
             }
         }
     }
@@ -147,4 +151,26 @@ fn find(values: &[(String, ValueId)], name: &str) -> Result<ValueId, Refusal> {
         let known: Vec<&str> = values.iter().map(|(name, _)| name.as_str()).collect();
         (format!("there is no part or input `{name}` before it is read"), suggestion(name, &known))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps that do not count in one of the parts beside each other do not count in what reads both.
+    #[test]
+    fn parts_beside_each_other_keep_which_steps_count() {
+        let text = r#"
+            inputs = { words = [6], marks = [6, 2] }
+            parts = [
+                { name = "read", from = "words", layers = [{ layer = "embedding", rows = 9, units = 4 }] },
+                { name = "both", from = ["marks", "read"] },
+            ]
+        "#;
+        let spec: NetworkSpec = toml::from_str(text).unwrap();
+        let net = spec.build(1, &[]).unwrap();
+        let both = net.graph().outputs()[0].value;
+        assert_eq!(net.ty(both).to_string(), "f32[batch,6,6]");
+        assert!(net.lengths(both).is_some());
+    }
 }

@@ -1,7 +1,7 @@
 //! Tables for the terminal.
 
 /// Rows under headings: the first column left-aligned, the others right-aligned.
-pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
