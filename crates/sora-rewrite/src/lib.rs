@@ -16,7 +16,7 @@ mod report;
 mod rules;
 mod view;
 
-pub use manager::{Options, RewriteError, optimize};
+pub use manager::{Options, RewriteError, optimize, write_out_control_flow};
 pub use patch::{Patch, Term};
 pub use report::{Fired, Report};
 pub use rules::{RULES, Rule, Sample};

@@ -19,6 +19,10 @@ pub struct Options {
     pub exact_only: bool,
     /// What is left out besides, by the names that reports have: to measure what it is worth.
     pub without: Vec<String>,
+    /// Nodes that the iterations of a loop may come to.
+    pub unrolled_nodes: usize,
+    /// Whether both branches of an `If` are computed, and one chosen, where it is not known which is taken.
+    pub both_branches: bool,
 }
 
 impl Options {
@@ -29,13 +33,15 @@ impl Options {
 }
 
 impl Default for Options {
-    /// 16 MiB of growth, all rules, checked in debug builds.
+    /// 16 MiB of growth, all rules, loops of up to 512 nodes, checked in debug builds.
     fn default() -> Self {
         Options {
             fold_budget_bytes: 16 << 20,
             check: cfg!(debug_assertions),
             exact_only: false,
             without: Vec::new(),
+            unrolled_nodes: 512,
+            both_branches: false,
         }
     }
 }
@@ -76,6 +82,18 @@ pub fn optimize(graph: &mut Graph, options: &Options) -> Result<Report, RewriteE
     let applied = |rule: &&Rule| (rule.exact || !options.exact_only) && options.allows(rule.name);
     let rules: Vec<&Rule> = RULES.iter().filter(applied).collect();
     optimize_with(graph, &rules, options)
+}
+
+/// Writes out control flow for who cannot go through it, such as gradients: loops become recurrent layers or their iterations, of
+/// an `If` one branch stays, or both with a choice between their results. What is constant is computed; all else stays as it is.
+/// A loop whose iterations are not known, or are more than about a hundred thousand nodes, stays as well.
+///
+/// # Errors
+/// As [`optimize`].
+pub fn write_out_control_flow(graph: &mut Graph) -> Result<Report, RewriteError> {
+    let options = Options { unrolled_nodes: 100_000, both_branches: true, ..Options::default() };
+    let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.name == "fuse_cells").collect();
+    optimize_with(graph, &rules, &options)
 }
 
 /// As [`optimize`] with these rules only.

@@ -45,6 +45,11 @@ impl Trainable {
     /// [`TrainError::Network`] when nothing is left to train, a pattern names no parameter, or the last layer cannot be
     /// replaced.
     pub fn imported(mut graph: Graph, tuning: &FineTuning) -> Result<Self, TrainError> {
+        // Loops hide weights; recurrent layers and iterations do not.
+        if graph.nodes().any(|(_, node)| !node.op.bodies().is_empty()) {
+            let written = sora_rewrite::write_out_control_flow(&mut graph);
+            written.map_err(|e| TrainError::Network(e.to_string()))?;
+        }
         let head = match tuning.classes {
             Some(classes) => new_head(&mut graph, classes, tuning.seed)?,
             None => Vec::new(),

@@ -3,11 +3,12 @@
 use sora_exec::State;
 use sora_ir::ops::{BinaryKind, Distribution, Random, Reduce, ReduceKind, UnaryKind};
 use sora_ir::{Graph, Mismatch, Real, TensorType, ValueId, Writer};
+use sora_rewrite::write_out_control_flow;
 use sora_tensor::{DType, Tensor};
 
 use crate::head::{Head, Written, write};
 use crate::loss::Loss;
-use crate::network::Trainable;
+use crate::network::{Dropout, Trainable};
 use crate::optimizer::{Optimizer, Update, clip};
 use crate::penalty::penalized;
 use crate::precision::{MixedPrecision, round_operands};
@@ -125,27 +126,21 @@ impl States {
 /// [`TrainError::Network`] when result and loss do not fit or nothing is trainable, [`TrainError::NotDifferentiable`] for
 /// an operator without a gradient.
 pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Result<StepGraph, TrainError> {
-    let mut graph = of_batch(&network.graph, batch)?;
+    let (network, initial) = with_inputs(network, batch)?;
+    let Trainable { mut graph, parameters, dropouts } = network;
+    let inputs: Vec<ValueId> = parameters.iter().map(|parameter| parameter.value).collect();
     let mut states = States::default();
-    let mut inputs = Vec::new();
-    for parameter in &network.parameters {
-        let Some(tensor) = graph.const_value(parameter.value).cloned() else { continue };
-        graph.rename(parameter.value, &format!("{}/initial", parameter.name));
-        let input = states.add(&mut graph, &parameter.name, tensor);
-        graph.replace_uses(parameter.value, input);
-        inputs.push(input);
-    }
+    inputs.iter().zip(initial).for_each(|(&input, tensor)| states.0.push((input, input, tensor)));
     let rate = graph.input(RATE, TensorType::new(DType::F32, [0usize; 0]));
     let taken = states.add(&mut graph, STEP, Tensor::scalar(0i64));
-    let is_statistic = |value: ValueId| {
-        inputs.iter().zip(&network.parameters).any(|(&input, p)| input == value && !p.trainable)
-    };
+    let is_statistic =
+        |value: ValueId| inputs.iter().zip(&parameters).any(|(&input, p)| input == value && !p.trainable);
     let moments = batch_statistics(&mut graph, &is_statistic)?;
-    drop_out(&mut graph, network, taken, recipe.seed)?;
+    drop_out(&mut graph, &dropouts, taken, recipe.seed)?;
     let Written { loss, heads } = write(&mut graph, &recipe.heads)?;
 
-    let loss = penalized(&mut Writer::new(&mut graph, "train/penalty"), loss, &network.parameters, &inputs)?;
-    let trained: Vec<usize> = (0..inputs.len()).filter(|&i| network.parameters[i].trainable).collect();
+    let loss = penalized(&mut Writer::new(&mut graph, "train/penalty"), loss, &parameters, &inputs)?;
+    let trained: Vec<usize> = (0..inputs.len()).filter(|&i| parameters[i].trainable).collect();
     if trained.is_empty() {
         return Err(TrainError::Network("the network has no parameter to train".to_owned()));
     }
@@ -176,7 +171,7 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
         let rest = w.binary(BinaryKind::Mod, next_step, count)?;
         let due = w.compare(rest, BinaryKind::Equal, 0.0)?;
         for (gradient, &i) in gradients.iter_mut().zip(&trained) {
-            let name = format!("{}/accumulated", network.parameters[i].name);
+            let name = format!("{}/accumulated", parameters[i].name);
             let zeros = Tensor::zeros(w.dtype(*gradient), &w.shape(*gradient)?).map_err(Mismatch::from)?;
             let before = states.add(w.graph, &name, zeros);
             let part = w.times(*gradient, 1.0 / f64::from(recipe.accumulate))?;
@@ -196,7 +191,7 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
     }
     let now = w.cast(updates, DType::F32)?;
     for (&i, gradient) in trained.iter().zip(gradients) {
-        let (weight, parameter) = (inputs[i], &network.parameters[i]);
+        let (weight, parameter) = (inputs[i], &parameters[i]);
         let (shape, dtype) = (w.shape(weight)?, w.dtype(weight));
         let mut old = Vec::new();
         for (slot, (suffix, _)) in recipe.optimizer.row.slots.iter().enumerate() {
@@ -288,6 +283,7 @@ fn put_out(graph: &mut Graph, loss: ValueId, heads: &[(ValueId, Option<ValueId>)
 /// As [`training_step`].
 pub fn evaluation(network: &Graph, batch: usize, heads: &[Head]) -> Result<Graph, TrainError> {
     let mut graph = of_batch(network, batch)?;
+    settle(&mut graph)?;
     let Written { loss, heads } = write(&mut graph, heads)?;
     put_out(&mut graph, loss, &heads);
     Ok(graph)
@@ -305,6 +301,44 @@ pub(crate) fn of_batch(graph: &Graph, batch: usize) -> Result<Graph, TrainError>
     let shapes = graph.inputs().iter().map(shape).collect::<Result<Vec<_>, TrainError>>()?;
     let shapes: Vec<_> = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     Ok(graph.specialize(&shapes)?)
+}
+
+/// The network for batches of this size, with inputs instead of its parameters, and what these begin with.
+fn with_inputs(network: &Trainable, batch: usize) -> Result<(Trainable, Vec<Tensor>), TrainError> {
+    let mut network = Trainable { graph: of_batch(&network.graph, batch)?, ..network.clone() };
+    let Trainable { graph, parameters, dropouts } = &mut network;
+    let mut initial = Vec::new();
+    parameters.retain_mut(|parameter| {
+        let Some(tensor) = graph.const_value(parameter.value).cloned() else { return false };
+        graph.rename(parameter.value, &format!("{}/initial", parameter.name));
+        let input = graph.input(&parameter.name, TensorType::of(&tensor));
+        graph.replace_uses(parameter.value, input);
+        parameter.value = input;
+        initial.push(tensor);
+        true
+    });
+    let names: Vec<String> = dropouts.iter().map(|d| graph.value(d.value).name.clone()).collect();
+    if settle(graph)? {
+        let find = |name: &str| graph.find(name);
+        for parameter in parameters {
+            parameter.value = find(&parameter.name).unwrap_or(parameter.value);
+        }
+        let found = dropouts.iter().zip(&names);
+        *dropouts =
+            found.filter_map(|(d, name)| Some(Dropout { value: find(name)?, rate: d.rate })).collect();
+    }
+    Ok((network, initial))
+}
+
+/// Writes out what gradients cannot go through, control flow and shapes that are computed, and tells whether there was any: values
+/// are others then, under the names of before.
+fn settle(graph: &mut Graph) -> Result<bool, TrainError> {
+    let bodies = graph.nodes().any(|(_, node)| !node.op.bodies().is_empty());
+    let unsettled = bodies || graph.values().any(|(_, value)| value.ty.known_shape().is_none());
+    if unsettled {
+        write_out_control_flow(graph).map_err(|e| TrainError::Network(e.to_string()))?;
+    }
+    Ok(unsettled)
 }
 
 /// The average of weights behind a step: `average + (1 − share) · (weight − average)`.
@@ -327,8 +361,8 @@ fn moving(
 }
 
 /// Drops elements where the network says so.
-fn drop_out(graph: &mut Graph, network: &Trainable, step: ValueId, seed: u64) -> Result<(), Mismatch> {
-    for (i, dropout) in network.dropouts.iter().enumerate() {
+fn drop_out(graph: &mut Graph, dropouts: &[Dropout], step: ValueId, seed: u64) -> Result<(), Mismatch> {
+    for (i, dropout) in dropouts.iter().enumerate() {
         if dropout.rate <= 0.0 {
             continue;
         }

@@ -280,16 +280,22 @@ pub(super) fn rule(cx: &mut GradCx, cell: Cell, direction: Direction) -> Gradien
         let h0 = initial_h.map(|h| part(cx, h, &[1, batch, hidden])).transpose()?;
         let states = cx.part(y, 1, d, 1)?;
         let states = cx.reshape(states, &[steps, batch, hidden])?;
-        if reverse && lengths.is_some() && h0.is_some() {
-            let why = "has no gradient for reversed sequences that have lengths and an initial state";
-            return Err(Mismatch::new(why));
-        }
         // Past a sequence's end there are zeros, which the last step of a reversed one begins with.
         let dtype = cx.dtype(y);
         let first = h0.map_or_else(|| cx.zeros(dtype, &[1, batch, hidden]), Ok)?;
         let rest = cx.part(states, 0, usize::from(reverse), steps.saturating_sub(1))?;
         let order = if reverse { [rest, first] } else { [first, rest] };
-        let before = cx.op(super::Concat { axis: 0 }, order)?;
+        let mut before = cx.op(super::Concat { axis: 0 }, order)?;
+        if let (true, Some(lengths), Some(h0)) = (reverse, lengths, h0) {
+            // A reversed sequence begins at its own last step.
+            let last = cx.plus(lengths, -1.0)?;
+            let last = cx.reshape(last, &[1, batch, 1])?;
+            let places: Vec<f64> = (0..steps).map(|t| t as f64).collect();
+            let places = Tensor::from_f64s(cx.dtype(last), &[steps, 1, 1], &places)?;
+            let places = cx.constant(places);
+            let begins = cx.binary(super::BinaryKind::Equal, places, last)?;
+            before = cx.select(begins, h0, before)?;
+        }
         let flat = cx.reshape(before, &[rows, hidden])?;
         let product = |cx: &mut GradCx, a, weights, second: usize| -> Result<crate::ValueId, Mismatch> {
             let turned = cx.transpose_matrices(weights)?;

@@ -7,7 +7,7 @@ use super::movement::{distinct_axes, leading, list_extent, remap, signed};
 use super::resample::{Axis, Coordinates, Interpolation, Rounding, Taps, Weights};
 use super::{attrs, room};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, ensure};
 
 /// What extents that are asked for mean where they would distort the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -267,6 +267,37 @@ impl OpDef for Resize {
             }
         }
         Ok(vec![Tensor::from_f64s(dtype, &shape, &values)?])
+    }
+
+    /// What flows back along an axis is the product with the matrix of its weights, the other way round. Where positions lie, by region
+    /// and scales, has no gradient.
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        cx.refuse(1, "the region")?;
+        cx.refuse(2, "the scales")?;
+        let mut grad = cx.grad()?;
+        let (before, mut shape) = (cx.shape(cx.input(0)?)?, cx.shape(grad)?);
+        let given = [1, 2].map(|slot| cx.opt(slot).map(|v| cx.graph.const_value(v).cloned()));
+        ensure!(given.iter().all(|g| *g != Some(None)), "has no gradient where scales are computed");
+        let [region, scales] = &given.map(Option::flatten);
+        let sizes =
+            &cx.opt(3).map(|sizes| cx.numbers(sizes)).transpose()?.map(|sizes| Tensor::vector(&sizes));
+        let taps = self.taps(&before, &shape, [region.as_ref(), scales.as_ref(), sizes.as_ref()])?;
+        for (axis, taps) in taps.iter().enumerate() {
+            let Some(taps) = taps else { continue };
+            let mut weights = vec![0f64; taps.len() * before[axis]];
+            for (row, taps) in weights.chunks_exact_mut(before[axis].max(1)).zip(taps) {
+                taps.iter().for_each(|&(at, weight)| row[at] += weight);
+            }
+            let weights = Tensor::from_f64s(cx.dtype(grad), &[taps.len(), before[axis]], &weights)?;
+            let weights = cx.constant(weights);
+            let mut perm: Vec<usize> = (0..shape.len()).collect();
+            perm.swap(axis, shape.len() - 1);
+            let last = cx.transpose(grad, &perm)?;
+            let product = cx.mat_mul(last, weights)?;
+            grad = cx.transpose(product, &perm)?;
+            shape[axis] = before[axis];
+        }
+        Ok(vec![Some(grad), None, None, None])
     }
 
     fn quant(&self) -> QuantRule {

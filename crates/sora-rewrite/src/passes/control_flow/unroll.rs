@@ -1,14 +1,11 @@
 //! Control flow that is decided before the network runs.
 
-use sora_ir::ops::{Concat, Gather, If, Loop, Scan, Unsqueeze};
+use sora_ir::ops::{Concat, Gather, If, Loop, Scan, Unsqueeze, Where};
 use sora_ir::{Graph, Node, Op, Subgraph, ValueId, resolve_axis};
 use sora_tensor::{Bool, Tensor};
 
 use super::parts::steps_of;
 use crate::Options;
-
-/// Nodes of a loop after unrolling, at most.
-const MOST_NODES: usize = 512;
 
 /// What a node becomes: the rule, what it did, and the values of the node's outputs.
 type Expanded = Option<(&'static str, String, Vec<ValueId>)>;
@@ -17,9 +14,12 @@ type Expanded = Option<(&'static str, String, Vec<ValueId>)>;
 /// nothing reads when it is not done.
 pub(super) fn expand(graph: &mut Graph, node: &Node, options: &Options) -> Expanded {
     match &node.op {
-        Op::If(op) if options.allows("take_branch") => take_branch(graph, node, op),
-        Op::Loop(op) if options.allows("unroll_loop") => unroll_loop(graph, node, op),
-        Op::Scan(op) if options.allows("unroll_scan") => unroll_scan(graph, node, op),
+        Op::If(op) if options.allows("take_branch") => {
+            let taken = take_branch(graph, node, op);
+            if taken.is_none() && options.both_branches { take_both(graph, node, op) } else { taken }
+        }
+        Op::Loop(op) if options.allows("unroll_loop") => unroll_loop(graph, node, op, options),
+        Op::Scan(op) if options.allows("unroll_scan") => unroll_scan(graph, node, op, options),
         _ => None,
     }
 }
@@ -57,19 +57,49 @@ fn take_branch(graph: &mut Graph, node: &Node, op: &If) -> Expanded {
     Some(("take_branch", format!("its condition is always {condition}"), values))
 }
 
-fn unroll_loop(graph: &mut Graph, node: &Node, op: &Loop) -> Expanded {
+/// Both branches, and a choice between what they give, where that has one type.
+fn take_both(graph: &mut Graph, node: &Node, op: &If) -> Expanded {
+    let condition = (*node.inputs.first()?)?;
+    let inputs: Vec<ValueId> = node.inputs.iter().skip(1).copied().collect::<Option<_>>()?;
+    let [yes, no] = [&op.then_branch, &op.else_branch];
+    let outputs = yes.graph().outputs().iter().zip(no.graph().outputs());
+    let alike = |graph: &Graph, a: ValueId, other: &Graph, b: ValueId| graph.ty(a) == other.ty(b);
+    if graph.ty(condition).rank() != 0
+        || outputs.clone().any(|(a, b)| !alike(yes.graph(), a.value, no.graph(), b.value))
+    {
+        return None;
+    }
+    let (yes, no) = (splice(graph, yes, &inputs)?, splice(graph, no, &inputs)?);
+    let mut values = Vec::new();
+    for (a, b) in yes.into_iter().zip(no) {
+        let name = graph.fresh_name(&format!("{}.choice", node.name));
+        values.push(graph.op(&name, Where {}, [condition, a, b]).ok()?);
+    }
+    Some(("take_branch", "both, and one of their results".to_owned(), values))
+}
+
+/// A number that is constant, or follows from the shapes.
+fn number(graph: &Graph, value: ValueId) -> Option<i64> {
+    match (graph.const_value(value), graph.value(value).content.as_deref()) {
+        (Some(tensor), _) => match tensor.to_i64s().as_slice() {
+            &[number] => Some(number),
+            _ => None,
+        },
+        (None, Some([number])) => number.constant(),
+        _ => None,
+    }
+}
+
+fn unroll_loop(graph: &mut Graph, node: &Node, op: &Loop, options: &Options) -> Expanded {
     let operand = |slot: usize| node.inputs.get(slot).copied().flatten();
-    let trips = match graph.const_value(operand(0)?)?.to_i64s().as_slice() {
-        &[trips] => usize::try_from(trips.max(0)).ok()?,
-        _ => return None,
-    };
+    let trips = usize::try_from(number(graph, operand(0)?)?.max(0)).ok()?;
     let begin = operand(1).map_or(Some(true), |value| flag(graph, value))?;
     let body = op.body.graph();
     let condition = body.outputs().first()?.value;
     let goes_on = body.inputs().get(1) == Some(&condition) || flag(body, condition) == Some(true);
     let trips = if begin { trips } else { 0 };
     let stacks = body.outputs().len().checked_sub(1 + op.carried)?;
-    if !goes_on || size(body).saturating_mul(trips) > MOST_NODES || trips == 0 && stacks > 0 {
+    if !goes_on || size(body).saturating_mul(trips) > options.unrolled_nodes || trips == 0 && stacks > 0 {
         return None;
     }
     let given: Vec<ValueId> = (2..node.inputs.len()).map(operand).collect::<Option<_>>()?;
@@ -108,12 +138,12 @@ fn stack(graph: &mut Graph, name: &str, list: &[ValueId], axis: i64) -> Option<V
     graph.op(&graph.fresh_name(&format!("{name}.stack")), Concat { axis }, parts).ok()
 }
 
-fn unroll_scan(graph: &mut Graph, node: &Node, op: &Scan) -> Expanded {
+fn unroll_scan(graph: &mut Graph, node: &Node, op: &Scan, options: &Options) -> Expanded {
     let given: Vec<ValueId> = node.inputs.iter().copied().collect::<Option<_>>()?;
     let (states, rest) = given.split_at_checked(op.states)?;
     let (sequences, captures) = rest.split_at_checked(op.input_axes.len())?;
     let steps = steps_of(graph, *sequences.first()?, *op.input_axes.first()?)?;
-    if steps == 0 || size(op.body.graph()).saturating_mul(steps) > MOST_NODES {
+    if steps == 0 || size(op.body.graph()).saturating_mul(steps) > options.unrolled_nodes {
         return None;
     }
     let mut states = states.to_vec();
