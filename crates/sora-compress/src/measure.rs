@@ -30,8 +30,14 @@ pub struct Evaluation {
     pub top5: Option<f64>,
     /// Wilson interval of `top5`.
     pub top5_ci95: Option<Interval>,
+    /// Mean of the F1 scores of the classes that occur.
+    pub macro_f1: f64,
+    /// Area under the ROC curve, of more than two classes their mean; only [`evaluate`] finds it.
+    pub auc: Option<f64>,
     /// Counts by class.
     pub per_class: Vec<PerClass>,
+    /// Samples by class, then by predicted class; empty beyond 256 classes.
+    pub confusion: Vec<Vec<usize>>,
     /// Whether each sample was right, in order.
     #[serde(skip)]
     pub correct: Vec<bool>,
@@ -39,18 +45,28 @@ pub struct Evaluation {
 
 impl Evaluation {
     fn of(count: &Classification) -> Self {
-        let ClassificationSummary { samples, accuracy, accuracy_ci95, top5, top5_ci95, per_class } =
-            count.summary();
-        let correct = count.correct().to_vec();
-        Evaluation { samples, accuracy, ci95: accuracy_ci95, top5, top5_ci95, per_class, correct }
+        let summary = count.summary();
+        let ClassificationSummary { samples, accuracy, top5, top5_ci95, macro_f1, auc, .. } = summary;
+        Evaluation {
+            samples,
+            accuracy,
+            ci95: summary.accuracy_ci95,
+            top5,
+            top5_ci95,
+            macro_f1,
+            auc,
+            per_class: summary.per_class,
+            confusion: summary.confusion,
+            correct: count.correct().to_vec(),
+        }
     }
 }
 
 /// Batch size of [`evaluate`].
 const EVALUATION_BATCH: usize = 64;
 
-/// Measures the accuracy of `graph` on the samples `indices`, all of them by default: the highest score of its
-/// first output against the label.
+/// Measures `graph` on the samples `indices`, all of them by default: the highest score of its first output against the
+/// label. One score a sample is the probability of class 1 of two.
 ///
 /// # Errors
 /// A [`CompressError`] when the data has no labels, does not fit the network or has labels out of range, when the
@@ -77,7 +93,8 @@ pub fn evaluate(
         }
     };
     progress.stage("Evaluating", Some(indices.len() as u64));
-    score(&session, &feed, indices, labels, EVALUATION_BATCH, progress)
+    let new = |classes| Classification::new(classes).with_auc();
+    counted(&session, &feed, indices, labels, EVALUATION_BATCH, progress, new)
 }
 
 /// Runs `session` over the samples and calls `visit` with the scores of each batch and the samples it holds.
@@ -104,11 +121,22 @@ fn predict(
                 let found = sora_ir::TensorType::of(&scores).to_string();
                 return Err(CompressError::Output { output: name.clone(), found });
             }
-            visit(&scores, now)?;
+            visit(&both_classes(scores)?, now)?;
         }
         progress.advance(fed.len as u64);
     }
     Ok(())
+}
+
+/// The scores of two classes where there is one probability a sample, that of the second class.
+fn both_classes(scores: Tensor) -> Result<Tensor, CompressError> {
+    let samples = scores.shape().first().copied().unwrap_or(0);
+    let values = scores.to_f32s();
+    if scores.len() != samples || !values.iter().all(|p| (0.0..=1.0).contains(p)) {
+        return Ok(scores);
+    }
+    let both: Vec<f32> = values.iter().flat_map(|&p| [1.0 - p, p]).collect();
+    Ok(Tensor::from_slice(&[samples, 2], &both)?)
 }
 
 /// The accuracy on the samples `indices`; `labels` are those of all samples.
@@ -120,6 +148,19 @@ pub(crate) fn score(
     batch: usize,
     progress: &dyn Progress,
 ) -> Result<Evaluation, CompressError> {
+    counted(session, feed, indices, labels, batch, progress, Classification::new)
+}
+
+/// As [`score`], by what `new` makes for the number of classes.
+fn counted(
+    session: &Session,
+    feed: &Feed,
+    indices: &[usize],
+    labels: &[usize],
+    batch: usize,
+    progress: &dyn Progress,
+    new: impl Fn(usize) -> Classification,
+) -> Result<Evaluation, CompressError> {
     let mut count: Option<Classification> = None;
     predict(session, feed, indices, batch, progress, |scores, samples| {
         let classes = scores.shape().iter().skip(1).product();
@@ -127,7 +168,7 @@ pub(crate) fn score(
             feed.data().check_labels(classes)?;
         }
         let wanted: Vec<usize> = samples.iter().filter_map(|&i| labels.get(i).copied()).collect();
-        Ok(count.get_or_insert_with(|| Classification::new(classes)).add(scores, &wanted)?)
+        Ok(count.get_or_insert_with(|| new(classes)).add(scores, &wanted)?)
     })?;
     Ok(Evaluation::of(&count.unwrap_or_else(|| Classification::new(0))))
 }

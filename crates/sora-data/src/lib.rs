@@ -14,7 +14,6 @@ mod augment;
 mod batches;
 mod cache;
 mod dataset;
-mod edits;
 mod error;
 mod folder;
 mod idx;
@@ -39,10 +38,12 @@ pub use agreement::{Agreement, AgreementSummary};
 pub use augment::{AUGMENTATIONS, Augmentation, AugmentationRow};
 pub use batches::{Batch, Batches};
 pub use dataset::{Dataset, LabelColumn, OpenOptions, SampleKind};
-pub use edits::edits;
 pub use error::{DataError, ErrorKind};
 pub use loader::{Loader, LoaderOptions};
-pub use metrics::{Classification, ClassificationSummary, Drop, Interval, PerClass, paired_drop, wilson};
+pub use metrics::{
+    Auc, Classification, ClassificationSummary, Drop, ErrorRate, Interval, PerClass, edits, paired_drop,
+    wilson,
+};
 pub use order::Order;
 pub use preprocess::{Color, Filter, Layout, Output, Preprocess, Resize, Scale, Size};
 pub use settings::{Setting, Settings, nearest, setting, suggestion};

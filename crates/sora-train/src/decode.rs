@@ -1,6 +1,6 @@
 //! Reading sequences of labels out of what a network trained with [`ctc`](crate::LOSSES) gives.
 
-use sora_data::edits;
+use sora_data::ErrorRate;
 use sora_exec::{Arena, Options, Program};
 use sora_ir::Graph;
 use sora_tensor::Tensor;
@@ -39,7 +39,7 @@ pub fn label_error_rate(
 ) -> Result<f64, TrainError> {
     const BATCH: usize = 64;
     let name = head.output(graph)?.0;
-    let (mut wrong, mut labels) = (0usize, 0usize);
+    let mut rate = ErrorRate::default();
     let mut compiled: Option<(usize, Program, Arena)> = None;
     for batch in samples.data.batches(&samples.indices, BATCH, samples.preprocess) {
         let batch = batch?;
@@ -55,11 +55,10 @@ pub fn label_error_rate(
         let expected = &targets(graph, &batch, std::slice::from_ref(head))?[0];
         for (read, row) in best_path(y).iter().zip(expected.to_i64s().chunks(head.labels.max(1))) {
             let row: Vec<i64> = row.iter().copied().filter(|&label| label >= 0).collect();
-            wrong += edits(&row, read);
-            labels += row.len();
+            rate.add(&row, read);
         }
     }
-    Ok(wrong as f64 / labels.max(1) as f64)
+    Ok(rate.value())
 }
 
 #[cfg(test)]

@@ -96,6 +96,14 @@ fn json_has_the_keys_that_scripts_rely_on() {
     let accuracy = evaluated["metrics"]["accuracy"].as_f64().unwrap();
     let interval = evaluated["ci95"]["accuracy"].as_array().unwrap();
     assert!(interval[0].as_f64().unwrap() < accuracy && accuracy < interval[1].as_f64().unwrap());
+    // Every class has as many samples, so that the mean of the recalls is the accuracy.
+    let recalls = evaluated["per_class"].as_array().unwrap().iter().map(|c| c["recall"].as_f64().unwrap());
+    assert!((recalls.sum::<f64>() / 10.0 - accuracy).abs() < 1e-9);
+    let confusion = evaluated["confusion"].as_array().unwrap();
+    let right: u64 = confusion.iter().enumerate().map(|(class, row)| row[class].as_u64().unwrap()).sum();
+    assert!((right as f64 / 10_000.0 - accuracy).abs() < 1e-9);
+    let of = |name: &str| evaluated["metrics"][name].as_f64().unwrap();
+    assert!((of("macro_f1") - accuracy).abs() < 0.01 && of("auc") > 0.98, "{evaluated}");
 
     let benched = succeed_json(&["bench", &model, "--seconds", "0.05", "--profile", "--json"]);
     let keys = ["median_ms", "p90_ms", "min_ms", "runs", "load_ms", "peak_rss_mb", "threads", "isa"];

@@ -334,6 +334,27 @@ fn penalties_are_part_of_both_losses() {
     assert!(added[0] > 0.1 && (added[0] - added[1]).abs() < 1e-5, "{free:?} {priced:?}");
 }
 
+/// One probability a sample tells two classes apart, and is measured like two.
+#[test]
+fn a_probability_is_measured_as_two_classes() {
+    let (folder, config) = folder();
+    let text = CONFIG.replace("units = 2, activation = \"softmax\"", "units = 1, activation = \"sigmoid\"");
+    let text =
+        text.replace("[network]", "test = \"data.npz\"\n[loss]\nname = \"binary_crossentropy\"\n[network]");
+    std::fs::write(&config, text).unwrap();
+    let output = command(&config, &["--json"]).output().unwrap();
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |result: &serde_json::Value, name: &str| result["metrics"][name].as_f64().unwrap();
+    assert!(of(&result, "accuracy") > 0.9 && of(&result, "auc") > 0.95, "{result}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sora"));
+    command.current_dir(folder.path()).args(["evaluate", "trained.sora", "--data", "data.npz", "--json"]);
+    let evaluated: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    for name in ["accuracy", "auc", "macro_f1"] {
+        assert_eq!(of(&evaluated, name), of(&result, name), "{name}");
+    }
+    assert_eq!(evaluated["confusion"][1].as_array().unwrap().len(), 2);
+}
+
 #[test]
 fn misspelled_keys_are_errors_with_the_nearest_key() {
     let (_folder, config) = folder();

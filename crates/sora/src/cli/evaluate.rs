@@ -1,7 +1,8 @@
 //! `sora evaluate`.
 
 use serde_json::{Map, Value, json};
-use sora::data::{Dataset, OpenOptions, Preprocess};
+use sora::compress::Evaluation;
+use sora::data::{Dataset, OpenOptions, PerClass, Preprocess};
 use sora::{Failure, Metadata, Model, compress, write_atomically};
 
 use super::args::{Data, Evaluate};
@@ -26,26 +27,39 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
     drop(bars);
     let [low, high] = result.ci95;
     if args.json {
-        let (mut metrics, mut intervals) = (Map::new(), Map::new());
-        metrics.insert("accuracy".into(), json!(result.accuracy));
-        intervals.insert("accuracy".into(), json!([low, high]));
-        if let Some(top5) = result.top5 {
-            metrics.insert("top5".into(), json!(top5));
-        }
+        let class = |class: &PerClass| {
+            json!({
+                "samples": class.total, "precision": class.precision(), "recall": class.recall(), "f1": class.f1(),
+            })
+        };
         let object = json!({
-            "samples": result.samples, "metrics": Value::Object(metrics), "ci95": Value::Object(intervals),
-            "preprocess": preprocess,
+            "samples": result.samples, "metrics": metrics(&result), "ci95": {"accuracy": [low, high]},
+            "per_class": result.per_class.iter().map(class).collect::<Vec<_>>(),
+            "confusion": result.confusion, "preprocess": preprocess,
         });
         return Ok(one_line(&object));
     }
     let top5 = result.top5.map(|v| format!(", top-5 {:.2} %", 100.0 * v)).unwrap_or_default();
+    let auc = result.auc.map(|auc| format!(", AUC {auc:.4}")).unwrap_or_default();
     Ok(format!(
-        "accuracy {:.2} % (95 % interval {:.2} to {:.2}){top5} on {} samples\npreprocessing {preprocess}",
+        "accuracy {:.2} % (95 % interval {:.2} to {:.2}){top5} on {} samples\nmacro F1 {:.4}{auc}\npreprocessing {preprocess}",
         100.0 * result.accuracy,
         100.0 * low,
         100.0 * high,
-        result.samples
+        result.samples,
+        result.macro_f1,
     ))
+}
+
+/// The figures of a classifier by name.
+pub(super) fn metrics(result: &Evaluation) -> Map<String, Value> {
+    let mut metrics = Map::new();
+    metrics.insert("accuracy".into(), json!(result.accuracy));
+    metrics.insert("macro_f1".into(), json!(result.macro_f1));
+    for (name, value) in [("top5", result.top5), ("auc", result.auc)] {
+        value.into_iter().for_each(|value| drop(metrics.insert(name.into(), json!(value))));
+    }
+    metrics
 }
 
 /// The data set, and how its samples become the model's input.

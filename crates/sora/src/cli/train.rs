@@ -155,16 +155,15 @@ fn measure(
     let mut metrics = Map::new();
     metrics.insert("samples".into(), json!(test.len()));
     if let [Head { target: None, loss, .. }] = heads
-        && loss.row.from == Link::Softmax
+        && (loss.row.from == Link::Softmax || loss.row.from == Link::Sigmoid && of_two_classes(&model.graph))
     {
         let result = compress::evaluate(&model.graph, test, preprocess, None, options, &Bars::new());
         let result = match result {
             Ok(result) => result,
             Err(error) => return Ok(Err(compression_failure(&error))),
         };
-        metrics.insert("accuracy".into(), json!(result.accuracy));
+        metrics.extend(super::evaluate::metrics(&result));
         metrics.insert("ci95".into(), json!(result.ci95));
-        result.top5.into_iter().for_each(|top5| drop(metrics.insert("top5".into(), json!(top5))));
         return Ok(Ok(metrics));
     }
     let samples = Samples { data: test, indices: (0..test.len()).collect(), preprocess };
@@ -185,6 +184,12 @@ fn measure(
         }
     }
     Ok(Ok(metrics))
+}
+
+/// Whether the first output is one number for each sample.
+fn of_two_classes(graph: &sora::ir::Graph) -> bool {
+    let output = graph.outputs().first().map(|output| &graph.ty(output.value).shape);
+    output.is_some_and(|shape| shape.len() > 1 && shape[1..].iter().all(|extent| extent.known() == Some(1)))
 }
 
 /// The figures of an epoch by name.
