@@ -334,6 +334,25 @@ fn penalties_are_part_of_both_losses() {
     assert!(added[0] > 0.1 && (added[0] - added[1]).abs() < 1e-5, "{free:?} {priced:?}");
 }
 
+#[test]
+fn the_history_is_written_as_its_ending_says() {
+    let (folder, config) = folder();
+    let write = |history: &str| {
+        let text = CONFIG.replace("seed = 7", &format!("seed = 7\nhistory = \"{history}\""));
+        std::fs::write(&config, text.replace("epochs = 20", "epochs = 2")).unwrap();
+        command(&config, &["--json"]).output().unwrap()
+    };
+    assert!(write("history.json").status.success() && write("history.html").status.success());
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let epochs: serde_json::Value = serde_json::from_str(&read("history.json")).unwrap();
+    assert_eq!(epochs.as_array().unwrap().len(), 2);
+    let loss = epochs[1]["loss"].as_f64().unwrap();
+    let page = read("history.html");
+    assert!(page.contains(&format!("\"loss\":{loss},")) && page.matches("<svg").count() == 3);
+    let refused = write("history.txt");
+    assert!(!refused.status.success() && String::from_utf8(refused.stdout).unwrap().contains(".html"));
+}
+
 /// One probability a sample tells two classes apart, and is measured like two.
 #[test]
 fn a_probability_is_measured_as_two_classes() {

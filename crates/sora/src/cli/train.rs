@@ -76,6 +76,9 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     for path in [Some(&config.output), config.history.as_ref(), checkpoint.as_ref()].into_iter().flatten() {
         check_writable(path)?;
     }
+    if let Some(path) = &config.history {
+        history(path, config, &[])?;
+    }
     let failed = training_failure(place);
     let Prepared { network, recipe, plan, data, train, validation, preprocess, metadata } =
         config.prepare(place)?;
@@ -120,9 +123,7 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     }
     model.save(&config.output)?;
     if let Some(path) = &config.history {
-        let history: Vec<Value> =
-            progress.history.iter().map(|epoch| Value::Object(figures(epoch))).collect();
-        write_atomically(path, json!(history).to_string().as_bytes())?;
+        write_atomically(path, history(path, config, &progress.history)?.as_bytes())?;
     }
     // What is complete must not be continued.
     if let Some(path) = &watch.checkpoint {
@@ -190,6 +191,25 @@ fn measure(
 fn of_two_classes(graph: &sora::ir::Graph) -> bool {
     let output = graph.outputs().first().map(|output| &graph.ty(output.value).shape);
     output.is_some_and(|shape| shape.len() > 1 && shape[1..].iter().all(|extent| extent.known() == Some(1)))
+}
+
+/// The course of a training as the ending of its file says: JSON, or a page of curves.
+fn history(path: &Path, config: &Config, epochs: &[Epoch]) -> Result<String, Failure> {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("json") => {
+            let epochs: Vec<Value> = epochs.iter().map(|epoch| Value::Object(figures(epoch))).collect();
+            Ok(json!(epochs).to_string())
+        }
+        Some("html") => {
+            let name = config.output.file_name().unwrap_or_default().to_string_lossy();
+            let producer = concat!("sora ", env!("CARGO_PKG_VERSION"));
+            Ok(sora::report::history(&name, epochs, producer))
+        }
+        _ => {
+            let hint = "Give it a name that ends with .json, or with .html for a page of curves.";
+            Err(Failure::new("The history has no format.", path.display().to_string(), hint))
+        }
+    }
 }
 
 /// The figures of an epoch by name.

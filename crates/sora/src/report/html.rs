@@ -1,48 +1,15 @@
-//! The report as one HTML page: no script, no font, no picture from anywhere else.
+//! The report of a compression as one HTML page.
 
-use std::fmt::{self, Display, Write};
+use std::fmt::Write;
 
+use super::page::{Escaped, page, percent};
 use super::{Layer, Report, Side};
 
 /// The page. All text of the report is escaped; the figures stand in it a second time as JSON for programs.
 pub fn html(report: &Report) -> String {
-    let mut page = String::new();
-    let title = format!("{} compressed", report.model);
-    let style = include_str!("style.css");
-    let _ = write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n",
-        Escaped(&title)
-    );
-    for part in [header, cards, errors, times, layers, search, method] {
-        page += &part(report);
-    }
-    let _ =
-        writeln!(page, "<footer>Written by {}. Works offline.</footer>\n</main>", Escaped(&report.producer));
-    let json = serde_json::to_string(report).unwrap_or_default().replace('<', "\\u003c");
-    let _ =
-        write!(page, "<script type=\"application/json\" id=\"report\">{json}</script>\n</body>\n</html>\n");
-    page
-}
-
-/// Text with the characters that HTML gives a meaning to replaced.
-struct Escaped<'a>(&'a str);
-
-impl Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '&' => f.write_str("&amp;")?,
-                '"' => f.write_str("&quot;")?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
+    let parts = [header, cards, errors, times, layers, search, method];
+    let body: String = parts.iter().map(|part| part(report)).collect();
+    page(&format!("{} compressed", report.model), &body, &report.producer, "report", report)
 }
 
 fn header(report: &Report) -> String {
@@ -294,10 +261,6 @@ fn method(report: &Report) -> String {
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map(|c| c.to_uppercase().to_string() + chars.as_str()).unwrap_or_default()
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
 }
 
 fn milliseconds(ms: f64) -> String {

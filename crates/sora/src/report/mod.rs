@@ -1,7 +1,10 @@
-//! The report of a compression: one HTML file that needs nothing else.
+//! Reports of a compression and of a training: each one HTML file that needs nothing else.
 
+mod history;
 mod html;
+mod page;
 
+pub use history::history;
 pub use html::html;
 
 use serde::Serialize;

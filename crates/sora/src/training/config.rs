@@ -20,7 +20,7 @@ use crate::{Failure, Metadata, Model};
 pub struct Config {
     /// Where the trained model goes: .onnx or .sora.
     pub output: PathBuf,
-    /// Where the history goes, as JSON.
+    /// Where the history goes: .json, or .html for a page of curves.
     pub history: Option<PathBuf>,
     /// Weights, the order of the samples and dropout follow from it.
     #[serde(default)]
