@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sora_data::npz;
 use sora_tensor::Tensor;
 
-use crate::Epoch;
-use crate::TrainError;
+use crate::schedule::Plateau;
+use crate::{Epoch, TrainError};
 
 /// All that decides how a training goes on: the same checkpoint continues bit for bit.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,9 @@ pub struct Progress {
     pub history: Vec<Epoch>,
     /// The epoch, from 0, whose validation was best.
     pub best: Option<u32>,
+    /// What a schedule that follows validation has seen.
+    #[serde(default)]
+    pub(crate) plateau: Plateau,
     /// Seconds spent.
     pub seconds: f64,
 }
@@ -108,6 +111,7 @@ mod tests {
             sums,
             history: vec![epoch],
             best: Some(0),
+            plateau: Plateau::default(),
             seconds: 2.5,
         };
         let checkpoint = Checkpoint { best: state.clone(), mean: state[..1].to_vec(), state, progress };

@@ -141,7 +141,7 @@ pub fn fit(
                 continue;
             }
             let step = u64::from(progress.epoch) * steps + progress.batch;
-            let rate = plan.rate * plan.schedule.share(step, total);
+            let rate = plan.schedule.rate(plan.rate, step, total, &progress.plateau);
             let outcome = take_step(trainer, &batch, rate)?;
             if !outcome.loss.is_finite() {
                 trainer.set_state(&before_trouble.1)?;
@@ -177,7 +177,9 @@ pub fn fit(
             }
             let found = assess(&trainer.graph_of(&state), &heads, samples, trainer.options())?;
             figures.validated(&found, &outputs);
-            figures.validation_loss = Some(found.loss + trainer.penalty_of(&state));
+            let loss = found.loss + trainer.penalty_of(&state);
+            figures.validation_loss = Some(loss);
+            plan.schedule.watch(loss, &mut progress.plateau);
             let ahead =
                 |best: u32| progress.history.get(best as usize).is_none_or(|best| figures.is_better(best));
             if plan.patience.is_some() && progress.best.is_none_or(ahead) {
@@ -225,8 +227,9 @@ fn trouble(
             return trainer.first_non_finite(batch.len, &borrowed(&inputs), &targets);
         }
         if batch.len > 0 {
-            let share = plan.schedule.share(first + at, steps * u64::from(plan.epochs));
-            take_step(trainer, &batch, plan.rate * share)?;
+            let total = steps * u64::from(plan.epochs);
+            let rate = plan.schedule.rate(plan.rate, first + at, total, &progress.plateau);
+            take_step(trainer, &batch, rate)?;
         }
     }
     Ok("in a batch that is there no more".to_owned())

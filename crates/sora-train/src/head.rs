@@ -113,8 +113,8 @@ fn correct(w: &mut Writer, loss: &Loss, y: ValueId, target: ValueId) -> Result<O
             let (found, target) = (greatest(w, y)?, greatest(w, target)?);
             w.binary(BinaryKind::Equal, found, target)?
         }
-        // One probability a sample, over one half where the logit is positive.
-        (Target::Same, Link::Sigmoid) if w.shape(y)?[1..].iter().product::<usize>() == 1 => {
+        // One number a sample: a logit, whose probability is over one half where it is positive, or a sign.
+        (Target::Same, Link::Sigmoid | Link::Sign) if w.shape(y)?[1..].iter().product::<usize>() == 1 => {
             let found = w.compare(y, BinaryKind::Greater, 0.0)?;
             let expected = w.compare(target, BinaryKind::Greater, 0.5)?;
             w.binary(BinaryKind::Equal, found, expected)?

@@ -44,6 +44,8 @@ pub enum Link {
     Softmax,
     /// Probabilities of classes by themselves.
     Sigmoid,
+    /// Signs: above 0 is the second of two classes.
+    Sign,
 }
 
 const SMOOTHING: &[Setting] = &[setting("label_smoothing", 0.0, 0.0, 1.0)];
@@ -86,6 +88,38 @@ pub const LOSSES: &[LossRow] = &[
             let first = w.unary(UnaryKind::Softplus, y)?;
             let second = w.mul(y, target)?;
             let each = w.sub(first, second)?;
+            mean(w, each)
+        },
+    },
+    LossRow {
+        // Σ t ln(t / softmax(y)), where 0 ln 0 = 0. Source: Kullback & Leibler 1951.
+        name: "kl_divergence",
+        settings: &[],
+        target: Target::Same,
+        from: Link::Softmax,
+        build: |w, [y, target], loss| {
+            let least = w.number(f64::from(f32::MIN_POSITIVE), target)?;
+            let bounded = w.binary(BinaryKind::Max, target, least)?;
+            let wanted = w.unary(UnaryKind::Log, bounded)?;
+            let log = w.op(Softmax { axis: 1, log: true }, [y])?;
+            let apart = w.sub(log, wanted)?;
+            let each = w.mul(apart, target)?;
+            by_sample(w, each, target, loss)
+        },
+    },
+    LossRow {
+        // max(0, 1 − t y), where t is 1 for targets above 0, else −1. Source: Cortes & Vapnik 1995.
+        name: "hinge",
+        settings: &[],
+        target: Target::Same,
+        from: Link::Sign,
+        build: |w, [y, target], _| {
+            let above = w.compare(target, BinaryKind::Greater, 0.0)?;
+            let (up, down) = (w.number(1.0, y)?, w.number(-1.0, y)?);
+            let sign = w.select(above, up, down)?;
+            let right = w.mul(sign, y)?;
+            let left = w.sub(up, right)?;
+            let each = w.unary(UnaryKind::Relu, left)?;
             mean(w, each)
         },
     },
@@ -142,7 +176,14 @@ fn categorical(w: &mut Writer, [y, given]: [ValueId; 2], loss: &Loss) -> Result<
     let shape = w.shape(y)?;
     let target = mixed(w, given, loss.settings.get("label_smoothing"), 1.0 / shape[1] as f64)?;
     let log = w.op(Softmax { axis: 1, log: true }, [y])?;
-    let mut each = w.mul(log, target)?;
+    let each = w.mul(log, target)?;
+    by_sample(w, each, given, loss)
+}
+
+/// The mean over the samples of what `each` sums up to over the classes, with the sign reversed, and times the weight of the
+/// sample's class in `given`.
+fn by_sample(w: &mut Writer, mut each: ValueId, given: ValueId, loss: &Loss) -> Result<ValueId, Mismatch> {
+    let shape = w.shape(each)?;
     if let Some(weights) = &loss.class_weights {
         if weights.len() != shape[1] || shape.len() != 2 {
             let (found, name) = (weights.len(), loss.row.name);
@@ -302,6 +343,25 @@ mod tests {
         let smoothed = value("binary_crossentropy", &[("label_smoothing", 0.2)], &y, &target).0;
         let shift = 0.1 * (0.3 + 1.2 + 200.0 - 150.0) / 4.0;
         assert!((smoothed - (expected + shift)).abs() < 1e-5);
+    }
+
+    /// The divergence is the cross-entropy less the entropy of what is wanted.
+    #[test]
+    fn divergence_and_hinge_are_what_the_formulas_say() {
+        let rows = Tensor::from_slice(&[2, 3], &[0.7f32, 0.2, 0.1, 0.0, 0.0, 1.0]).unwrap();
+        let entropy = -(0.7 * 0.7f64.ln() + 0.2 * 0.2f64.ln() + 0.1 * 0.1f64.ln()) / 2.0;
+        let (cross, slope) = value("categorical_crossentropy", &[], &LOGITS, &rows);
+        let (divergence, gradient) = value("kl_divergence", &[], &LOGITS, &rows);
+        near(divergence, cross - entropy);
+        gradient.iter().zip(slope).for_each(|(&found, expected)| near(found, expected));
+        // Signs 1, −1, 1, −1: 1 − 0.25, nothing, 1 + 2, 1 + 0.5.
+        let y = [0.25f32, -3.0, -2.0, 0.5];
+        for given in [[1.0f32, 0.0, 1.0, 0.0], [1.0, -1.0, 1.0, -1.0]] {
+            let target = Tensor::from_slice(&[2, 2], &given).unwrap();
+            let (hinge, gradient) = value("hinge", &[], &y, &target);
+            near(hinge, (0.75 + 3.0 + 1.5) / 4.0);
+            assert_eq!(gradient, [-0.25, 0.0, -0.25, 0.25]);
+        }
     }
 
     #[test]

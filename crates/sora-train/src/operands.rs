@@ -73,8 +73,8 @@ fn target(graph: &Graph, batch: &Batch, head: &Head) -> Result<Tensor, TrainErro
         (Target::Same, from, None) => {
             let shape = ty.shape.iter().skip(1).map(Dim::known).collect::<Option<Vec<usize>>>();
             let shape = [&[batch.len], shape.unwrap_or_default().as_slice()].concat();
-            // A class is a number only where there is one probability.
-            let is_number = head.target.is_some() || from == Link::Sigmoid;
+            // A class is a number only where there is one probability or sign.
+            let is_number = head.target.is_some() || matches!(from, Link::Sigmoid | Link::Sign);
             match shape.iter().product::<usize>() == given.len() {
                 true if is_number => tensor(Tensor::from_f64s(ty.dtype, &shape, &given.to_f64s())),
                 _ if head.target.is_none() => cannot("the data gives classes".to_owned()),

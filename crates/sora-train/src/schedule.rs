@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
 
+use serde::{Deserialize, Serialize};
 use sora_data::{Setting, Settings, setting};
 
 use crate::TrainError;
@@ -47,7 +48,36 @@ pub const SCHEDULES: &[ScheduleRow] = &[
         ],
         share: |at, s| s.get("final") + (1.0 - s.get("final")) * 0.5 * (1.0 + (PI * at).cos()),
     },
+    ScheduleRow {
+        // The rate times `factor` whenever the validation loss has not become less by [`LESS`] in `patience` epochs, but not
+        // below `min_rate`.
+        name: PLATEAU,
+        settings: &[
+            WARMUP,
+            setting("factor", 0.1, 0.0, 1.0),
+            setting("patience", 10.0, 1.0, 1e6),
+            setting("min_rate", 0.0, 0.0, 1e12),
+        ],
+        share: |_, _| 1.0,
+    },
 ];
+
+const PLATEAU: &str = "plateau";
+
+/// What a loss must be less by to be better.
+const LESS: f64 = 1e-4;
+
+/// What the schedule `plateau` has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Plateau {
+    /// The least validation loss, as bits of `f64`, since text may round.
+    best: Option<u64>,
+    /// Epochs since then, or since the rate was lowered.
+    waited: u32,
+    /// How often the rate was lowered.
+    lowered: u32,
+}
 
 /// A schedule with its numbers.
 #[derive(Clone, Debug)]
@@ -64,6 +94,37 @@ impl Schedule {
     pub fn new(name: &str, given: &BTreeMap<String, f64>) -> Result<Self, TrainError> {
         let row = find("schedule", SCHEDULES, |row| row.name, name)?;
         Ok(Schedule { row, settings: Settings::new(name, row.settings, given)? })
+    }
+
+    /// Whether the rate follows from validation.
+    pub fn needs_validation(&self) -> bool {
+        self.row.name == PLATEAU
+    }
+
+    /// The learning rate of step `step` of `steps`, from 0, where `rate` is the highest.
+    pub(crate) fn rate(&self, rate: f64, step: u64, steps: u64, seen: &Plateau) -> f64 {
+        let rate = rate * self.share(step, steps);
+        match seen.lowered {
+            0 => rate,
+            n => rate.min(
+                (rate * self.settings.get("factor").powf(f64::from(n))).max(self.settings.get("min_rate")),
+            ),
+        }
+    }
+
+    /// Looks at the validation loss behind an epoch.
+    pub(crate) fn watch(&self, loss: f64, seen: &mut Plateau) {
+        if !self.needs_validation() {
+            return;
+        }
+        if !loss.is_nan() && seen.best.is_none_or(|best| loss < f64::from_bits(best) - LESS) {
+            *seen = Plateau { best: Some(loss.to_bits()), waited: 0, ..seen.clone() };
+            return;
+        }
+        seen.waited += 1;
+        if f64::from(seen.waited) >= self.settings.get("patience") {
+            (seen.waited, seen.lowered) = (0, seen.lowered + 1);
+        }
     }
 
     /// The share of the learning rate that step `step` of `steps`, from 0, takes.
@@ -108,5 +169,24 @@ mod tests {
         let cycle = shares("one_cycle", &[("warmup", 0.5), ("initial", 0.2), ("final", 0.0)], 8);
         near(&cycle[..5], &[0.2, 0.2 + 0.8 * (0.5 - half), 0.6, 0.2 + 0.8 * (0.5 + half), 1.0]);
         near(&cycle[4..], &[1.0, 0.5 + half, 0.5, 0.5 - half]);
+    }
+
+    /// Losses 5 4 | 4 4 | 3 | 3 3 | 3 3 with patience 2: lowered behind the epochs that `|` ends after a wait.
+    #[test]
+    fn a_plateau_lowers_the_rate() {
+        let given = [("factor", 0.5), ("patience", 2.0), ("min_rate", 0.2)];
+        let given = given.iter().map(|&(n, v)| (n.to_owned(), v)).collect();
+        let schedule = Schedule::new("plateau", &given).unwrap();
+        let mut seen = Plateau::default();
+        let mut rates = Vec::new();
+        for loss in [f64::NAN, 5.0, 4.0, 4.0, 4.0 - 0.5 * LESS, 3.0, f64::NAN, 3.0, 3.0, 3.0, 3.0, 3.0] {
+            schedule.watch(loss, &mut seen);
+            rates.push(schedule.rate(1.0, 7, 10, &seen));
+        }
+        near(&rates, &[1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2]);
+        let constant = Schedule::new("constant", &BTreeMap::new()).unwrap();
+        let mut seen = Plateau::default();
+        [1.0; 30].into_iter().for_each(|loss| constant.watch(loss, &mut seen));
+        assert_eq!(seen, Plateau::default());
     }
 }

@@ -262,17 +262,23 @@ fn command(config: &Path, options: &[&str]) -> Command {
 
 #[test]
 fn what_is_killed_continues_as_if_it_had_not_been() {
-    let (whole, config) = folder();
-    let output = command(&config, &["--json"]).output().unwrap();
-    assert!(output.status.success());
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(result["steps"], 20 * 14);
-    assert!(result["metrics"]["validation_accuracy"].as_f64().unwrap() > 0.9, "{result}");
-    let expected = std::fs::read(whole.path().join("trained.sora")).unwrap();
-    assert!(!whole.path().join("checkpoint.npz").exists());
+    let plateau = "name = \"plateau\"\n    factor = 0.5\n    patience = 1\n    warmup = 0.1";
+    for (signal, rate, schedule) in [("-KILL", 0.01, "name = \"cosine\""), ("-INT", 0.2, plateau)] {
+        let text =
+            CONFIG.replace("name = \"cosine\"", schedule).replace("rate = 0.01", &format!("rate = {rate}"));
+        let (whole, config) = folder();
+        std::fs::write(&config, &text).unwrap();
+        let output = command(&config, &["--json"]).output().unwrap();
+        assert!(output.status.success());
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["steps"], 20 * 14);
+        assert!(result["metrics"]["validation_accuracy"].as_f64().unwrap() > 0.9, "{result}");
+        assert!(result["metrics"]["rate"].as_f64().unwrap() < 0.6 * rate, "{result}");
+        let expected = std::fs::read(whole.path().join("trained.sora")).unwrap();
+        assert!(!whole.path().join("checkpoint.npz").exists());
 
-    for signal in ["-KILL", "-INT"] {
         let (folder, config) = folder();
+        std::fs::write(&config, &text).unwrap();
         let checkpoint = folder.path().join("checkpoint.npz");
         let mut ends = 0;
         // Each round gets a few steps further before it is ended.
@@ -377,7 +383,11 @@ fn a_probability_is_measured_as_two_classes() {
 #[test]
 fn misspelled_keys_are_errors_with_the_nearest_key() {
     let (_folder, config) = folder();
-    for (good, bad, near) in [("epochs", "epoch", "`epochs`"), ("\"adam\"", "\"adan\"", "`adam`")] {
+    for (good, bad, near) in [
+        ("epochs", "epoch", "`epochs`"),
+        ("\"adam\"", "\"adan\"", "`adam`"),
+        ("\"cosine\"", "\"plateaus\"", "`plateau`"),
+    ] {
         std::fs::write(&config, CONFIG.replace(good, bad)).unwrap();
         let output = command(&config, &["--json"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

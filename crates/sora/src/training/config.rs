@@ -361,9 +361,14 @@ impl Config {
             head.labels = target.and_then(|(_, array)| array.shape().get(1).copied()).unwrap_or(0);
         }
         let (train, validation) = self.split(&data)?;
-        if self.early_stopping.is_some() && validation.is_empty() {
-            let hint = "Add `validation = 0.1` to [data].";
-            return Err(refused("early stopping needs validation".to_owned(), hint));
+        for (what, needed) in [
+            ("early stopping", self.early_stopping.is_some()),
+            ("the schedule `plateau`", schedule.needs_validation()),
+        ] {
+            if needed && validation.is_empty() {
+                let hint = "Add `validation = 0.1` to [data].";
+                return Err(refused(format!("{what} needs validation"), hint));
+            }
         }
         let model = Model { metadata, ..Model::of(network.graph.clone()) };
         let given = self.data.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
