@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use sora_tensor::{DType, Tensor};
 
-use crate::{DataError, ErrorKind, TextInput, folder, idx, npy, npz, suggestion, table};
+use crate::{DataError, ErrorKind, TextInput, folder, idx, npy, npz, parquet, suggestion, table};
 
-const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures or of WAV files per class, an .npz with `x` and `y`, \
+const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures or of WAV files per class, an .npz with `x` and `y`, .parquet files of pictures, \
                      a .csv or .csv.gz, a .jsonl of texts for a model that was trained on texts, or an IDX pair (…-images-idx3-ubyte and …-labels-idx1-ubyte, also .gz)";
 const LABELS_FILE: &str = "labels.txt";
 const MAX_LABELS_FILE: u64 = 1 << 24;
@@ -120,6 +120,8 @@ struct Inner {
 pub(crate) enum Source {
     /// Files of pictures.
     Files(Vec<PathBuf>),
+    /// Pictures as they lie in files.
+    Encoded(Vec<Vec<u8>>),
     /// Files of sounds.
     Sounds(Vec<PathBuf>),
     /// The tokens of texts.
@@ -131,6 +133,7 @@ pub(crate) enum Source {
 impl Dataset {
     /// Opens what lies at `path`:
     /// - a folder with one IDX pair, or the path of its images; the labels lie beside them;
+    /// - a `.parquet` file of pictures, or a folder of such files that belong together, as Hugging Face's `datasets` write them;
     /// - a folder whose sub-folders are classes, numbered by sorted name, of PNG and JPEG pictures, which are
     ///   decoded when a batch needs them; pictures without sub-folders are unlabelled;
     /// - the same of WAV files, as Google's Speech Commands lie: sub-folders whose name starts with `_` are no classes;
@@ -160,7 +163,13 @@ impl Dataset {
             return text.open(path, options);
         }
         let mut targets = Vec::new();
-        let (source, labels) = if metadata.is_dir() {
+        let shards = if metadata.is_dir() { parquet::files(path)? } else { Vec::new() };
+        let (source, labels) = if parquet::is_one(path) || !shards.is_empty() {
+            let shards = if shards.is_empty() { vec![path.to_owned()] } else { shards };
+            let pictures = parquet::read(&shards, options.max_bytes)?;
+            classes = classes.or(pictures.classes);
+            (Source::Encoded(pictures.encoded), pictures.labels)
+        } else if metadata.is_dir() {
             match idx_pair(path)? {
                 Some(images) => in_memory(idx::read(&images, options.max_bytes)?),
                 None => {
@@ -262,6 +271,7 @@ impl Dataset {
     pub fn len(&self) -> usize {
         match &self.0.source {
             Source::Files(paths) | Source::Sounds(paths) => paths.len(),
+            Source::Encoded(pictures) => pictures.len(),
             Source::Tokens(texts) => texts.len(),
             Source::Arrays(arrays) => samples(arrays),
         }
@@ -289,7 +299,7 @@ impl Dataset {
     pub fn sample_kind(&self) -> SampleKind {
         let rest = |t: &Tensor| t.shape().get(1..).unwrap_or_default().to_vec();
         match &self.0.source {
-            Source::Files(_) => SampleKind::Files,
+            Source::Files(_) | Source::Encoded(_) => SampleKind::Files,
             Source::Sounds(_) => SampleKind::Sounds,
             Source::Tokens(_) => SampleKind::Tokens,
             Source::Arrays(arrays) => match arrays.as_slice() {
@@ -351,7 +361,9 @@ impl Dataset {
             Source::Files(paths) | Source::Sounds(paths) => {
                 paths.get(index).map_or(String::new(), |p| p.display().to_string())
             }
-            Source::Tokens(_) | Source::Arrays(_) => format!("{}, sample {index}", self.place()),
+            Source::Encoded(_) | Source::Tokens(_) | Source::Arrays(_) => {
+                format!("{}, sample {index}", self.place())
+            }
         }
     }
 }

@@ -139,7 +139,7 @@ pub(crate) fn decode(path: &Path, max_pixels: u64) -> Result<Picture<u8>, DataEr
     decode_bytes(&bytes, max_pixels, &path.display().to_string())
 }
 
-fn decode_bytes(bytes: &[u8], max_pixels: u64, where_: &str) -> Result<Picture<u8>, DataError> {
+pub(crate) fn decode_bytes(bytes: &[u8], max_pixels: u64, where_: &str) -> Result<Picture<u8>, DataError> {
     let broken = |e: image::ImageError| {
         DataError::malformed(format!("the picture cannot be decoded: {e}"), where_)
             .with_hint("replace or remove the picture")

@@ -23,6 +23,7 @@ mod metrics;
 pub mod npy;
 pub mod npz;
 mod order;
+mod parquet;
 mod picture;
 mod preprocess;
 mod random;

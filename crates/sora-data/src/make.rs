@@ -47,7 +47,10 @@ impl Caches {
     pub(crate) fn new(data: &Dataset, bytes: usize) -> Self {
         let of = |fits: bool| if fits { bytes } else { 0 };
         Caches {
-            pictures: Cache::new(data.len(), of(matches!(data.source(), Source::Files(_)))),
+            pictures: Cache::new(
+                data.len(),
+                of(matches!(data.source(), Source::Files(_) | Source::Encoded(_))),
+            ),
             waves: Cache::new(data.len(), of(matches!(data.source(), Source::Sounds(_)))),
         }
     }
@@ -110,6 +113,13 @@ impl Dataset {
                     return Err(DataError::new(ErrorKind::Usage, what, "the preprocessing", hint));
                 }
                 let decode = |index: usize| folder::decode(self.path(paths, index)?, self.max_pixels());
+                return self.pictures(decode, indices, pre, changes);
+            }
+            Source::Encoded(pictures) => {
+                let find = |index: usize| pictures.get(index).ok_or_else(|| self.no_sample(index));
+                let place = |index: usize| self.sample_place(index);
+                let decode =
+                    |index: usize| folder::decode_bytes(find(index)?, self.max_pixels(), &place(index));
                 return self.pictures(decode, indices, pre, changes);
             }
             Source::Sounds(paths) => return self.sounds(paths, indices, pre, changes),

@@ -31,8 +31,8 @@ pub struct TextOptions {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextInput {
-    /// The words that are told apart.
-    pub vocabulary: Tokenizer,
+    /// What makes tokens of them.
+    pub tokenizer: Tokenizer,
     /// Tokens of a text that are kept.
     pub length: usize,
     /// The column or key of the text.
@@ -50,7 +50,7 @@ impl TextInput {
             classes: options.classes.clone(),
             max_bytes: options.max_bytes,
         };
-        Texts::open(path, &options)?.tokenize(&self.vocabulary, self.length)
+        Texts::open(path, &options)?.tokenize(&self.tokenizer, self.length)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,29 +18,79 @@ const PADDING_WORD: &str = "[PAD]";
 const UNKNOWN_WORD: &str = "[UNK]";
 const MAX_FILE: u64 = 1 << 28;
 
-/// A vocabulary of words. A text becomes lower case; words are stretches of letters, digits and apostrophes, and every
-/// other character that is no space is a word of its own.
+/// What makes tokens of a text.
+///
+/// A vocabulary of words: a text becomes lower case; words are stretches of letters, digits and apostrophes, and every
+/// other character that is no space is a word of its own. Or what a `tokenizer.json` of Hugging Face's `tokenizers` describes, special
+/// tokens included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<String>", into = "Vec<String>")]
-pub struct Tokenizer {
-    words: Vec<String>,
-    tokens: HashMap<String, u32>,
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct Tokenizer(Kind);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Words { words: Vec<String>, tokens: HashMap<String, u32> },
+    Json(Json),
 }
 
-impl From<Vec<String>> for Tokenizer {
-    fn from(words: Vec<String>) -> Self {
-        let tokens = (0u32..).zip(&words).map(|(token, word)| (word.clone(), token)).collect();
-        Tokenizer { words, tokens }
+/// A `tokenizer.json`, read.
+#[derive(Clone, Debug)]
+struct Json {
+    text: Arc<str>,
+    read: Arc<tokenizers::Tokenizer>,
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
     }
 }
 
-impl From<Tokenizer> for Vec<String> {
+impl Eq for Json {}
+
+/// A tokenizer as it travels with a model: its words in the order of their tokens, or the text of its file.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Words(Vec<String>),
+    Json(String),
+}
+
+impl TryFrom<Stored> for Tokenizer {
+    type Error = String;
+
+    fn try_from(stored: Stored) -> Result<Self, String> {
+        match stored {
+            Stored::Words(words) => Ok(Tokenizer::of(words)),
+            Stored::Json(text) => Tokenizer::from_json(&text),
+        }
+    }
+}
+
+impl From<Tokenizer> for Stored {
     fn from(tokenizer: Tokenizer) -> Self {
-        tokenizer.words
+        match tokenizer.0 {
+            Kind::Words { words, .. } => Stored::Words(words),
+            Kind::Json(json) => Stored::Json(json.text.to_string()),
+        }
     }
 }
 
 impl Tokenizer {
+    fn of(words: Vec<String>) -> Self {
+        let tokens = (0u32..).zip(&words).map(|(token, word)| (word.clone(), token)).collect();
+        Tokenizer(Kind::Words { words, tokens })
+    }
+
+    /// What the text of a `tokenizer.json` describes.
+    fn from_json(text: &str) -> Result<Self, String> {
+        let mut read = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| e.to_string())?;
+        // Batches are padded and texts cut off as a model's input says.
+        read.with_padding(None);
+        read.with_truncation(None).map_err(|e| e.to_string())?;
+        Ok(Tokenizer(Kind::Json(Json { text: text.into(), read: Arc::new(read) })))
+    }
+
     /// The `size` most frequent words of `texts`, [`PADDING`] and [`UNKNOWN`] among them; of equally frequent ones, the
     /// first in the alphabet.
     pub fn words<'a>(texts: impl IntoIterator<Item = &'a str>, size: usize) -> Self {
@@ -51,13 +102,13 @@ impl Tokenizer {
         by_count.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let special = [PADDING_WORD, UNKNOWN_WORD].map(str::to_owned);
         let words = special.into_iter().chain(by_count.into_iter().map(|(word, _)| word));
-        Self::from(words.take(size.max(2)).collect::<Vec<_>>())
+        Self::of(words.take(size.max(2)).collect())
     }
 
-    /// Reads what [`Tokenizer::save`] wrote.
+    /// Reads a `tokenizer.json`, or a text file of one word a line that begins with the words `[PAD]` and `[UNK]`.
     ///
     /// # Errors
-    /// A [`DataError`] when the file cannot be read, or does not start with the two special words.
+    /// A [`DataError`] when the file cannot be read or is neither.
     pub fn load(path: &Path) -> Result<Self, DataError> {
         let io = |e: std::io::Error| DataError::io(path, &e);
         let place = path.display().to_string();
@@ -65,10 +116,15 @@ impl Tokenizer {
             let what = "this vocabulary is too long";
             return Err(DataError::new(ErrorKind::TooLarge, what, place, "give one word a line"));
         }
-        let words: Vec<String> = fs::read_to_string(path).map_err(io)?.lines().map(str::to_owned).collect();
+        let text = fs::read_to_string(path).map_err(io)?;
+        if path.extension().is_some_and(|ending| ending == "json") {
+            let broken = |why| DataError::malformed(format!("this is no tokenizer: {why}"), &place);
+            return Self::from_json(&text).map_err(broken);
+        }
+        let words: Vec<String> = text.lines().map(str::to_owned).collect();
         match words.as_slice() {
             [padding, unknown, ..] if padding == PADDING_WORD && unknown == UNKNOWN_WORD => {
-                Ok(Self::from(words))
+                Ok(Self::of(words))
             }
             _ => {
                 let what = format!("this vocabulary does not start with {PADDING_WORD} and {UNKNOWN_WORD}");
@@ -77,44 +133,45 @@ impl Tokenizer {
         }
     }
 
-    /// Writes the words, one a line in the order of their tokens; the file appears whole or not at all.
-    ///
-    /// # Errors
-    /// A [`DataError`] when it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        let draft = path.with_extension("draft");
-        let text = self.words.join("\n") + "\n";
-        let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, path));
-        written.map_err(|e| DataError::io(path, &e))
-    }
-
-    /// The first `most` tokens of a text; one [`UNKNOWN`] when it has no word.
+    /// The first `most` tokens of a text; one [`UNKNOWN`] when it has none.
     pub fn encode(&self, text: &str, most: usize) -> Vec<u32> {
         let mut tokens = Vec::new();
-        split(text, |word| {
-            if tokens.len() < most {
-                tokens.push(self.tokens.get(word).copied().unwrap_or(UNKNOWN));
+        match &self.0 {
+            Kind::Words { tokens: known, .. } => split(text, |word| {
+                if tokens.len() < most {
+                    tokens.push(known.get(word).copied().unwrap_or(UNKNOWN));
+                }
+            }),
+            Kind::Json(json) => {
+                let found = json.read.encode(text, true);
+                tokens.extend(found.iter().flat_map(|found| found.get_ids()).take(most));
             }
-        });
+        }
         if tokens.is_empty() {
             tokens.push(UNKNOWN);
         }
         tokens
     }
 
-    /// The number of words, special ones included: the rows of an embedding.
+    /// The number of tokens, special ones included: the rows of an embedding.
     pub fn len(&self) -> usize {
-        self.words.len()
+        match &self.0 {
+            Kind::Words { words, .. } => words.len(),
+            Kind::Json(json) => json.read.get_vocab_size(true),
+        }
     }
 
-    /// Whether there are no words: always false.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.len() == 0
     }
 
-    /// The word of a token.
-    pub fn word(&self, token: u32) -> Option<&str> {
-        self.words.get(usize::try_from(token).ok()?).map(String::as_str)
+    /// What a token stands for.
+    pub fn word(&self, token: u32) -> Option<String> {
+        match &self.0 {
+            Kind::Words { words, .. } => words.get(usize::try_from(token).ok()?).cloned(),
+            Kind::Json(json) => json.read.id_to_token(token),
+        }
     }
 }
 
@@ -144,7 +201,7 @@ mod tests {
     fn words_are_numbered_by_frequency() {
         let texts = ["The cat's mat!", "the  MAT, the end", "Größe: 3 € the"];
         let tokenizer = Tokenizer::words(texts, 5);
-        let words: Vec<&str> = (0..5).map(|token| tokenizer.word(token).unwrap()).collect();
+        let words: Vec<String> = (0..5).map(|token| tokenizer.word(token).unwrap()).collect();
         assert_eq!(words, ["[PAD]", "[UNK]", "the", "mat", "!"]);
         assert_eq!(tokenizer.encode("THE mat; zebra!", 10), [2, 3, UNKNOWN, UNKNOWN, 4]);
         assert_eq!(tokenizer.encode("the the the", 2), [2, 2]);
@@ -157,14 +214,47 @@ mod tests {
     }
 
     #[test]
-    fn vocabularies_come_back_from_their_file() {
+    fn vocabularies_are_read_from_files_and_travel_as_text() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vocabulary.txt");
-        let tokenizer = Tokenizer::words(["a b c a"], 10);
-        tokenizer.save(&path).unwrap();
-        assert_eq!(Tokenizer::load(&path).unwrap(), tokenizer);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::write(&path, "[PAD]\n[UNK]\na\nb\n").unwrap();
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        assert_eq!((tokenizer.encode("b A c", 9), tokenizer.len()), (vec![3, 2, UNKNOWN], 4));
+        let text = serde_json::to_string(&tokenizer).unwrap();
+        assert_eq!(serde_json::from_str::<Tokenizer>(&text).unwrap(), tokenizer);
         fs::write(&path, "a\nb\n").unwrap();
         assert_eq!(Tokenizer::load(&path).unwrap_err().kind, ErrorKind::Malformed);
+    }
+
+    /// WordPiece as BERT has it: lower case, punctuation apart, special tokens around.
+    const JSON: &str = r###"{
+        "version": "1.0", "truncation": null,
+        "padding": {"strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": [
+            {"id": 2, "content": "[CLS]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+            {"id": 3, "content": "[SEP]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}
+        ],
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "play": 4, "##ing": 5, "!": 6}}
+    }"###;
+
+    #[test]
+    fn tokenizers_of_others_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        fs::write(&path, JSON).unwrap();
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        assert_eq!(tokenizer.encode("Playing, play!", 9), [2, 4, 5, UNKNOWN, 4, 6, 3]);
+        assert_eq!(tokenizer.encode("Playing, play!", 3), [2, 4, 5]);
+        assert_eq!((tokenizer.len(), tokenizer.word(5).as_deref()), (7, Some("##ing")));
+        let text = serde_json::to_string(&tokenizer).unwrap();
+        assert_eq!(serde_json::from_str::<Tokenizer>(&text).unwrap(), tokenizer);
+        fs::write(&path, &JSON[..JSON.len() / 2]).unwrap();
+        let error = Tokenizer::load(&path).unwrap_err();
+        assert!(error.kind == ErrorKind::Malformed && error.what.contains("no tokenizer"), "{error}");
     }
 }

@@ -82,8 +82,10 @@ pub struct Data {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextSpec {
-    /// Words that are told apart: the most frequent of the texts to train on.
-    pub vocabulary: usize,
+    /// Words that are told apart: so many of the most frequent ones of the texts to train on.
+    pub vocabulary: Option<usize>,
+    /// What makes tokens of texts instead: a `tokenizer.json`, or a list of words.
+    pub tokenizer: Option<PathBuf>,
     /// Tokens of a text that are kept; shorter ones are filled up.
     pub length: usize,
     /// The column or key of the text.
@@ -293,6 +295,7 @@ impl Config {
         below(&mut config.output);
         below(&mut config.data.train);
         config.data.test.iter_mut().for_each(below);
+        config.data.text.iter_mut().flat_map(|text| &mut text.tokenizer).for_each(below);
         config.history.iter_mut().for_each(below);
         config.checkpoint.iter_mut().for_each(|checkpoint| below(&mut checkpoint.path));
         Ok(config)
@@ -447,14 +450,24 @@ impl Config {
 
     /// How texts become numbers: as the model says, or by the words of the texts to train on, which it then says.
     fn text(&self, metadata: &mut Metadata) -> Result<Option<TextInput>, Failure> {
-        let Some(TextSpec { vocabulary, length, column, label }) = self.data.text.clone() else {
+        let Some(TextSpec { vocabulary, tokenizer, length, column, label }) = self.data.text.clone() else {
             return Ok(metadata.text.clone());
         };
         if metadata.text.is_none() {
-            let options = TextOptions { text: column.clone(), label: None, ..TextOptions::default() };
-            let texts = Texts::open(&self.data.train, &options)?;
-            let vocabulary = Tokenizer::words(texts.texts().iter().map(String::as_str), vocabulary);
-            metadata.text = Some(TextInput { vocabulary, length, column, label });
+            let tokenizer = match (vocabulary, tokenizer) {
+                (Some(size), None) => {
+                    let options = TextOptions { text: column.clone(), label: None, ..TextOptions::default() };
+                    let texts = Texts::open(&self.data.train, &options)?;
+                    Tokenizer::words(texts.texts().iter().map(String::as_str), size)
+                }
+                (None, Some(path)) => Tokenizer::load(&path)?,
+                _ => {
+                    let what = "texts need either a vocabulary or a tokenizer";
+                    let hint = "Give [data.text] `vocabulary`, the number of words, or `tokenizer`, a file.";
+                    return Err(Failure::new(what, self.data.train.display().to_string(), hint));
+                }
+            };
+            metadata.text = Some(TextInput { tokenizer, length, column, label });
         }
         Ok(metadata.text.clone())
     }
