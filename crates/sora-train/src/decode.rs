@@ -1,10 +1,11 @@
 //! Reading sequences of labels out of what a network trained with [`ctc`](crate::LOSSES) gives.
 
 use sora_data::ErrorRate;
-use sora_exec::{Arena, Options, Program};
+use sora_exec::{Options, Program};
 use sora_ir::Graph;
 use sora_tensor::Tensor;
 
+use crate::compiled::Compiled;
 use crate::head::Head;
 use crate::operands::{borrowed, inputs, targets};
 use crate::step::of_batch;
@@ -40,15 +41,11 @@ pub fn label_error_rate(
     const BATCH: usize = 64;
     let name = head.output(graph)?.0;
     let mut rate = ErrorRate::default();
-    let mut compiled: Option<(usize, Program, Arena)> = None;
+    let mut compiled = Compiled::default();
     for batch in samples.data.batches(&samples.indices, BATCH, samples.preprocess) {
         let batch = batch?;
-        if compiled.as_ref().is_none_or(|(size, ..)| *size != batch.len) {
-            let program = Program::compile(&of_batch(graph, batch.len)?, &[], options)?;
-            let arena = program.arena()?;
-            compiled = Some((batch.len, program, arena));
-        }
-        let Some((_, program, arena)) = &mut compiled else { continue };
+        let (program, arena) =
+            compiled.of(batch.len, || Ok(Program::compile(&of_batch(graph, batch.len)?, &[], options)?))?;
         let given = inputs(graph, &batch);
         let outputs = program.run(arena, &borrowed(&given))?;
         let Some((_, y)) = outputs.iter().find(|(found, _)| found == name) else { continue };

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use sora_data::{Batch, DataError, Dataset, Loader, Preprocess};
-use sora_exec::{Arena, Options, Program};
+use sora_exec::{Options, Program};
 use sora_ir::Graph;
 use sora_tensor::Tensor;
 
 use crate::checkpoint::{Checkpoint, Progress};
+use crate::compiled::Compiled;
 use crate::figures::{Epoch, Figures, Sums};
 use crate::head::{Head, target_name};
 use crate::operands::{borrowed, inputs, targets};
@@ -86,7 +87,7 @@ pub struct Fitted {
 /// States that a training keeps besides its own.
 #[derive(Clone, Debug, Default)]
 struct Kept {
-    /// That of the best epoch so far, where one is looked for.
+    /// That of the best epoch so far, where one is looked for; behind the last epoch, what the training gives.
     best: Vec<(String, Tensor)>,
     /// The mean of the weights, where it is taken.
     mean: Vec<(String, Tensor)>,
@@ -172,7 +173,8 @@ pub fn fit(
         if let Some(samples) = validation {
             let mut state = trainer.state()?;
             // The last epoch is judged by what the training gives.
-            if plan.swa.is_some() && progress.epoch + 1 == plan.epochs {
+            let gives = plan.swa.is_some() && progress.epoch + 1 == plan.epochs;
+            if gives {
                 state = averaged(trainer, train, state, &kept.mean, plan.epochs)?;
             }
             let found = assess(&trainer.graph_of(&state), &heads, samples, trainer.options())?;
@@ -184,6 +186,8 @@ pub fn fit(
                 |best: u32| progress.history.get(best as usize).is_none_or(|best| figures.is_better(best));
             if plan.patience.is_some() && progress.best.is_none_or(ahead) {
                 (progress.best, kept.best) = (Some(progress.epoch), state);
+            } else if gives {
+                kept.best = state;
             }
         }
         figures.seconds = epoch_begun.elapsed().as_secs_f64();
@@ -195,9 +199,9 @@ pub fn fit(
     }
     let state = match plan.swa {
         _ if stopped => trainer.state()?,
+        _ if !kept.best.is_empty() => kept.best,
         Some(_) => averaged(trainer, train, trainer.state()?, &kept.mean, plan.epochs)?,
-        None if kept.best.is_empty() => trainer.state()?,
-        None => kept.best,
+        None => trainer.state()?,
     };
     Ok(Fitted { state, progress, stopped })
 }
@@ -272,16 +276,12 @@ pub fn assess(
 ) -> Result<Figures, TrainError> {
     const BATCH: usize = 256;
     let mut sums = Sums::new(heads.len());
-    let mut compiled: Option<(usize, Program, Arena)> = None;
+    let mut compiled = Compiled::default();
     let names: Vec<String> = (0..heads.len()).map(target_name).collect();
     for batch in samples.data.batches(&samples.indices, BATCH, samples.preprocess) {
         let batch = batch?;
-        if compiled.as_ref().is_none_or(|(size, ..)| *size != batch.len) {
-            let program = Program::compile(&evaluation(graph, batch.len, heads)?, &[], options)?;
-            let arena = program.arena()?;
-            compiled = Some((batch.len, program, arena));
-        }
-        let Some((_, program, arena)) = &mut compiled else { continue };
+        let (program, arena) = compiled
+            .of(batch.len, || Ok(Program::compile(&evaluation(graph, batch.len, heads)?, &[], options)?))?;
         let (inputs, targets) = (inputs(graph, &batch), targets(graph, &batch, heads)?);
         let mut given = borrowed(&inputs);
         given.extend(names.iter().map(String::as_str).zip(&targets));

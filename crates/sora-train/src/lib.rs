@@ -9,6 +9,7 @@
 
 mod autodiff;
 mod checkpoint;
+mod compiled;
 mod ctc;
 mod decode;
 mod error;

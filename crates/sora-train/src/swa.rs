@@ -1,10 +1,10 @@
 //! Stochastic weight averaging. Source: Izmailov et al. 2018.
 
 use sora_data::Loader;
-use sora_exec::{Arena, Program};
 use sora_ir::Mismatch;
 use sora_tensor::{DType, Tensor};
 
+use crate::compiled::Compiled;
 use crate::operands::{borrowed, inputs};
 use crate::{TrainError, Trainer};
 
@@ -47,18 +47,16 @@ pub(crate) fn averaged(
     mean.iter().for_each(|(name, tensor)| take(&mut state, name, tensor.clone()));
     let mut sums: Vec<(String, Vec<usize>, Vec<f64>)> = Vec::new();
     let mut samples = 0.0;
-    let mut compiled: Option<(usize, Program, Arena)> = None;
+    let mut compiled = Compiled::default();
     for batch in train.epoch(epoch, 0) {
         let batch = batch?;
         if batch.len == 0 {
             continue;
         }
-        if compiled.as_ref().is_none_or(|(size, ..)| *size != batch.len) {
-            let Some(program) = trainer.moments(&state, batch.len)? else { return Ok(state) };
-            let arena = program.arena()?;
-            compiled = Some((batch.len, program, arena));
+        let (program, arena) = compiled.of(batch.len, || trainer.moments(&state, batch.len))?;
+        if program.outputs().is_empty() {
+            return Ok(state);
         }
-        let Some((_, program, arena)) = &mut compiled else { continue };
         let given = inputs(trainer.graph(), &batch);
         for (name, moment) in program.run(arena, &borrowed(&given))? {
             let at = sums.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {

@@ -248,18 +248,10 @@ impl Trainer {
         network
     }
 
-    /// The program that gives the statistics of batch normalization for a batch alone, with the weights of a state; `None` where
-    /// the network has none.
-    pub(crate) fn moments(
-        &self,
-        state: &[(String, Tensor)],
-        batch: usize,
-    ) -> Result<Option<Program>, TrainError> {
-        let graph = moments_graph(&self.network_of(state), batch)?;
-        match graph.outputs().is_empty() {
-            true => Ok(None),
-            false => Ok(Some(Program::compile(&graph, &[], &self.options)?)),
-        }
+    /// The program that gives the statistics of batch normalization for a batch alone, with the weights of a state: none where the
+    /// network has none.
+    pub(crate) fn moments(&self, state: &[(String, Tensor)], batch: usize) -> Result<Program, TrainError> {
+        Ok(Program::compile(&moments_graph(&self.network_of(state), batch)?, &[], &self.options)?)
     }
 
     /// What the size of the parameters of a state adds to the loss, averaged ones where there are.
