@@ -118,7 +118,8 @@ fn extended() -> Outcome {
     graphs::compare(10_000, 0)?;
     models::compare()?;
     large::run()?;
-    cargo(&["test", "--release", "--locked", "-p", "sora-conformance"]).env("SORA_ROUNDS", "60").run()?;
+    let released = ["-p", "sora-kernels", "-p", "sora-exec", "-p", "sora-conformance"];
+    cargo(&[&["test", "--release", "--locked"], &released[..]].concat()).env("SORA_ROUNDS", "60").run()?;
     threads()?;
     aarch64::test()
 }
