@@ -58,7 +58,8 @@ impl Placement {
     /// Places quantization by the rules of the operators:
     ///
     /// - a linear layer takes 8 bits unless the plan keeps it, and its input is quantized;
-    /// - layers that move values take 8 bits where another 8-bit layer reads them, and keep the scale;
+    /// - layers that move values take 8 bits where another 8-bit layer reads them, and keep the scale; those that leave some out,
+    ///   such as pools, only where what they read is in 8 bits already: behind them there is less to quantize;
     /// - layers that compute on activations take 8 bits between 8-bit layers on all sides;
     /// - a residual is quantized where an 8-bit layer computes it.
     ///
@@ -82,7 +83,13 @@ impl Placement {
                 let produced = |v: &ValueId| network.producer(*v).is_some_and(|p| int8[p]);
                 match layer.role {
                     Role::Linear(_) | Role::Recurrent(_) | Role::Float(_) => false,
-                    Role::Passthrough | Role::Unify => !layer.outputs.iter().any(needed),
+                    Role::Passthrough | Role::Unify => {
+                        let alone = |v: &ValueId| {
+                            readers[v].iter().all(|r| r == i || !reads_int8(network, &int8, *r, *v))
+                        };
+                        let early = layer.reads.iter().all(|v| !produced(v) && alone(v));
+                        !layer.outputs.iter().any(needed) || early && shrinks(network, *i)
+                    }
                     Role::Arithmetic | Role::Lut => {
                         !layer.outputs.iter().any(needed) || !layer.reads.iter().all(produced)
                     }
@@ -175,6 +182,16 @@ impl Placement {
 
 fn is_f32(network: &Network, value: ValueId) -> bool {
     network.graph.ty(value).dtype == sora_tensor::DType::F32
+}
+
+/// Whether a layer gives fewer elements than it reads, open extents being equal.
+fn shrinks(network: &Network, index: usize) -> bool {
+    let elements = |values: &[ValueId]| -> usize {
+        let shapes = values.iter().map(|&v| &network.graph.ty(v).shape);
+        shapes.map(|shape| shape.iter().filter_map(sora_ir::Dim::known).product::<usize>()).sum()
+    };
+    let layer = &network.layers[index];
+    elements(&layer.outputs) < elements(&layer.reads)
 }
 
 fn reads_int8(network: &Network, int8: &[bool], index: usize, value: ValueId) -> bool {
@@ -292,6 +309,10 @@ mod tests {
         assert_eq!(int8(&network, &half), ["a", "flat", "y"]);
         assert_eq!(quantized(&network, &half), ["x", "pool", "flat"]);
         assert_eq!(half.sources[&of("flat")], BTreeSet::from([of("pool")]));
+        // Behind the pool of a float layer there is less to quantize than in front of it.
+        let half = Placement::without_ranges(&network, &plan(&network, &["a"]));
+        assert_eq!(int8(&network, &half), ["flat", "y"]);
+        assert_eq!(quantized(&network, &half), ["pool", "flat"]);
         // Nobody but the dense layer needs the pool's result in 8 bits; that it is flattened first costs nothing.
         assert_eq!(half.owner(&network, of("pool")), Some(3));
     }
