@@ -8,11 +8,12 @@ use crate::TrainError;
 use crate::head::Head;
 use crate::loss::{Link, Target};
 
-/// The inputs of the network by name.
+/// The inputs of the network by name; arrays of the data that are none are left out.
 pub(crate) fn inputs<'a>(graph: &Graph, batch: &'a Batch) -> Vec<(String, &'a Tensor)> {
-    let only = graph.inputs().first().map(|&id| graph.value(id).name.clone()).unwrap_or_default();
+    let known: Vec<&String> = graph.inputs().iter().map(|&id| &graph.value(id).name).collect();
+    let only = known.first().copied().cloned().unwrap_or_default();
     let named = |(name, tensor): &'a (Option<String>, Tensor)| (name.clone().unwrap_or(only.clone()), tensor);
-    batch.inputs.iter().map(named).collect()
+    batch.inputs.iter().map(named).filter(|(name, _)| known.contains(&name)).collect()
 }
 
 /// The inputs as a program takes them.

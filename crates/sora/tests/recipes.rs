@@ -285,7 +285,7 @@ const END: &str = r#"
     rate = 0.01
 "#;
 
-/// A number and a sequence tell two things: which is greater, and the sum's sign.
+/// A number and a sequence tell two things: which is greater, and the sum's sign. An array that nothing reads is left alone.
 #[test]
 fn several_inputs_and_outputs_are_a_matter_of_configuration() {
     let folder = tempfile::tempdir().unwrap();
@@ -301,6 +301,7 @@ fn several_inputs_and_outputs_are_a_matter_of_configuration() {
         ("words", Tensor::from_slice(&[count, 3], &words).unwrap()),
         ("greater", Tensor::vector(&greater)),
         ("y", Tensor::vector(&even)),
+        ("unread", Tensor::vector(&even)),
     ];
     let arrays: Vec<(&str, &Tensor)> = arrays.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let mut bytes = Vec::new();
