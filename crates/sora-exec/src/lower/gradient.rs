@@ -159,7 +159,7 @@ impl Lowering<'_> {
     }
 
     /// Whether every element of a value is 0: a constant, or one that is repeated.
-    fn is_zero(&self, v: ValueId) -> bool {
+    pub(super) fn is_zero(&self, v: ValueId) -> bool {
         let source = match self.graph.producer(v) {
             Some((_, Node { op: Op::Expand(_), inputs, .. }, _)) => inputs.first().copied().flatten(),
             _ => Some(v),

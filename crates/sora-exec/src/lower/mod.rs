@@ -260,6 +260,7 @@ impl Lowering<'_> {
             Op::ScatterElements(op) => {
                 self.scatter(op, id, node).or_else(|| self.scatter_elements(op, id, node))
             }
+            Op::ScatterNd(op) => self.scatter_nd(op, id, node),
             Op::Pad(op) => self.pad(op, id, node),
             Op::Resize(op) => self.resize(op, id, node),
             Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => self.recurrent(id, node),

@@ -1,13 +1,13 @@
 //! The best elements along an axis, and elements written at places that are computed.
 
-use sora_ir::ops::{Reduction, ScatterElements, TopK};
-use sora_ir::{Node, NodeId, resolve_axis};
+use sora_ir::ops::{Reduction, ScatterElements, ScatterNd, TopK};
+use sora_ir::{Node, NodeId, ValueId, resolve_axis};
 use sora_tensor::DType;
 
 use super::Lowering;
 use super::layout::Layout;
 use crate::steps::movement::View;
-use crate::steps::select::{Best, Place};
+use crate::steps::select::{AddSlices, Best, Place};
 
 impl Lowering<'_> {
     pub(crate) fn top_k(&mut self, op: &TopK, id: NodeId, node: &Node) -> Option<()> {
@@ -36,11 +36,7 @@ impl Lowering<'_> {
         let y = *node.outputs.first()?;
         let (shape, dtype) = (self.shape(x), self.dtype(x));
         let axis = resolve_axis(op.axis, shape.len()).ok()?;
-        let long = match self.dtype(indices) {
-            DType::I64 => true,
-            DType::I32 => false,
-            _ => return None,
-        };
+        let long = self.is_long(indices)?;
         if op.reduction != Reduction::Replace || ![1, 2, 4, 8].contains(&dtype.size()) {
             return None;
         }
@@ -54,5 +50,34 @@ impl Lowering<'_> {
         self.build.step(info, work, &reads, &[buf]);
         self.define_exact(y, buf, Layout::Plain);
         Some(())
+    }
+
+    /// Slices that are added, as the gradient of a table of vectors has them.
+    pub(crate) fn scatter_nd(&mut self, op: &ScatterNd, id: NodeId, node: &Node) -> Option<()> {
+        let &[Some(x), Some(indices), Some(updates)] = &node.inputs[..] else { return None };
+        let y = *node.outputs.first()?;
+        let (shape, long) = (self.shape(x), self.is_long(indices)?);
+        let taken = *self.shape(indices).last()?;
+        if op.reduction != Reduction::Add || self.dtype(x) != DType::F32 || taken == 0 {
+            return None;
+        }
+        let (extents, run) = (shape[..taken].to_vec(), shape[taken..].iter().product());
+        let zeros = self.is_zero(x);
+        let mut reads = if zeros { Vec::new() } else { vec![self.plain(x)?] };
+        reads.extend([self.plain(indices)?, self.plain(updates)?]);
+        let buf = self.fresh(y, DType::F32);
+        let info = self.info("add_slices.f32", &[id], Some(y), DType::F32);
+        self.build.step(info, AddSlices { extents, run, long, zeros }, &reads, &[buf]);
+        self.define_exact(y, buf, Layout::Plain);
+        Some(())
+    }
+
+    /// Whether indices are `i64`, else `i32`.
+    fn is_long(&self, indices: ValueId) -> Option<bool> {
+        match self.dtype(indices) {
+            DType::I64 => Some(true),
+            DType::I32 => Some(false),
+            _ => None,
+        }
     }
 }

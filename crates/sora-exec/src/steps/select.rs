@@ -95,12 +95,50 @@ impl Place {
             false => io.input::<i32>(1).iter().map(|&i| i64::from(i)).collect(),
         };
         for ((index, &update), place) in indices.into_iter().zip(updates).zip(self.places.offsets()) {
-            let resolved = if index < 0 { index.saturating_add(extent as i64) } else { index };
-            let position = usize::try_from(resolved).ok().filter(|&position| position < extent);
-            let position =
-                position.ok_or_else(|| format!("index {index} is outside an axis of extent {extent}"))?;
-            out[place + position * stride] = update;
+            out[place + position(index, extent)? * stride] = update;
         }
         Ok(())
     }
+}
+
+/// The first input, or zeros, with slices of the last input added where each line of the one before it says.
+pub(crate) struct AddSlices {
+    /// Extents of the axes that a line has coordinates of.
+    pub(crate) extents: Vec<usize>,
+    /// Elements of a slice.
+    pub(crate) run: usize,
+    /// Whether indices are `i64`, else `i32`.
+    pub(crate) long: bool,
+    /// Whether there is no first input.
+    pub(crate) zeros: bool,
+}
+
+impl Work for AddSlices {
+    fn run(&self, _: &Cx, mut io: Io) -> Result<(), String> {
+        let (lines, out) = (usize::from(!self.zeros), io.output::<f32>());
+        match self.zeros {
+            true => out.fill(0.0),
+            false => out.copy_from_slice(io.input::<f32>(0)),
+        }
+        let indices: Vec<i64> = match self.long {
+            true => io.input::<i64>(lines).to_vec(),
+            false => io.input::<i32>(lines).iter().map(|&i| i64::from(i)).collect(),
+        };
+        let updates = io.input::<f32>(lines + 1).chunks_exact(self.run);
+        for (line, update) in indices.chunks_exact(self.extents.len()).zip(updates) {
+            let mut slice = 0;
+            for (&index, &extent) in line.iter().zip(&self.extents) {
+                slice = slice * extent + position(index, extent)?;
+            }
+            out[slice * self.run..][..self.run].iter_mut().zip(update).for_each(|(sum, x)| *sum += x);
+        }
+        Ok(())
+    }
+}
+
+/// The position that an index means, which counts from the end below 0.
+fn position(index: i64, extent: usize) -> Result<usize, String> {
+    let resolved = if index < 0 { index.saturating_add(extent as i64) } else { index };
+    let position = usize::try_from(resolved).ok().filter(|&position| position < extent);
+    position.ok_or_else(|| format!("index {index} is outside an axis of extent {extent}"))
 }
