@@ -136,7 +136,7 @@ impl Classification {
         Ok(())
     }
 
-    /// Whether each sample was predicted right, in the order added: for [`paired_drop`].
+    /// Whether each sample was predicted right, in the order added: for [`crate::paired_drop`].
     pub fn correct(&self) -> &[bool] {
         &self.correct
     }
