@@ -35,6 +35,13 @@ pub struct LossRow {
     build: fn(&mut Writer, [ValueId; 2], &Loss) -> Result<ValueId, Mismatch>,
 }
 
+impl LossRow {
+    /// Whether the class of a sample is all that it needs to be told.
+    pub fn takes_classes(&self) -> bool {
+        self.target == Target::Class || self.target == Target::Same && self.from != Link::Identity
+    }
+}
+
 /// The function between what a network computes and what it means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {

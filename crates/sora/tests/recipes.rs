@@ -431,11 +431,35 @@ fn sequences_of_labels_are_learned_without_their_places() {
             { layer = "gru", units = 12, bidirectional = true, sequences = true },
             { layer = "dense", units = 4, activation = "softmax" },
         ]
-        [[outputs]]
-        part = "y"
-        target = "y"
-        loss = { name = "ctc" }
+        [loss]
+        name = "ctc"
     "#;
     let result = run(folder.path(), &format!("{config}{END}"));
     assert!(result["metrics"]["label_error_rate"].as_f64().unwrap() < 0.02, "{result}");
+}
+
+/// `y` holds numbers where the loss compares numbers.
+#[test]
+fn numbers_are_told_from_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = fastrand::Rng::with_seed(6);
+    let x: Vec<f32> = (0..600).map(|_| rng.f32() * 2.0 - 1.0).collect();
+    let y: Vec<f32> = x.chunks(3).map(|row| 2.0 * row[0] - row[1] + 0.5).collect();
+    let arrays = [Tensor::from_slice(&[200, 3], &x).unwrap(), Tensor::vector(&y)];
+    let mut bytes = Vec::new();
+    sora::data::npz::write(&mut bytes, &[("x", &arrays[0]), ("y", &arrays[1])]).unwrap();
+    std::fs::write(folder.path().join("data.npz"), bytes).unwrap();
+    let config = r#"
+        output = "sum.onnx"
+        [data]
+        train = "data.npz"
+        test = "data.npz"
+        [network]
+        input = [3]
+        layers = [{ layer = "dense", units = 1 }]
+        [loss]
+        name = "mean_squared_error"
+    "#;
+    let result = run(folder.path(), &format!("{config}{END}"));
+    assert!(result["metrics"]["test_loss"].as_f64().unwrap() < 0.05, "{result}");
 }

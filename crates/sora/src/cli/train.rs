@@ -13,7 +13,7 @@ use sora::train::{
     label_error_rate,
 };
 use sora::training::{
-    Checkpoints, Config, Data, Imported, Named, OptimizerSpec, Prepared, Stopping, Training,
+    Checkpoints, Config, Data, Imported, Named, OptimizerSpec, Prepared, Stopping, Training, open_options,
 };
 use sora::{Failure, Metadata, Model, check_writable, compress, write_atomically};
 
@@ -83,7 +83,7 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     let Prepared { network, recipe, plan, data, train, validation, preprocess, metadata } =
         config.prepare(place)?;
     let classes = metadata.labels.clone().or(data.classes().map(<[String]>::to_vec));
-    let open = OpenOptions { classes, text: metadata.text.clone(), ..config.open_options() };
+    let open = OpenOptions { classes, text: metadata.text.clone(), ..open_options(&recipe.heads) };
     let test = config.data.test.as_ref().map(|path| Dataset::open(path, &open)).transpose()?;
     let heads = recipe.heads.clone();
     let options = Options { threads: usize::from(args.parallel.threads), ..Options::default() };

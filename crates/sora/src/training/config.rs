@@ -102,7 +102,7 @@ pub struct TextSpec {
 pub struct OutputSpec {
     /// The part of the network, or the output of a model, that gives it.
     pub part: String,
-    /// The array of the data that it is compared with; by default the class of each sample.
+    /// The array of the data that it is compared with; by default the class of each sample, or `y` for losses that compare numbers.
     pub target: Option<String>,
     /// Its loss; by default that of the configuration.
     pub loss: Option<Named>,
@@ -357,7 +357,7 @@ impl Config {
             return Err(refused(what.to_owned(), "Leave out `average` and [early_stopping], or `swa`."));
         }
         let (network, mut metadata) = self.network(place)?;
-        let options = OpenOptions { text: self.text(&mut metadata)?, ..self.open_options() };
+        let options = OpenOptions { text: self.text(&mut metadata)?, ..open_options(&recipe.heads) };
         let data = Dataset::open(&self.data.train, &options)?;
         for head in &mut recipe.heads {
             let target = data.targets().iter().find(|(name, _)| head.target.as_ref() == Some(name));
@@ -431,21 +431,18 @@ impl Config {
                 None => Ok(loss),
             }
         };
-        if self.outputs.is_empty() {
-            return Ok(vec![Head::new(weighted(&self.loss)?)]);
-        }
-        let head = |output: &OutputSpec| {
-            let loss = weighted(output.loss.as_ref().unwrap_or(&self.loss))?;
-            let (part, target) = (Some(output.part.clone()), output.target.clone());
-            Ok(Head { output: part, target, weight: output.weight, ..Head::new(loss) })
+        let head = |output: Option<&OutputSpec>| {
+            let loss = weighted(output.and_then(|output| output.loss.as_ref()).unwrap_or(&self.loss))?;
+            let numbers = !loss.row.takes_classes();
+            let named = output.and_then(|output| output.target.clone());
+            let target = named.or_else(|| numbers.then(|| "y".to_owned()));
+            let (part, weight) = (output.map(|output| output.part.clone()), output.map_or(1.0, |o| o.weight));
+            Ok(Head { output: part, target, weight, ..Head::new(loss) })
         };
-        self.outputs.iter().map(head).collect()
-    }
-
-    /// How data sets are opened: what is trained for besides classes is no input.
-    pub fn open_options(&self) -> OpenOptions {
-        let targets = self.outputs.iter().filter_map(|output| output.target.clone()).collect();
-        OpenOptions { targets, ..OpenOptions::default() }
+        if self.outputs.is_empty() {
+            return Ok(vec![head(None)?]);
+        }
+        self.outputs.iter().map(|output| head(Some(output))).collect()
     }
 
     /// How texts become numbers: as the model says, or by the words of the texts to train on, which it then says.
@@ -526,6 +523,12 @@ impl Config {
         let labels = model.metadata.labels.filter(|_| classes.is_none());
         Ok((network, Metadata { labels, ..model.metadata }))
     }
+}
+
+/// How data sets are opened to train these heads: what they are compared with besides classes is no input.
+pub fn open_options(heads: &[Head]) -> OpenOptions {
+    let targets = heads.iter().filter_map(|head| head.target.clone()).collect();
+    OpenOptions { targets, ..OpenOptions::default() }
 }
 
 /// What to do about an error of the parser: `unknown field `x`, expected one of `a`, `b``.

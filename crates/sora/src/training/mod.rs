@@ -8,7 +8,7 @@ mod spec;
 
 pub use config::{
     Checkpoints, Config, Data, Imported, Named, OptimizerSpec, OutputSpec, Prepared, Schedule, Stopping,
-    TextSpec, Training,
+    TextSpec, Training, open_options,
 };
 pub use network::{NetworkSpec, Part, Sources};
 pub use spec::{Convolution, LayerSpec, Recurrent};
