@@ -202,22 +202,28 @@ impl Search<'_> {
         mut current: Candidate,
         steps: &mut Vec<SearchStep>,
     ) -> Result<Candidate, CompressError> {
+        let by_size = self.options.prefer == Prefer::Size;
         let mut fastest: Option<(f64, Candidate)> = None;
+        // Where nothing is left in 8 bits, the network is as fast as it was.
+        let mut whole = 1.0;
         // Each round gives back at least one layer.
         for _ in 0..=self.network.layers.len() {
             if current.placement.is_empty() {
+                whole = 1.0;
                 break;
             }
             let session = Session::new(current.graph.clone(), self.exec.clone())?;
-            let whole = self.latency(&session)?;
-            let fits = current.drop <= self.options.max_drop;
-            if fits && fastest.as_ref().is_none_or(|(least, _)| whole < *least) {
-                fastest = Some((whole, current.clone()));
+            if !by_size {
+                whole = self.latency(&session)?;
+                let fits = current.drop <= self.options.max_drop;
+                if fits && fastest.as_ref().is_none_or(|(least, _)| whole < *least) {
+                    fastest = Some((whole, current.clone()));
+                }
             }
             let profile = self.profile(&current, &session)?;
             let mut slower = self.slower(&current, &profile);
             let mut what = "measured slower in int8 than in f32";
-            if self.options.prefer == Prefer::Size {
+            if by_size {
                 let (stay, go) = slower.into_iter().partition(|(l, _)| self.network.layers[*l].has_weights());
                 slower = go;
                 let stay: Vec<(usize, Reason)> = stay;
@@ -238,25 +244,16 @@ impl Search<'_> {
             let what = format!("{what}: gave {} back", quoted(&names));
             steps.push(SearchStep { stage: "latency", what, layers: names, drop: current.drop });
         }
-        // Where nothing is left in 8 bits, the network is as fast as it was.
-        let (whole, candidate) = match fastest {
-            Some((whole, candidate)) if self.options.prefer != Prefer::Size => (whole, candidate),
-            _ => return Ok(current),
+        let faster = fastest.filter(|(least, _)| least * (1.0 + SLOWER[0].0) < whole);
+        let Some((least, candidate)) = faster else { return Ok(current) };
+        let again = |&layer: &usize| {
+            let in_bytes = |of: &Candidate| of.placement.in_bytes(layer);
+            self.network.layers[layer].has_weights() && in_bytes(&candidate) && !in_bytes(&current)
         };
-        let now = match current.placement.is_empty() {
-            true => 1.0,
-            false => self.latency(&Session::new(current.graph.clone(), self.exec.clone())?)?,
-        };
-        if whole * (1.0 + SLOWER[0].0) >= now {
-            return Ok(current);
-        }
-        let mut again: Vec<usize> = (0..self.network.layers.len())
-            .filter(|&layer| candidate.placement.in_bytes(layer) && !current.placement.in_bytes(layer))
-            .collect();
-        again.retain(|&layer| self.network.layers[layer].has_weights());
+        let again: Vec<usize> = (0..self.network.layers.len()).filter(again).collect();
         let layers = self.names(&again);
         let what = format!(
-            "as a whole the network took {whole:.2} of its time before with {} in int8, {now:.2} without: took them again",
+            "as a whole the network took {least:.2} of its time before with {} in int8, {whole:.2} without: took them again",
             quoted(&layers)
         );
         steps.push(SearchStep { stage: "latency", what, layers, drop: candidate.drop });
