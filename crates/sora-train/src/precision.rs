@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
+use serde::Deserialize;
 use sora_ir::ops::{Cast, Op};
 use sora_ir::{Graph, Mismatch, ValueId};
 use sora_tensor::DType;
 
 /// The precision of the operands of products and convolutions in a step, forward and backward. They are summed up as f32, and
 /// weights, moments and everything between products stay f32. Source: Micikevicius et al. 2018.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MixedPrecision {
     /// All is f32.
     #[default]
@@ -18,21 +20,6 @@ pub enum MixedPrecision {
     /// f16, with a scale of the loss that follows the range of the gradients: from 2¹⁵ it is doubled after 2000 steps whose
     /// gradients were finite, and halved by one whose were not, which changes no weight.
     F16,
-}
-
-impl MixedPrecision {
-    /// The precision of this name.
-    pub fn of(name: &str) -> Option<Self> {
-        match name {
-            "f32" => Some(MixedPrecision::F32),
-            "bf16" => Some(MixedPrecision::Bf16),
-            "f16" => Some(MixedPrecision::F16),
-            _ => None,
-        }
-    }
-
-    /// Names of all.
-    pub const NAMES: &[&str] = &["f32", "bf16", "f16"];
 }
 
 /// Rounds the operands of all products in the graph, each value once.

@@ -150,9 +150,9 @@ pub struct Training {
     /// Steps whose gradients are averaged before weights change.
     #[serde(default = "one")]
     pub accumulate: u32,
-    /// The precision of products: `f32`, `bf16` or `f16`.
-    #[serde(default = "full")]
-    pub precision: String,
+    /// The precision of products.
+    #[serde(default)]
+    pub precision: MixedPrecision,
     /// What the loss of a sample counts, by its class.
     pub class_weights: Option<Vec<f64>>,
 }
@@ -167,7 +167,7 @@ impl Default for Training {
             average: None,
             swa: None,
             accumulate: one(),
-            precision: full(),
+            precision: MixedPrecision::default(),
             class_weights: None,
         }
     }
@@ -230,10 +230,6 @@ fn whole() -> f64 {
 
 fn one() -> u32 {
     1
-}
-
-fn full() -> String {
-    "f32".to_owned()
 }
 
 fn text() -> String {
@@ -317,14 +313,18 @@ impl Config {
     pub fn prepare(&self, place: &str) -> Result<Prepared, Failure> {
         let refused = |what: String, hint: &str| Failure::new(what, place, hint);
         let unknown = |error: TrainError| refused(error.to_string(), "Correct it in the configuration.");
-        let Training { epochs, batch, clip_norm, batch_norm_momentum, average, swa, accumulate, .. } =
-            self.training;
+        let Training {
+            epochs,
+            batch,
+            clip_norm,
+            batch_norm_momentum,
+            average,
+            swa,
+            accumulate,
+            precision,
+            ..
+        } = self.training;
         let heads = self.heads().map_err(unknown)?;
-        let precision = &self.training.precision;
-        let precision = MixedPrecision::of(precision).ok_or_else(|| {
-            let hint = format!("Choose one of {}.", MixedPrecision::NAMES.join(", "));
-            refused(format!("there is no precision `{precision}`"), &hint)
-        })?;
         let optimizer = Optimizer::new(&self.optimizer.name, &self.optimizer.numbers).map_err(unknown)?;
         let (clip, momentum, seed) = (clip_norm, batch_norm_momentum, self.seed);
         let mut recipe = Recipe { heads, optimizer, clip, momentum, seed, average, accumulate, precision };
