@@ -25,8 +25,7 @@ pub(crate) fn ctc(w: &mut Writer, y: ValueId, labels: ValueId) -> Result<ValueId
     let blanks = w.constant(Tensor::from_slice(&[1, 1], &[blank])?);
     let own = w.select(counted, labels, blanks)?;
     let blanks = w.expand(blanks, &[samples, most])?;
-    let pairs = [blanks, own].map(|part| w.reshape(part, &[samples, most, 1]));
-    let [blanks, own] = pairs;
+    let [blanks, own] = [blanks, own].map(|part| w.reshape(part, &[samples, most, 1]));
     let pairs = w.op(Concat { axis: 2 }, [blanks?, own?])?;
     let pairs = w.reshape(pairs, &[samples, 2 * most])?;
     let last = w.constant(Tensor::from_slice(&[samples, 1], &vec![blank; samples])?);
@@ -56,10 +55,7 @@ pub(crate) fn ctc(w: &mut Writer, y: ValueId, labels: ValueId) -> Result<ValueId
     let barred = w.cast(barred, DType::F32)?;
     let skip = w.times(barred, NEVER)?;
 
-    let never = |w: &mut Writer, count: usize| -> Result<ValueId, Mismatch> {
-        Ok(w.constant(Tensor::from_f64s(DType::F32, &[samples, count], &vec![NEVER; samples * count])?))
-    };
-    let edge = never(w, 2)?;
+    let edge = w.constant(Tensor::from_f64s(DType::F32, &[samples, 2], &vec![NEVER; 2 * samples])?);
     let at = |w: &mut Writer, step: usize| -> Result<ValueId, Mismatch> {
         let now = w.part(given, 1, step, 1)?;
         w.reshape(now, &[samples, states])

@@ -110,7 +110,6 @@ pub fn fit(
     watch: &mut dyn Watch,
 ) -> Result<Fitted, TrainError> {
     let steps = train.steps() as u64;
-    let total = steps * u64::from(plan.epochs);
     let mut progress = Progress { plan: plan.name.clone(), ..Progress::default() };
     let mut kept = Kept::default();
     if let Some(checkpoint) = from {
@@ -141,13 +140,13 @@ pub fn fit(
                 progress.batch += 1;
                 continue;
             }
-            let step = u64::from(progress.epoch) * steps + progress.batch;
-            let rate = plan.schedule.rate(plan.rate, step, total, &progress.plateau);
+            let rate = rate(plan, steps, &progress, progress.batch);
             let outcome = take_step(trainer, &batch, rate)?;
             if !outcome.loss.is_finite() {
                 trainer.set_state(&before_trouble.1)?;
                 let first = trouble(trainer, plan, train, &progress, before_trouble.0)?;
-                return Err(TrainError::Diverged { step: step + 1, loss: outcome.loss, first });
+                let step = u64::from(progress.epoch) * steps + progress.batch + 1;
+                return Err(TrainError::Diverged { step, loss: outcome.loss, first });
             }
             sums.add(&outcome, batch.len);
             progress.batch += 1;
@@ -206,6 +205,12 @@ pub fn fit(
     Ok(Fitted { state, progress, stopped })
 }
 
+/// The learning rate of a batch of the epoch that `progress` stands in, where an epoch has `steps` of them.
+fn rate(plan: &Plan, steps: u64, progress: &Progress, batch: u64) -> f64 {
+    let step = u64::from(progress.epoch) * steps + batch;
+    plan.schedule.rate(plan.rate, step, steps * u64::from(plan.epochs), &progress.plateau)
+}
+
 fn take_step(trainer: &mut Trainer, batch: &Batch, rate: f64) -> Result<Outcome, TrainError> {
     let targets = targets(trainer.graph(), batch, trainer.heads())?;
     let inputs = inputs(trainer.graph(), batch);
@@ -221,8 +226,6 @@ fn trouble(
     progress: &Progress,
     from: u64,
 ) -> Result<String, TrainError> {
-    let steps = train.steps() as u64;
-    let first = u64::from(progress.epoch) * steps;
     for (at, batch) in (from..).zip(train.epoch(progress.epoch, from as usize)) {
         let batch = batch?;
         if at == progress.batch {
@@ -231,9 +234,7 @@ fn trouble(
             return trainer.first_non_finite(batch.len, &borrowed(&inputs), &targets);
         }
         if batch.len > 0 {
-            let total = steps * u64::from(plan.epochs);
-            let rate = plan.schedule.rate(plan.rate, first + at, total, &progress.plateau);
-            take_step(trainer, &batch, rate)?;
+            take_step(trainer, &batch, rate(plan, train.steps() as u64, progress, at))?;
         }
     }
     Ok("in a batch that is there no more".to_owned())

@@ -266,6 +266,13 @@ fn a_loss_that_is_no_number_is_traced_to_its_node() {
     );
 }
 
+/// Writes `data.npz` in a folder.
+fn save(folder: &Path, arrays: &[(&str, &Tensor)]) {
+    let mut bytes = Vec::new();
+    sora::data::npz::write(&mut bytes, arrays).unwrap();
+    std::fs::write(folder.join("data.npz"), bytes).unwrap();
+}
+
 /// Runs a configuration in a folder, and gives the object that it ends with.
 fn run(folder: &Path, config: &str) -> Value {
     std::fs::write(folder.join("train.toml"), config).unwrap();
@@ -304,9 +311,7 @@ fn several_inputs_and_outputs_are_a_matter_of_configuration() {
         ("unread", Tensor::vector(&even)),
     ];
     let arrays: Vec<(&str, &Tensor)> = arrays.iter().map(|(name, tensor)| (*name, tensor)).collect();
-    let mut bytes = Vec::new();
-    sora::data::npz::write(&mut bytes, &arrays).unwrap();
-    std::fs::write(folder.path().join("data.npz"), bytes).unwrap();
+    save(folder.path(), &arrays);
     let config = r#"
         output = "two.onnx"
         [data]
@@ -417,9 +422,7 @@ fn sequences_of_labels_are_learned_without_their_places() {
     }
     let (x, y) =
         (Tensor::from_slice(&[count, steps, 3], &x).unwrap(), Tensor::from_slice(&[count, 3], &y).unwrap());
-    let mut bytes = Vec::new();
-    sora::data::npz::write(&mut bytes, &[("x", &x), ("y", &y)]).unwrap();
-    std::fs::write(folder.path().join("data.npz"), bytes).unwrap();
+    save(folder.path(), &[("x", &x), ("y", &y)]);
     let config = r#"
         output = "read.onnx"
         [data]
@@ -446,9 +449,7 @@ fn numbers_are_told_from_numbers() {
     let x: Vec<f32> = (0..600).map(|_| rng.f32() * 2.0 - 1.0).collect();
     let y: Vec<f32> = x.chunks(3).map(|row| 2.0 * row[0] - row[1] + 0.5).collect();
     let arrays = [Tensor::from_slice(&[200, 3], &x).unwrap(), Tensor::vector(&y)];
-    let mut bytes = Vec::new();
-    sora::data::npz::write(&mut bytes, &[("x", &arrays[0]), ("y", &arrays[1])]).unwrap();
-    std::fs::write(folder.path().join("data.npz"), bytes).unwrap();
+    save(folder.path(), &[("x", &arrays[0]), ("y", &arrays[1])]);
     let config = r#"
         output = "sum.onnx"
         [data]

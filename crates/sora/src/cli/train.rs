@@ -119,7 +119,7 @@ fn run(config: &Config, place: &str, args: &TrainingRun) -> Printed {
     let metadata = Metadata { preprocess: Some(preprocess.clone()), labels, ..metadata };
     let model = Model { metadata, ..Model::of(trainer.graph_of(&state)) };
     if let Some(test) = &test {
-        metrics.extend(measure(&model, &heads, test, &preprocess, &options).map_err(&failed)??);
+        metrics.extend(measure(&model, &heads, test, &preprocess, &options, &failed)?);
     }
     model.save(&config.output)?;
     if let Some(path) = &config.history {
@@ -152,23 +152,21 @@ fn measure(
     test: &Dataset,
     preprocess: &Preprocess,
     options: &Options,
-) -> Result<Result<Map<String, Value>, Failure>, TrainError> {
+    failed: &dyn Fn(TrainError) -> Failure,
+) -> Result<Map<String, Value>, Failure> {
     let mut metrics = Map::new();
     metrics.insert("samples".into(), json!(test.len()));
     if let [Head { target: None, loss, .. }] = heads
         && (loss.row.from == Link::Softmax || loss.row.from == Link::Sigmoid && of_two_classes(&model.graph))
     {
         let result = compress::evaluate(&model.graph, test, preprocess, None, options, &Bars::new());
-        let result = match result {
-            Ok(result) => result,
-            Err(error) => return Ok(Err(compression_failure(&error))),
-        };
+        let result = result.map_err(|e| compression_failure(&e))?;
         metrics.extend(super::evaluate::metrics(&result));
         metrics.insert("ci95".into(), json!(result.ci95));
-        return Ok(Ok(metrics));
+        return Ok(metrics);
     }
     let samples = Samples { data: test, indices: (0..test.len()).collect(), preprocess };
-    let found = assess(&model.graph, heads, &samples, options)?;
+    let found = assess(&model.graph, heads, &samples, options).map_err(failed)?;
     metrics.insert("test_loss".into(), json!(found.loss));
     found.accuracy.into_iter().for_each(|accuracy| drop(metrics.insert("accuracy".into(), json!(accuracy))));
     for (head, found) in heads.iter().zip(&found.heads) {
@@ -176,7 +174,7 @@ fn measure(
         own.insert("loss".into(), json!(found.loss));
         found.accuracy.into_iter().for_each(|accuracy| drop(own.insert("accuracy".into(), json!(accuracy))));
         if head.loss.row.target == Target::Sequence {
-            let rate = label_error_rate(&model.graph, head, &samples, options)?;
+            let rate = label_error_rate(&model.graph, head, &samples, options).map_err(failed)?;
             own.insert("label_error_rate".into(), json!(rate));
         }
         match (heads.len(), &head.output) {
@@ -184,7 +182,7 @@ fn measure(
             _ => metrics.extend(own.into_iter().filter(|(name, _)| name != "loss")),
         }
     }
-    Ok(Ok(metrics))
+    Ok(metrics)
 }
 
 /// Whether the first output is one number for each sample.

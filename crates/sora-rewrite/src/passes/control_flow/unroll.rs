@@ -43,10 +43,7 @@ fn splice(graph: &mut Graph, body: &Subgraph, inputs: &[ValueId]) -> Option<Vec<
 }
 
 fn flag(graph: &Graph, value: ValueId) -> Option<bool> {
-    match graph.const_value(value)?.to_i64s().as_slice() {
-        &[flag] => Some(flag != 0),
-        _ => None,
-    }
+    number(graph, value).map(|flag| flag != 0)
 }
 
 fn take_branch(graph: &mut Graph, node: &Node, op: &If) -> Expanded {
