@@ -1,5 +1,6 @@
 //! Trains over a data set.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use sora_data::{Batch, DataError, Dataset, Loader, Preprocess};
@@ -15,7 +16,7 @@ use crate::operands::{borrowed, inputs, targets};
 use crate::schedule::Schedule;
 use crate::step::evaluation;
 use crate::swa::{average, averaged};
-use crate::{Outcome, TrainError, Trainer};
+use crate::{Outcome, Teacher, TrainError, Trainer};
 
 /// How long and how fast to train.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct Plan {
     pub swa: Option<u32>,
     /// Steps between checkpoints inside an epoch; there is one behind every epoch.
     pub save_every: Option<u64>,
+    /// Who else tells the classes of samples. The loss must take probabilities of classes.
+    pub teacher: Option<Arc<Teacher>>,
     /// What the training was asked to do, in words that change when it is another one.
     pub name: String,
 }
@@ -141,6 +144,8 @@ pub fn fit(
                 continue;
             }
             let rate = rate(plan, steps, &progress, progress.batch);
+            prune(trainer, plan, steps, &progress)?;
+            let batch = taught(plan, batch)?;
             let outcome = take_step(trainer, &batch, rate)?;
             if !outcome.loss.is_finite() {
                 trainer.set_state(&before_trouble.1)?;
@@ -211,6 +216,24 @@ fn rate(plan: &Plan, steps: u64, progress: &Progress, batch: u64) -> f64 {
     plan.schedule.rate(plan.rate, step, steps * u64::from(plan.epochs), &progress.plateau)
 }
 
+/// Prunes what is due before the step that `progress` stands at.
+fn prune(trainer: &mut Trainer, plan: &Plan, steps: u64, progress: &Progress) -> Result<(), TrainError> {
+    let Some(pruning) = trainer.recipe().pruning else { return Ok(()) };
+    let (step, all) = (u64::from(progress.epoch) * steps + progress.batch, steps * u64::from(plan.epochs));
+    match pruning.due(step, all) {
+        Some(share) => trainer.prune(share),
+        None => Ok(()),
+    }
+}
+
+/// The batch with the targets of a teacher, if there is one.
+fn taught(plan: &Plan, mut batch: Batch) -> Result<Batch, TrainError> {
+    if let Some(teacher) = &plan.teacher {
+        teacher.teach(&mut batch)?;
+    }
+    Ok(batch)
+}
+
 fn take_step(trainer: &mut Trainer, batch: &Batch, rate: f64) -> Result<Outcome, TrainError> {
     let targets = targets(trainer.graph(), batch, trainer.heads())?;
     let inputs = inputs(trainer.graph(), batch);
@@ -229,11 +252,13 @@ fn trouble(
     for (at, batch) in (from..).zip(train.epoch(progress.epoch, from as usize)) {
         let batch = batch?;
         if at == progress.batch {
+            let batch = taught(plan, batch)?;
             let targets = targets(trainer.graph(), &batch, trainer.heads())?;
             let inputs = inputs(trainer.graph(), &batch);
             return trainer.first_non_finite(batch.len, &borrowed(&inputs), &targets);
         }
         if batch.len > 0 {
+            let batch = taught(plan, batch)?;
             take_step(trainer, &batch, rate(plan, train.steps() as u64, progress, at))?;
         }
     }

@@ -28,6 +28,10 @@ pub(crate) fn targets(graph: &Graph, batch: &Batch, heads: &[Head]) -> Result<Ve
 
 fn target(graph: &Graph, batch: &Batch, head: &Head) -> Result<Tensor, TrainError> {
     let row = head.loss.row;
+    let mixed = batch.mixed.as_ref().filter(|_| head.target.is_none());
+    if let (Target::Same, Link::Softmax, Some(mixed)) = (row.target, row.from, mixed) {
+        return Ok(mixed.clone());
+    }
     let ty = graph.ty(head.output(graph)?.1);
     let classes = |axis: usize| ty.shape.get(axis).and_then(Dim::known).unwrap_or(0);
     let given = match &head.target {
@@ -46,13 +50,12 @@ fn target(graph: &Graph, batch: &Batch, head: &Head) -> Result<Tensor, TrainErro
         |what: String| Err(TrainError::Network(format!("{what}, which `{}` cannot compare with", row.name)));
     let other_shape = || cannot(format!("the data gives targets of shape {:?}", given.shape()));
     let one_each = given.len() == batch.len;
-    match (row.target, row.from, batch.mixed.as_ref().filter(|_| head.target.is_none())) {
+    match (row.target, row.from, mixed) {
         (Target::Class, _, Some(_)) => {
             let why = "mixed samples have probabilities of classes: they need `categorical_crossentropy`";
             Err(TrainError::Network(why.to_owned()))
         }
         (Target::Class, _, None) if one_each => Ok(Tensor::vector(&class_numbers(&given, classes(1))?)),
-        (Target::Same, Link::Softmax, Some(mixed)) => Ok(mixed.clone()),
         (Target::Same, Link::Softmax, None) if one_each => {
             let classes = classes(1);
             let numbers = class_numbers(&given, classes)?;

@@ -12,6 +12,7 @@ use crate::network::{Dropout, Trainable};
 use crate::optimizer::{Optimizer, Update, clip};
 use crate::penalty::penalized;
 use crate::precision::{MixedPrecision, round_operands};
+use crate::pruning::{MASK, Pruning, prunable, whole};
 use crate::statistics::batch_statistics;
 use crate::{TrainError, differentiate};
 
@@ -35,6 +36,8 @@ pub struct Recipe {
     pub accumulate: u32,
     /// The precision of products.
     pub precision: MixedPrecision,
+    /// The weights that become 0 on the way.
+    pub pruning: Option<Pruning>,
 }
 
 impl Recipe {
@@ -49,6 +52,7 @@ impl Recipe {
             average: None,
             accumulate: 1,
             precision: MixedPrecision::F32,
+            pruning: None,
         }
     }
 }
@@ -74,7 +78,7 @@ pub struct StepGraph {
     /// and every state. Outputs: `train/loss`; of several heads `train/loss/I`; of those that know it, `train/correct/I`
     /// (samples predicted right); and what replaces every state.
     pub graph: Graph,
-    /// Parameters, slots of the optimizer (`WEIGHT/SLOT`), and `train/step`, the steps taken so far.
+    /// Parameters, slots of the optimizer (`WEIGHT/SLOT`), masks of pruned weights (`WEIGHT/mask`), and `train/step`, the steps taken so far.
     pub states: Vec<State>,
     /// What the states begin with, in their order.
     pub initial: Vec<Tensor>,
@@ -144,6 +148,10 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
     if trained.is_empty() {
         return Err(TrainError::Network("the network has no parameter to train".to_owned()));
     }
+    let pruned = match recipe.pruning {
+        Some(_) => prunable(&graph, &parameters, &inputs),
+        None => vec![false; inputs.len()],
+    };
     let wrt: Vec<ValueId> = trained.iter().map(|&i| inputs[i]).collect();
     let scale = match recipe.precision {
         MixedPrecision::F16 => Some(states.add(&mut graph, SCALE, Tensor::scalar(FIRST_SCALE))),
@@ -201,7 +209,11 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
         }
         let rate = if parameter.rate == 1.0 { rate } else { w.times(rate, parameter.rate)? };
         let update = Update { weight, gradient, rate, step: now, slots: &old, decays: shape.len() > 1 };
-        let (new, kept) = recipe.optimizer.write(&mut w, &update)?;
+        let (mut new, kept) = recipe.optimizer.write(&mut w, &update)?;
+        if pruned[i] {
+            let mask = states.add(w.graph, &format!("{}{MASK}", parameter.name), whole(dtype, &shape)?);
+            new = w.mul(new, mask)?;
+        }
         let mut replaced: Vec<(ValueId, ValueId)> = old.into_iter().zip(kept).collect();
         replaced.push((weight, new));
         if let Some(decay) = recipe.average {

@@ -10,6 +10,7 @@ use crate::TrainError;
 use crate::head::{Head, target_name};
 use crate::network::{Parameter, Trainable};
 use crate::penalty;
+use crate::pruning::{MASK, masked, masks};
 use crate::statistics::moments_graph;
 use crate::step::{AVERAGE, CORRECT, LOSS, RATE, Recipe, STEP, training_step};
 
@@ -216,6 +217,30 @@ impl Trainer {
         Ok(())
     }
 
+    /// Prunes weights until this share of them is 0, by the scope of [`Recipe::pruning`]; without that, does nothing.
+    ///
+    /// # Errors
+    /// As [`Trainer::state`] and [`Trainer::set_state`].
+    pub fn prune(&mut self, share: f64) -> Result<(), TrainError> {
+        let Some(pruning) = self.recipe.pruning else { return Ok(()) };
+        let mut state = self.state()?;
+        let masked: Vec<String> =
+            state.iter().filter_map(|(name, _)| Some(name.strip_suffix(MASK)?.to_owned())).collect();
+        let find = |name: &String| state.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor);
+        let weights: Vec<&Tensor> = masked.iter().filter_map(find).collect();
+        let new = masks(&weights, share, pruning.scope)?;
+        for (name, mask) in masked.iter().zip(new) {
+            let own = state.iter_mut().filter(|(known, _)| known.strip_suffix(MASK) == Some(name));
+            own.for_each(|(_, kept)| *kept = mask.clone());
+        }
+        self.set_state(&state)
+    }
+
+    /// What becomes of weights on the way.
+    pub(crate) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// Steps taken so far.
     ///
     /// # Errors
@@ -240,7 +265,10 @@ impl Trainer {
         for Parameter { name, value, .. } in &mut network.parameters {
             if let Some(tensor) = result_in(state, name) {
                 network.graph.rename(*value, "");
-                let new = network.graph.constant(name, tensor.clone());
+                // A mean of weights may hold what was pruned since.
+                let mask = state.iter().find(|(known, _)| known.strip_suffix(MASK) == Some(name));
+                let tensor = mask.and_then(|(_, mask)| masked(tensor, mask).ok()).unwrap_or(tensor.clone());
+                let new = network.graph.constant(name, tensor);
                 network.graph.replace_uses(*value, new);
                 *value = new;
             }

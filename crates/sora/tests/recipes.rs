@@ -193,7 +193,7 @@ impl Watch for Silent {}
 
 fn plan(epochs: u32, rate: f64, swa: Option<u32>) -> Plan {
     let schedule = Schedule::new("constant", &BTreeMap::new()).unwrap();
-    Plan { epochs, rate, schedule, patience: None, swa, save_every: None, name: String::new() }
+    Plan { epochs, rate, schedule, patience: None, swa, save_every: None, teacher: None, name: String::new() }
 }
 
 #[test]

@@ -61,6 +61,7 @@ pub(super) fn fine_tune(args: &FineTune) -> Printed {
         outputs: Vec::new(),
         optimizer: OptimizerSpec { name: "adam".to_owned(), rate: args.rate, numbers: BTreeMap::new() },
         schedule: Named::of("cosine", &[("warmup", 0.1)]),
+        pruning: None,
         early_stopping: validation.map(|_| Stopping { patience: args.epochs }),
         checkpoint: args.checkpoint.clone().map(|path| Checkpoints { path, every: Some(500) }),
     };

@@ -8,7 +8,9 @@ use sora_data::{
     Augmentation, Dataset, Loader, LoaderOptions, OpenOptions, Order, Preprocess, SplitOptions, TextInput,
     TextOptions, Texts, Tokenizer, nearest,
 };
-use sora_train::{FineTuning, Head, Loss, MixedPrecision, Optimizer, Plan, Recipe, TrainError, Trainable};
+use sora_train::{
+    FineTuning, Head, Loss, MixedPrecision, Optimizer, Plan, Pruning, Recipe, TrainError, Trainable,
+};
 
 use super::network::NetworkSpec;
 use crate::layers::Network;
@@ -44,6 +46,8 @@ pub struct Config {
     /// The schedule of the learning rate: `name` and its numbers. Default: `constant`.
     #[serde(default = "default_schedule")]
     pub schedule: Schedule,
+    /// The weights that become 0 on the way.
+    pub pruning: Option<Pruning>,
     /// When to end early.
     pub early_stopping: Option<Stopping>,
     /// Where to keep checkpoints; without it there are none.
@@ -327,7 +331,9 @@ impl Config {
         let heads = self.heads().map_err(unknown)?;
         let optimizer = Optimizer::new(&self.optimizer.name, &self.optimizer.numbers).map_err(unknown)?;
         let (clip, momentum, seed) = (clip_norm, batch_norm_momentum, self.seed);
-        let mut recipe = Recipe { heads, optimizer, clip, momentum, seed, average, accumulate, precision };
+        let pruning = self.pruning;
+        let mut recipe =
+            Recipe { heads, optimizer, clip, momentum, seed, average, accumulate, precision, pruning };
         let schedule =
             sora_train::Schedule::new(&self.schedule.name, &self.schedule.numbers).map_err(unknown)?;
         for (name, value, fits) in [
@@ -351,6 +357,12 @@ impl Config {
             if !fits {
                 return Err(refused(format!("{value} makes no sense for `{name}`"), "Correct the number."));
             }
+        }
+        if let Some((name, number)) = pruning.and_then(|pruning| pruning.trouble()) {
+            return Err(refused(
+                format!("{number} makes no sense for `pruning.{name}`"),
+                "Correct the number.",
+            ));
         }
         if swa.is_some() && (average.is_some() || self.early_stopping.is_some()) {
             let what = "`swa` gives the mean of the last epochs, not a moving average or the best epoch";
@@ -394,6 +406,7 @@ impl Config {
             patience: self.early_stopping.as_ref().map(|stopping| stopping.patience),
             swa: swa.map(|share| (share * f64::from(epochs)).round().min(f64::from(epochs - 1)) as u32),
             save_every: self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.every),
+            teacher: None,
             name: self.name(data.len()),
         };
         let metadata = model.metadata;
@@ -412,13 +425,14 @@ impl Config {
             outputs,
             optimizer,
             schedule,
+            pruning,
             early_stopping,
             ..
         } = self;
         let Data { validation, preprocess, text, augment, order, .. } = data;
         format!(
             "{samples} {seed} {validation:?} {preprocess:?} {text:?} {augment:?} {order:?} {network:?} {model:?} {training:?} \
-             {loss:?} {outputs:?} {optimizer:?} {schedule:?} {early_stopping:?}"
+             {loss:?} {outputs:?} {optimizer:?} {schedule:?} {pruning:?} {early_stopping:?}"
         )
     }
 
