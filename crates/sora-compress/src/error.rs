@@ -5,6 +5,7 @@ use sora_exec::ExecError;
 use sora_ir::IrError;
 use sora_rewrite::RewriteError;
 use sora_tensor::TensorError;
+use sora_train::TrainError;
 
 /// Why a network could not be compressed or evaluated. Names are those of the user's file.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -71,8 +72,19 @@ pub enum CompressError {
         /// What is wrong.
         what: String,
     },
+    /// The network cannot be trained, or not on this data.
+    Train(TrainError),
     /// The caller asked to stop.
     Cancelled,
+}
+
+impl From<TrainError> for CompressError {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Data(error) => error.into(),
+            error => CompressError::Train(error),
+        }
+    }
 }
 
 impl CompressError {
@@ -102,6 +114,7 @@ impl CompressError {
             Self::Output { found, .. } => format!("the output is {found}, not one score for each class"),
             Self::Unlabelled { .. } => "the data has no labels to compare with".to_owned(),
             Self::Option { what } => what.clone(),
+            Self::Train(e) => e.to_string(),
             Self::Cancelled => "stopped before the work was done".to_owned(),
         }
     }
@@ -118,6 +131,7 @@ impl CompressError {
             Self::Output { output, .. } => format!("output `{output}` of the model"),
             Self::Unlabelled { place } => place.clone(),
             Self::Option { .. } => "the options".to_owned(),
+            Self::Train(_) => "the training inside of the compression".to_owned(),
             Self::Cancelled => "this run".to_owned(),
         }
     }
@@ -145,6 +159,8 @@ impl CompressError {
                 "give labels: a folder per class, `y` in an .npz, or a label column in a .csv"
             }
             Self::Option { .. } => "correct the option",
+            Self::Train(TrainError::Diverged { .. }) => "give a lower --rate",
+            Self::Train(_) => "leave out --train to compress without training",
             Self::Cancelled => "start it again",
         };
         hint.to_owned()

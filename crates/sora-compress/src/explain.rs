@@ -141,6 +141,8 @@ pub struct LayerReport {
     pub bytes_before: usize,
     /// Bytes of its constants after.
     pub bytes_after: usize,
+    /// The share of its weights that is 0; `None` for layers without weights.
+    pub zeros: Option<f64>,
     /// How the range of its output was chosen, where the output is quantized.
     pub range: Option<&'static str>,
     /// Signal to noise that this range was expected to leave on its own, in dB.
@@ -202,11 +204,22 @@ pub(crate) fn layers(
             ms_after: time.after,
             bytes_before: before,
             bytes_after: after,
+            zeros: zeros(network, index),
             range: choice.filter(|_| int8).map(|c| c.method),
             range_sqnr_db: choice.filter(|_| int8).map(|c| c.sqnr_db).filter(|db| db.is_finite()),
         }
     };
     (0..network.layers.len()).filter(visible).map(report).collect()
+}
+
+/// The share of a layer's weights that is 0.
+fn zeros(network: &Network, index: usize) -> Option<f64> {
+    let weights = network.layers[index].weights();
+    let tensors = weights.iter().filter_map(|&(w, _)| network.graph.const_value(w));
+    let (zeros, all) = tensors.fold((0, 0), |(zeros, all), tensor| {
+        (zeros + tensor.to_f32s().iter().filter(|w| **w == 0.0).count(), all + tensor.len())
+    });
+    (all > 0).then(|| zeros as f64 / all as f64)
 }
 
 /// Bytes of the constants that a layer reads, in `f32` and as it is now.
@@ -215,12 +228,7 @@ fn bytes(network: &Network, index: usize, int8: bool) -> (usize, usize) {
     let nodes = layer.nodes.iter().filter_map(|&id| graph.node(id));
     let constants = nodes.flat_map(|n| n.inputs.iter().flatten()).filter_map(|&v| graph.const_value(v));
     let before: usize = constants.map(|t| t.byte_len()).sum();
-    let weights = match &layer.role {
-        Role::Linear(linear) => vec![(linear.weight, linear.axis)],
-        Role::Recurrent(matrices) => matrices.iter().map(|&w| (w, 1)).collect(),
-        _ => Vec::new(),
-    };
-    let weights = weights.into_iter().filter(|_| int8);
+    let weights = layer.weights().into_iter().filter(|_| int8);
     let after = weights.fold(before, |bytes, (w, axis)| match graph.const_value(w) {
         // A byte each, and per channel the weights' scale and zero point.
         Some(w) => bytes - w.byte_len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),

@@ -70,6 +70,15 @@ impl Layer {
         }
     }
 
+    /// The constants that it multiplies by, each with the axis of its channels.
+    pub fn weights(&self) -> Vec<(ValueId, usize)> {
+        match &self.role {
+            Role::Linear(linear) => vec![(linear.weight, linear.axis)],
+            Role::Recurrent(matrices) => matrices.iter().map(|&w| (w, 1)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether it multiplies by constant weights.
     pub fn has_weights(&self) -> bool {
         matches!(self.role, Role::Linear(_) | Role::Recurrent(_))

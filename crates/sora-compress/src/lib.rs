@@ -1,6 +1,7 @@
-//! Compression inside an accuracy budget: 8-bit post-training quantization, with explanations.
+//! Compression inside an accuracy budget: pruning with training in the loop, 8-bit quantization, explanations.
 //!
-//! [`compress`] observes a network on a part of the data, quantizes everything that its operators allow, and gives
+//! With samples to train on, [`compress`] first prunes weights, step by step, as long as what is left learns to do the same. Then it
+//! observes the network on a part of the data, quantizes everything that its operators allow, and gives
 //! precision back where the metric on a second part says so or where a layer measures slower than before. What
 //! it reports comes from a third part that no decision saw.
 //!
@@ -25,6 +26,7 @@ pub mod placement;
 mod quantize;
 pub mod range;
 mod search;
+mod sparsify;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub use outcome::{Measured, Outcome, SplitSizes, compress};
 pub use outputs::outputs;
 pub use search::SearchStep;
 pub use sora_data::Drop;
+pub use sparsify::Training;
 
 use serde::Serialize;
 use sora_kernels::Isa;
@@ -54,7 +57,7 @@ pub enum Prefer {
 }
 
 /// How to compress.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How far the metric may fall, as a fraction: 0.01 is one point of accuracy.
     pub max_drop: f64,
@@ -68,12 +71,22 @@ pub struct Options {
     pub batch: usize,
     /// Instruction set of the kernels; `None` takes the one that `SORA_ISA` names, else the machine's best.
     pub isa: Option<Isa>,
+    /// What to train with while weights are pruned; without it, none are.
+    pub training: Option<Training>,
 }
 
 impl Default for Options {
     /// One point of accuracy, one thread, batches of 64.
     fn default() -> Self {
-        Options { max_drop: 0.01, prefer: Prefer::Latency, threads: 1, seed: 0, batch: 64, isa: None }
+        Options {
+            max_drop: 0.01,
+            prefer: Prefer::Latency,
+            threads: 1,
+            seed: 0,
+            batch: 64,
+            isa: None,
+            training: None,
+        }
     }
 }
 

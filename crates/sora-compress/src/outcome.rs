@@ -15,6 +15,7 @@ use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
 use crate::search::{Candidate, Search, SearchStep, quoted};
+use crate::sparsify::Sparsifying;
 use crate::{CompressError, Options, Progress};
 
 /// What a network achieves and costs.
@@ -88,7 +89,8 @@ pub struct Outcome {
 /// Samples on which the outputs of layers are compared.
 const PROBES: usize = 64;
 
-/// Compresses `graph`: quantizes it as far as the budget and the machine allow.
+/// Compresses `graph`: with [`Options::training`] prunes its weights as far as the budget allows, then quantizes it as far as
+/// budget and machine allow.
 ///
 /// `data` is divided reproducibly into samples for calibration, for decisions and for the report. Apart from
 /// decisions by measured time, the result depends only on the arguments.
@@ -108,12 +110,12 @@ pub fn compress(
     progress.stage("Optimizing the graph", None);
     let mut baseline = graph.clone();
     let rewrites = sora_rewrite::optimize(&mut baseline, &sora_rewrite::Options::default())?;
-    let network = Network::new(baseline)?;
+    let mut network = Network::new(baseline)?;
     let feed = Feed::new(&network.graph, data, preprocess)?;
     let parts =
         split(data.len(), data.labels(), &SplitOptions { seed: options.seed, ..SplitOptions::default() })?;
     let exec = ExecOptions { isa: options.isa, threads: options.threads, ..ExecOptions::default() };
-    let reference = Session::new(network.graph.clone(), exec.clone())?;
+    let original = Session::new(network.graph.clone(), exec.clone())?;
     let size = |indices: &[usize]| Some(indices.len() as u64);
 
     let predicted: Vec<usize>;
@@ -122,7 +124,7 @@ pub fn compress(
         None => {
             let both = [parts.decision.as_slice(), &parts.report].concat();
             progress.stage("Recording the original's predictions", size(&both));
-            predicted = measure::predicted_labels(&reference, &feed, &both, options.batch, progress)?;
+            predicted = measure::predicted_labels(&original, &feed, &both, options.batch, progress)?;
             &predicted
         }
     };
@@ -130,8 +132,28 @@ pub fn compress(
     let score = |session: &Session, samples: &[usize]| {
         measure::score(session, &feed, samples, labels, options.batch, progress)
     };
-    let before = score(&reference, &parts.decision)?;
-    let report_before = score(&reference, &parts.report)?;
+    let before = score(&original, &parts.decision)?;
+    let report_before = score(&original, &parts.report)?;
+
+    let mut steps = Vec::new();
+    let baseline = network.graph.clone();
+    if let Some(training) = &options.training {
+        let sparsifying = Sparsifying {
+            training,
+            preprocess,
+            feed: &feed,
+            options,
+            exec: &exec,
+            progress,
+            labels,
+            decision: &parts.decision,
+            before: &before.correct,
+        };
+        network = Network::new(sparsifying.run(&baseline, &mut steps)?)?;
+    }
+    let network = network;
+    // What layers are compared with: the pruned network before it is quantized.
+    let reference = Session::new(network.graph.clone(), exec.clone())?;
 
     progress.stage("Calibrating", size(&parts.calibration));
     let wanted = requests(&network);
@@ -160,7 +182,6 @@ pub fn compress(
         reference: &reference,
         sample: &sample,
     };
-    let mut steps = Vec::new();
     let Found { chosen, within, given_up } = find(&search, &mut steps)?;
 
     progress.stage("Measuring the result", size(&parts.report));
@@ -172,7 +193,7 @@ pub fn compress(
         false => measure::in_decibels(&search.noise(&chosen)?),
     };
     let times: Vec<LayerTimes> = search.profile(&chosen, &session)?.times;
-    let [latency_before, latency_after] = measure::latencies([&reference, &session], &sample, progress)?;
+    let [latency_before, latency_after] = measure::latencies([&original, &session], &sample, progress)?;
     let layers = explain::layers(&network, &chosen.placement, &chosen.plan, &sqnr, &times);
     let note = note(&network, &chosen, options, within, &given_up, &drop);
     Ok(Outcome {
@@ -194,7 +215,7 @@ pub fn compress(
         },
         note,
         graph: chosen.graph,
-        baseline: network.graph,
+        baseline,
     })
 }
 

@@ -110,6 +110,15 @@ pub(super) struct Compress {
     /// What to prefer where speed and size disagree
     #[arg(long, value_enum, default_value_t = Prefer::Latency)]
     pub(super) prefer: Prefer,
+    /// Also prune weights, as far as those that are left learn on these samples to do the same; --data stays unseen
+    #[arg(long, value_name = "DATA")]
+    pub(super) train: Option<PathBuf>,
+    /// Passes over the samples of --train each time that weights have been pruned
+    #[arg(long, default_value_t = 2, requires = "train", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) epochs: u32,
+    /// Learning rate of Adam with --train
+    #[arg(long, default_value_t = 1e-3, requires = "train", value_parser = rate)]
+    pub(super) rate: f64,
     /// Where the result goes: .sora or .onnx (QDQ); repeat for both
     #[arg(short, long = "output", value_name = "OUT", required = true)]
     pub(super) output: Vec<PathBuf>,
@@ -307,6 +316,13 @@ fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("expected a number above 0".to_owned()),
     }
 }
 

@@ -8,7 +8,7 @@ use sora::report::{self, Report};
 use sora::{Draft, Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, write_together};
 
 use super::args::{Compress, Prefer};
-use super::evaluate::{compression_failure, open};
+use super::evaluate::{compression_failure, open, open_samples};
 use super::progress::{self, Bars};
 use super::{Printed, check_output, human_bytes, one_line, warn};
 use sora::table;
@@ -38,6 +38,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
         },
         threads: usize::from(args.parallel.threads),
         seed: args.seed,
+        training: args.train.as_deref().map(|path| training(args, &model, path)).transpose()?,
         ..compress::Options::default()
     };
     let bars = Bars::new();
@@ -74,6 +75,15 @@ pub(super) fn compress(args: &Compress) -> Printed {
     drafts.extend(args.report.iter().map(|path| vec![Draft::of(path, report::html(&report))]));
     write_together(drafts.into_iter().flatten().collect())?;
     Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
+}
+
+/// The share of zeros from which on weights count as pruned.
+const SPARSE: f64 = 0.25;
+
+/// What to train with while weights are pruned.
+fn training(args: &Compress, model: &Model, path: &Path) -> Result<compress::Training, Failure> {
+    let data = open_samples(model, path)?;
+    Ok(compress::Training { data, epochs: args.epochs, batch: 64, rate: args.rate })
 }
 
 fn precision(precision: Precision) -> &'static str {
@@ -113,6 +123,7 @@ fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome,
         after_ms: layer.ms_after,
         before_bytes: layer.bytes_before as u64,
         after_bytes: layer.bytes_after as u64,
+        zeros: layer.zeros,
         reason: layer.reason.clone(),
     });
     Report {
@@ -200,6 +211,7 @@ fn to_text(args: &Compress, report: &Report) -> String {
          latency of one sample, {} thread(s), {}; preprocessing {}\n\n",
         report.split[2], report.split[0], report.split[1], report.threads, report.isa, report.preprocess
     );
+    let pruned = report.layers.iter().any(|layer| layer.zeros.is_some_and(|share| share >= SPARSE));
     let layers: Vec<Vec<String>> = report
         .layers
         .iter()
@@ -207,10 +219,17 @@ fn to_text(args: &Compress, report: &Report) -> String {
             let ms = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.4}"));
             let sqnr = layer.sqnr_db.map_or("–".to_owned(), |v| format!("{v:.1}"));
             let (before, after) = (ms(layer.before_ms), ms(layer.after_ms));
-            vec![layer.name.clone(), layer.op.clone(), layer.precision.clone(), sqnr, before, after]
+            let mut row =
+                vec![layer.name.clone(), layer.op.clone(), layer.precision.clone(), sqnr, before, after];
+            row.extend(
+                pruned
+                    .then(|| layer.zeros.map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share))),
+            );
+            row
         })
         .collect();
-    text += &table(&["layer", "operator", "precision", "SQNR dB", "ms before", "ms after"], &layers);
+    let heads = ["layer", "operator", "precision", "SQNR dB", "ms before", "ms after", "zeros"];
+    text += &table(&heads[..if pruned { 7 } else { 6 }], &layers);
     for layer in &report.layers {
         text += &format!("  {}: {}\n", layer.name, layer.reason);
     }

@@ -1,5 +1,7 @@
 //! `sora evaluate`.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 use sora::compress::Evaluation;
 use sora::data::{Dataset, OpenOptions, PerClass, Preprocess};
@@ -62,11 +64,15 @@ pub(super) fn metrics(result: &Evaluation) -> Map<String, Value> {
     metrics
 }
 
+/// The data set, its classes and texts as the model has them.
+pub(super) fn open_samples(model: &Model, path: &Path) -> Result<Dataset, Failure> {
+    let Metadata { labels: classes, text, .. } = model.metadata.clone();
+    Ok(Dataset::open(path, &OpenOptions { classes, text, ..OpenOptions::default() })?)
+}
+
 /// The data set, and how its samples become the model's input.
 pub(super) fn open(model: &Model, args: &Data) -> Result<(Dataset, Preprocess), Failure> {
-    let Metadata { labels: classes, text, .. } = model.metadata.clone();
-    let options = OpenOptions { classes, text, ..OpenOptions::default() };
-    let data = Dataset::open(&args.data, &options)?;
+    let data = open_samples(model, &args.data)?;
     let given = args.preprocess.as_deref().map(Preprocess::from_argument).transpose()?;
     let preprocess = model.preprocess_for(&data, given)?;
     Ok((data, preprocess))

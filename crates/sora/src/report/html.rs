@@ -316,6 +316,7 @@ mod tests {
                 after_ms: None,
                 before_bytes: 400,
                 after_bytes: 100,
+                zeros: Some(0.5),
                 reason: "int8 keeps the accuracy".into(),
             }],
             steps: vec!["quantized everything".into()],

@@ -93,6 +93,8 @@ pub struct Layer {
     pub before_bytes: u64,
     /// Bytes of weights in the result.
     pub after_bytes: u64,
+    /// Share of the weights that is 0 in the result; `None` for layers without weights.
+    pub zeros: Option<f64>,
     /// Why this precision, in words.
     pub reason: String,
 }
