@@ -42,7 +42,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
             Role::Linear(linear) => {
                 let Some(weight) = input(&graph, 1) else { continue };
                 let Some(exact) = graph.const_value(weight).cloned() else { continue };
-                let quantized = weights::quantize(&exact, linear.axis, &[])?;
+                let quantized = weights::quantize(&exact, linear.axis, &[], cx.placement.bits)?;
                 let name = graph.value(weight).name.clone();
                 let zeros = Tensor::zeros(DType::I8, &[quantized.scales.len()])?;
                 let axis = i64::try_from(linear.axis).unwrap_or(0);
@@ -53,7 +53,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
             Role::Recurrent(_) => {
                 for slot in [1, 2] {
                     let Some(matrix) = input(&graph, slot) else { continue };
-                    let real = quantize_rows(&mut graph, matrix)?;
+                    let real = quantize_rows(&mut graph, matrix, cx.placement.bits)?;
                     graph.set_input(id, slot, real);
                 }
                 round_state(&mut graph, id)?;
@@ -82,13 +82,13 @@ fn round_rows(graph: &mut Graph, x: ValueId) -> Result<ValueId, CompressError> {
 }
 
 /// Weights `[D, rows, columns]` in `i8`, one scale for each row.
-fn quantize_rows(graph: &mut Graph, weight: ValueId) -> Result<ValueId, CompressError> {
+fn quantize_rows(graph: &mut Graph, weight: ValueId, bits: u32) -> Result<ValueId, CompressError> {
     let Some(exact) = graph.const_value(weight).cloned() else { return Ok(weight) };
     let name = graph.value(weight).name.clone();
     let mut shape = exact.shape().to_vec();
     let columns = shape.last_mut().map_or(1, |last| std::mem::replace(last, 1));
     let lines = exact.reshape(&[exact.len() / columns.max(1), columns])?;
-    let quantized = weights::quantize(&lines, 0, &[])?;
+    let quantized = weights::quantize(&lines, 0, &[], bits)?;
     let levels = quantized.values.reshape(exact.shape())?;
     let mut constant = |part: &str, tensor: Tensor| {
         let name = graph.fresh_name(&format!("{name}_{part}"));

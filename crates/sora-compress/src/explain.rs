@@ -129,6 +129,8 @@ pub struct LayerReport {
     /// Signal to noise of its output against the original network, in dB; `None` when nothing differs or it was
     /// not measured.
     pub sqnr_db: Option<f64>,
+    /// Bits of the levels of its weights, where they are quantized.
+    pub weight_bits: Option<u32>,
     /// Why it has its precision, in words.
     pub reason: String,
     /// The same for programs.
@@ -198,6 +200,7 @@ pub(crate) fn layers(
             nodes: layer.nodes.iter().filter_map(|&id| Some(graph.node(id)?.name.clone())).collect(),
             precision: if int8 || came { Precision::Int8 } else { Precision::F32 },
             sqnr_db: output.and_then(|v| sqnr.get(&v)).copied().filter(|db| db.is_finite()),
+            weight_bits: (int8 && layer.has_weights()).then_some(placement.bits),
             reason: reason.words(),
             reason_code: reason,
             ms_before: time.before,

@@ -71,6 +71,9 @@ pub struct Options {
     pub batch: usize,
     /// Instruction set of the kernels; `None` takes the one that `SORA_ISA` names, else the machine's best.
     pub isa: Option<Isa>,
+    /// Whether quantized weights may have fewer than 8 bits where the budget allows. Their kernels stay the same; files that code
+    /// what they store, as `.sora`, become smaller.
+    pub fewer_bits: bool,
     /// What to train with while weights are pruned; without it, none are.
     pub training: Option<Training>,
 }
@@ -85,6 +88,7 @@ impl Default for Options {
             seed: 0,
             batch: 64,
             isa: None,
+            fewer_bits: false,
             training: None,
         }
     }

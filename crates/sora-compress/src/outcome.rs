@@ -285,6 +285,10 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         chosen.placement.smaller = smaller;
     }
     let within = chosen.drop <= options.max_drop;
+    if within && options.fewer_bits {
+        search.progress.stage("Finding how coarse weights may be", None);
+        chosen = search.coarsen(chosen, steps)?;
+    }
     Ok(Found { chosen, within, given_up: Vec::new() })
 }
 

@@ -9,6 +9,7 @@ use crate::explain::Reason;
 use crate::histogram::Histogram;
 use crate::layers::{Network, Role};
 use crate::range::{self, Choice};
+use crate::weights::BITS;
 
 /// Which layers are kept from 8 bits, by index, and why.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Plan {
     pub kept: BTreeMap<usize, Reason>,
     /// Products whose activations are quantized by rows as they come, because a fixed range cost too much accuracy.
     pub dynamic: BTreeSet<usize>,
+    /// Bits by which quantized weights are coarser than 8: their file is smaller, their kernels are the same.
+    pub coarser: u32,
 }
 
 impl Plan {
@@ -52,6 +55,8 @@ pub struct Placement {
     pub sources: BTreeMap<ValueId, BTreeSet<ValueId>>,
     /// Layers that stay in 8 bits for their size though they measure slower, with the ratio of times.
     pub smaller: BTreeMap<usize, f64>,
+    /// Bits of the levels of quantized weights.
+    pub bits: u32,
 }
 
 impl Placement {
@@ -132,6 +137,7 @@ impl Placement {
             sources: sources.collect(),
             choices: BTreeMap::new(),
             smaller: BTreeMap::new(),
+            bits: BITS - plan.coarser.min(BITS - 2),
             int8,
             dynamic,
         }

@@ -64,7 +64,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         let (Some(linear), true) = (layer.linear(), placement.int8[index]) else { continue };
         let input = layer.reads.first().and_then(|v| placement.choices.get(v));
         if let (Some(input), Some(&first)) = (input, layer.nodes.first()) {
-            quantize_constants(&mut graph, first, linear, input.affine.scale)?;
+            quantize_constants(&mut graph, first, linear, input.affine.scale, placement.bits)?;
         }
     }
     graph.compact()?;
@@ -102,6 +102,7 @@ fn quantize_constants(
     first: NodeId,
     linear: &Linear,
     input_scale: f32,
+    bits: u32,
 ) -> Result<(), CompressError> {
     let Some(exact) = graph.const_value(linear.weight).cloned() else { return Ok(()) };
     let bias = linear.bias.map(|(node, slot)| {
@@ -117,7 +118,7 @@ fn quantize_constants(
             least[i % channels] = least[i % channels].max(scale);
         }
     }
-    let quantized = weights::quantize(&exact, linear.axis, &least)?;
+    let quantized = weights::quantize(&exact, linear.axis, &least, bits)?;
     let name = graph.value(linear.weight).name.clone();
     let axis = i64::try_from(linear.axis).unwrap_or(0);
     let zeros = Tensor::zeros(DType::I8, &[channels])?;

@@ -18,7 +18,7 @@ use crate::{CompressError, Options, Prefer, Progress};
 /// One thing that the search did.
 #[derive(Clone, Debug, Serialize)]
 pub struct SearchStep {
-    /// `quantize`, `accuracy` or `latency`.
+    /// `prune`, `quantize`, `accuracy`, `latency` or `size`.
     pub stage: &'static str,
     /// What was done, in words.
     pub what: String,
@@ -36,6 +36,8 @@ pub(crate) struct Candidate {
     pub(crate) graph: Graph,
     /// Drop of the metric on the samples for decisions.
     pub(crate) drop: f64,
+    /// The drop and its standard error.
+    pub(crate) likely: f64,
 }
 
 /// What the search works with.
@@ -69,6 +71,9 @@ const TRIAL_SAMPLES: usize = 2048;
 /// Rounds after which several layers are given back at once: a network that needs more will need many.
 const SINGLE_ROUNDS: usize = 8;
 
+/// The fewest bits of a weight that are tried.
+const LEAST_BITS: u32 = 3;
+
 /// An 8-bit layer is slower when it exceeds its time before by this part, and by this many ms: either row suffices,
 /// as less time is needed to tell a gross difference from noise.
 const SLOWER: [(f64, f64); 2] = [(0.05, 0.002), (1.0, 0.0005)];
@@ -84,8 +89,8 @@ impl Search<'_> {
         let session = Session::new(graph.clone(), self.exec.clone())?;
         let batch = self.options.batch;
         let after = measure::score(&session, self.feed, samples, self.labels, batch, self.progress)?;
-        let drop = paired_drop(before, &after.correct)?.drop;
-        Ok(Candidate { plan, placement, graph, drop })
+        let drop = paired_drop(before, &after.correct)?;
+        Ok(Candidate { plan, placement, graph, drop: drop.drop, likely: drop.likely() })
     }
 
     fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
@@ -258,6 +263,30 @@ impl Search<'_> {
         );
         steps.push(SearchStep { stage: "latency", what, layers, drop: candidate.drop });
         Ok(candidate)
+    }
+
+    /// Takes bits from the levels of all quantized weights, as long as the drop and its standard error are within the budget.
+    pub(crate) fn coarsen(
+        &self,
+        mut current: Candidate,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Candidate, CompressError> {
+        while !current.placement.is_empty() && current.placement.bits > LEAST_BITS {
+            let mut plan = current.plan.clone();
+            plan.coarser += 1;
+            let mut next = self.candidate(plan)?;
+            let fits = next.likely <= self.options.max_drop;
+            let verdict = if fits { "within the budget" } else { "too much" };
+            let (bits, drop) = (next.placement.bits, 100.0 * next.drop);
+            let what = format!("weights of {bits} bits in the file: the drop is {drop:.2} points, {verdict}");
+            steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
+            if !fits {
+                break;
+            }
+            next.placement.smaller.clone_from(&current.placement.smaller);
+            current = next;
+        }
+        Ok(current)
     }
 
     /// The time of a network as a share of the original's.

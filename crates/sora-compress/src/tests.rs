@@ -127,6 +127,22 @@ fn a_network_is_quantized_within_the_budget() {
 }
 
 #[test]
+fn weights_get_fewer_bits_where_the_budget_allows() {
+    let data = dataset(900, 1.0, true);
+    let bits = |max_drop| {
+        let options = Options { max_drop, prefer: Prefer::Size, fewer_bits: true, ..Options::default() };
+        let outcome = compress(&cnn(), &data, &Preprocess::default(), &options, &Silent).unwrap();
+        let head = outcome.layers.iter().find(|layer| layer.name == "head").unwrap().weight_bits.unwrap();
+        let levels = outcome.graph.values().filter_map(|(id, _)| outcome.graph.const_value(id));
+        let levels = levels.filter(|tensor| tensor.dtype() == sora_tensor::DType::I8 && tensor.rank() > 1);
+        let greatest = levels.flat_map(|tensor| tensor.to_i64s()).map(i64::abs).max().unwrap();
+        assert_eq!(greatest, (1 << (head - 1)) - 1);
+        head
+    };
+    assert!(bits(0.3) == 3 && bits(-1.0) == 8);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_graph() {
     let data = dataset(300, 1.5, true);
     let graph = cnn();

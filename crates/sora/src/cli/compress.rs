@@ -38,6 +38,9 @@ pub(super) fn compress(args: &Compress) -> Printed {
         },
         threads: usize::from(args.parallel.threads),
         seed: args.seed,
+        // An ONNX file stores a byte for each weight, however few levels there are.
+        fewer_bits: matches!(args.prefer, Prefer::Size)
+            && args.output.iter().any(|path| Kind::of(path).is_ok_and(|kind| kind == Kind::Sora)),
         training: args.train.as_deref().map(|path| training(args, &model, path)).transpose()?,
         ..compress::Options::default()
     };
@@ -124,6 +127,7 @@ fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome,
         before_bytes: layer.bytes_before as u64,
         after_bytes: layer.bytes_after as u64,
         zeros: layer.zeros,
+        weight_bits: layer.weight_bits,
         reason: layer.reason.clone(),
     });
     Report {
@@ -219,8 +223,7 @@ fn to_text(args: &Compress, report: &Report) -> String {
             let ms = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.4}"));
             let sqnr = layer.sqnr_db.map_or("–".to_owned(), |v| format!("{v:.1}"));
             let (before, after) = (ms(layer.before_ms), ms(layer.after_ms));
-            let mut row =
-                vec![layer.name.clone(), layer.op.clone(), layer.precision.clone(), sqnr, before, after];
+            let mut row = vec![layer.name.clone(), layer.op.clone(), layer.format(), sqnr, before, after];
             row.extend(
                 pruned
                     .then(|| layer.zeros.map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share))),

@@ -193,11 +193,14 @@ fn layers(report: &Report) -> String {
                 (0, 0) => String::new(),
                 (before, after) => format!(", {} → {}", bytes(before), bytes(after)),
             };
+            let zeros = layer.zeros.filter(|&share| share > 0.0);
+            let zeros = zeros.map_or(String::new(), |share| format!(", {:.1} % zeros", 100.0 * share));
             format!(
-                "<div class=\"layer\"><div class=\"name\">{} <small>{}{weights}</small></div>\
-                 <span class=\"tag {precision}\">{precision}</span><p>{}</p></div>\n",
+                "<div class=\"layer\"><div class=\"name\">{} <small>{}{weights}{zeros}</small></div>\
+                 <span class=\"tag {precision}\">{}</span><p>{}</p></div>\n",
                 name(&layer.name),
                 Escaped(&layer.op),
+                Escaped(&layer.format()),
                 Escaped(&capital(&layer.reason)),
                 precision = Escaped(&layer.precision),
             )
@@ -317,6 +320,7 @@ mod tests {
                 before_bytes: 400,
                 after_bytes: 100,
                 zeros: Some(0.5),
+                weight_bits: Some(5),
                 reason: "int8 keeps the accuracy".into(),
             }],
             steps: vec!["quantized everything".into()],

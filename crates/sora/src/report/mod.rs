@@ -95,6 +95,18 @@ pub struct Layer {
     pub after_bytes: u64,
     /// Share of the weights that is 0 in the result; `None` for layers without weights.
     pub zeros: Option<f64>,
+    /// Bits of the levels of its weights, where they are quantized.
+    pub weight_bits: Option<u32>,
     /// Why this precision, in words.
     pub reason: String,
+}
+
+impl Layer {
+    /// Its precision in words: `int8`, `f32`, or with coarser weights `int8, 5-bit weights`.
+    pub fn format(&self) -> String {
+        match self.weight_bits.filter(|&bits| bits < 8) {
+            Some(bits) => format!("{}, {bits}-bit weights", self.precision),
+            None => self.precision.clone(),
+        }
+    }
 }
