@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use sora_data::{Dataset, Preprocess};
 use sora_exec::{Options, Session};
-use sora_ir::ValueId;
+use sora_ir::{Graph, ValueId};
 use sora_tensor::Tensor;
 
 use crate::feed::{Feed, head};
@@ -62,6 +63,42 @@ pub(crate) fn calibrate(
         return Err(CompressError::NonFiniteActivations { value, count: histogram.nonfinite() });
     }
     Ok(gathered.finish())
+}
+
+/// The distributions of the elements of `values` over the first `samples` of the data, in their order.
+///
+/// # Errors
+/// A [`CompressError`] when the data does not fit the network, when it cannot run, or when the caller cancels.
+pub fn distributions(
+    graph: &Graph,
+    values: &[ValueId],
+    data: &Dataset,
+    preprocess: &Preprocess,
+    samples: usize,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Vec<Histogram>, CompressError> {
+    let feed = Feed::new(graph, data, preprocess)?;
+    let session = Session::watching(graph.clone(), values.to_vec(), options.clone())?;
+    let mut found: HashMap<ValueId, Histogram> = HashMap::new();
+    let indices: Vec<usize> = (0..samples.min(data.len())).collect();
+    progress.stage("Observing", Some(indices.len() as u64));
+    for fed in feed.batches(&indices, 16) {
+        if progress.cancelled() {
+            return Err(CompressError::Cancelled);
+        }
+        let fed = fed?;
+        let mut failed = None;
+        session.run_observed(&fed.refs(), &mut |value, tensor| match head(tensor, fed.len) {
+            Ok(tensor) => found.entry(value).or_default().add(&tensor.to_f32s()),
+            Err(error) => failed = Some(error),
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        progress.advance(fed.len as u64);
+    }
+    Ok(values.iter().map(|value| found.remove(value).unwrap_or_default()).collect())
 }
 
 /// The largest batch whose watched values stay within [`BATCH_BYTES`].

@@ -33,6 +33,7 @@ mod testing;
 mod tests;
 pub mod weights;
 
+pub use calibrate::distributions;
 pub use error::CompressError;
 pub use explain::{LayerReport, LayerTimes, Precision, Reason};
 pub use measure::{Evaluation, Latency, evaluate};

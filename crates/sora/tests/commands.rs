@@ -270,6 +270,32 @@ fn a_budget_that_eight_bits_cannot_meet() {
 }
 
 #[test]
+fn explain_shows_why_and_how_values_are_spread() {
+    let (folder, model, data) = hard_case();
+    let out = folder.path().join("out.sora");
+    let out = text(&out);
+    succeed(&["compress", &model, "--data", &data, "-o", out, "--max-drop", "0.05", "--prefer", "size"]);
+    let found = succeed_json(&["explain", out, "first", "--data", &data, "--samples", "10", "--json"]);
+    assert_eq!((&found["precision"], &found["op"]), (&"int8".into(), &"MatMul".into()), "{found}");
+    let spreads = found["distributions"].as_array().unwrap();
+    let of = |role: &str| spreads.iter().find(|spread| spread["role"] == role).unwrap();
+    for (role, elements) in [("weights", INPUTS * 64), ("input", 10 * INPUTS), ("output", 10 * 64)] {
+        let spread = of(role);
+        assert_eq!(spread["elements"], elements, "{spread}");
+        let counts =
+            spread["histogram"].as_array().unwrap().iter().map(|line| line["count"].as_u64().unwrap());
+        assert_eq!(counts.sum::<u64>(), elements as u64, "{spread}");
+    }
+    // The first column is drawn from ±5000.
+    let extremes = &of("weights")["extremes"];
+    assert!(extremes[0].as_f64().unwrap() < -1000.0 && extremes[1].as_f64().unwrap() > 1000.0, "{extremes}");
+    let plain = succeed(&["explain", &model, "second"]);
+    assert!(plain.contains("as it came") && plain.contains("weights b (f32 [64, 64])"), "{plain}");
+    let error = fail(&["explain", &model, "secnod"]);
+    assert!(error.contains("`second`"), "{error}");
+}
+
+#[test]
 fn compressing_twice_changes_nothing_more() {
     let (folder, model, data) = hard_case();
     let (once, twice) = (folder.path().join("once.sora"), folder.path().join("twice.sora"));

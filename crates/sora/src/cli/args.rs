@@ -22,6 +22,8 @@ pub(super) enum Command {
     Evaluate(Evaluate),
     /// Make a model smaller and faster inside an accuracy budget.
     Compress(Compress),
+    /// Show one layer: what was chosen for it and why, and the distributions of its weights and activations.
+    Explain(Explain),
     /// Train a network that a TOML file describes.
     Train(Train),
     /// Train a trained model further on other data, perhaps for other classes.
@@ -42,6 +44,7 @@ impl Command {
             Command::Run(_) | Command::Convert(_) => false,
             Command::Evaluate(args) => args.json,
             Command::Compress(args) => args.json,
+            Command::Explain(args) => args.json,
             Command::Train(args) => args.run.json,
             Command::FineTune(args) => args.run.json,
             Command::Bench(args) => args.json,
@@ -133,6 +136,26 @@ pub(super) struct Compress {
     pub(super) explain: bool,
     #[command(flatten)]
     pub(super) parallel: Threads,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The model: .onnx, .sora or .txt
+    pub(super) model: PathBuf,
+    /// The layer, by the name that reports and `sora inspect --support` give it
+    pub(super) layer: String,
+    /// Samples whose activations are shown, as `sora evaluate` takes them
+    #[arg(long, value_name = "DATA")]
+    pub(super) data: Option<PathBuf>,
+    /// How a sample becomes an input, as in `sora evaluate`
+    #[arg(long, value_name = "SPEC", requires = "data")]
+    pub(super) preprocess: Option<String>,
+    /// How many of the samples
+    #[arg(long, default_value_t = 256, requires = "data", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) samples: u32,
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,

@@ -5,6 +5,7 @@ mod bench;
 mod compress;
 mod convert;
 mod evaluate;
+mod explain;
 mod inspect;
 mod progress;
 mod run;
@@ -37,6 +38,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Compress(args) => compress::compress(args),
+        Command::Explain(args) => explain::explain(args),
         Command::Train(args) => train::train(args),
         Command::FineTune(args) => train::fine_tune(args),
         Command::Bench(args) => bench::bench(args),
