@@ -50,6 +50,8 @@ pub enum Reason {
         /// How far the metric's drop fell when it was given back, as a fraction.
         regained: f64,
     },
+    /// The recipe says so.
+    Prescribed,
     /// Its 8-bit kernel was not faster.
     NotFaster {
         /// Time in 8 bits over time in single precision.
@@ -98,6 +100,7 @@ impl Reason {
                 "one of its operands is a constant, which has no 8-bit form here".to_owned()
             }
             Reason::NotF32 => "does not work on f32 values".to_owned(),
+            Reason::Prescribed => "kept in f32: the recipe says so".to_owned(),
             Reason::CostsAccuracy { regained } if *regained <= 0.0 => {
                 "kept in f32: given back on the way to the accuracy budget".to_owned()
             }

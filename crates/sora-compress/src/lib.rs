@@ -25,6 +25,7 @@ mod outputs;
 pub mod placement;
 mod quantize;
 pub mod range;
+mod recipe;
 mod search;
 mod sparsify;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use explain::{LayerReport, LayerTimes, Precision, Reason};
 pub use measure::{Evaluation, Latency, evaluate};
 pub use outcome::{Measured, Outcome, SplitSizes, compress};
 pub use outputs::outputs;
+pub use recipe::{Format, Recipe, Trainings};
 pub use search::SearchStep;
 pub use sora_data::Drop;
 pub use sparsify::Training;
@@ -75,6 +77,8 @@ pub struct Options {
     /// Whether quantized weights may have fewer than 8 bits where the budget allows. Their kernels stay the same; files that code
     /// what they store, as `.sora`, become smaller.
     pub fewer_bits: bool,
+    /// What to do instead of a search.
+    pub recipe: Option<Recipe>,
     /// What to train with while weights are pruned; without it, none are.
     pub training: Option<Training>,
 }
@@ -90,6 +94,7 @@ impl Default for Options {
             batch: 64,
             isa: None,
             fewer_bits: false,
+            recipe: None,
             training: None,
         }
     }

@@ -14,8 +14,9 @@ use crate::layers::{Network, Role};
 use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
+use crate::recipe::{Recipe, Trainings};
 use crate::search::{Candidate, Search, SearchStep, quoted};
-use crate::sparsify::Sparsifying;
+use crate::sparsify::{Sparsifying, Training};
 use crate::{CompressError, Options, Progress};
 
 /// What a network achieves and costs.
@@ -82,6 +83,8 @@ pub struct Outcome {
     pub isa: sora_kernels::Isa,
     /// Sizes of the parts of the data.
     pub split: SplitSizes,
+    /// What gives the same result without a search.
+    pub recipe: Recipe,
     /// What the reader should know: why the budget was not met, or why nothing was quantized.
     pub note: Option<String>,
 }
@@ -136,6 +139,7 @@ pub fn compress(
     let report_before = score(&original, &parts.report)?;
 
     let mut steps = Vec::new();
+    let mut trainings = None;
     let baseline = network.graph.clone();
     if let Some(training) = &options.training {
         let sparsifying = Sparsifying {
@@ -149,7 +153,17 @@ pub fn compress(
             decision: &parts.decision,
             before: &before.correct,
         };
-        network = Network::new(sparsifying.run(&baseline, &mut steps)?)?;
+        let followed = options.recipe.as_ref().map(|recipe| &recipe.training);
+        let (pruned, densities) = match followed {
+            Some(None) => (baseline.clone(), Vec::new()),
+            Some(Some(trainings)) => {
+                (sparsifying.follow(&baseline, &trainings.densities)?, trainings.densities.clone())
+            }
+            None => sparsifying.search(&baseline, &mut steps)?,
+        };
+        network = Network::new(pruned)?;
+        let Training { epochs, batch, rate, .. } = *training;
+        trainings = (!densities.is_empty()).then_some(Trainings { epochs, batch, rate, densities });
     }
     let network = network;
     // What layers are compared with: the pruned network before it is quantized.
@@ -195,6 +209,7 @@ pub fn compress(
     let times: Vec<LayerTimes> = search.profile(&chosen, &session)?.times;
     let [latency_before, latency_after] = measure::latencies([&original, &session], &sample, progress)?;
     let layers = explain::layers(&network, &chosen.placement, &chosen.plan, &sqnr, &times);
+    let recipe = Recipe::of(&network, &chosen.plan, options.seed, trainings);
     let note = note(&network, &chosen, options, within, &given_up, &drop);
     Ok(Outcome {
         met: within && drop.drop <= options.max_drop,
@@ -213,6 +228,7 @@ pub fn compress(
             decision: parts.decision.len(),
             report: parts.report.len(),
         },
+        recipe,
         note,
         graph: chosen.graph,
         baseline,
@@ -221,6 +237,10 @@ pub fn compress(
 
 /// Refuses options and weights with which no result would mean anything.
 fn check(graph: &Graph, options: &Options) -> Result<(), CompressError> {
+    if options.recipe.as_ref().is_some_and(|recipe| recipe.training.is_some()) && options.training.is_none() {
+        let what = "the recipe trains on the way: give samples to train on, with --train".to_owned();
+        return Err(CompressError::Option { what });
+    }
     if options.max_drop.is_nan() {
         return Err(CompressError::Option { what: "the greatest drop is not a number".to_owned() });
     }
@@ -251,6 +271,13 @@ struct Found {
 fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressError> {
     let (network, options) = (search.network, search.options);
     search.progress.stage("Quantizing", None);
+    if let Some(recipe) = &options.recipe {
+        let chosen = search.candidate(recipe.plan(network)?)?;
+        let within = chosen.drop <= options.max_drop;
+        let what = format!("followed the recipe: the drop is {:.2} points", 100.0 * chosen.drop);
+        steps.push(SearchStep { stage: "recipe", what, layers: Vec::new(), drop: chosen.drop });
+        return Ok(Found { chosen, within, given_up: Vec::new() });
+    }
     let first = search.candidate(Plan::default())?;
     if first.placement.is_empty() {
         let within = first.drop <= options.max_drop;

@@ -65,14 +65,22 @@ pub(crate) struct Sparsifying<'a> {
 }
 
 impl Sparsifying<'_> {
-    /// The network with the fewest weights whose drop and its standard error are within the budget; itself where half of them are too
-    /// few.
-    pub(crate) fn run(&self, original: &Graph, steps: &mut Vec<SearchStep>) -> Result<Graph, CompressError> {
-        let share = if self.training.data.labels().is_some() { TAUGHT } else { 1.0 };
-        let teacher = Arc::new(Teacher::new(original.clone(), share, self.exec.clone())?);
-        let (mut kept, mut density, mut factor) = (original.clone(), 1.0, HALF);
-        while density * factor >= LEAST {
+    /// The network with the fewest weights whose drop and its standard error are within the budget, and the shares of weights on the way
+    /// to it: none where half of them are too few.
+    pub(crate) fn search(
+        &self,
+        original: &Graph,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<(Graph, Vec<f64>), CompressError> {
+        let teacher = self.teacher(original)?;
+        let (mut kept, mut densities) = (original.clone(), Vec::new());
+        let mut factor = HALF;
+        loop {
+            let density = densities.last().copied().unwrap_or(1.0);
             let next = density * factor;
+            if next < LEAST {
+                break;
+            }
             let (pruned, drop) = self.step(&kept, &teacher, [density, next])?;
             // A network that was trained again errs elsewhere, so its drop is known less well than that of a quantized one.
             let fits = drop.likely() <= self.options.max_drop;
@@ -84,7 +92,8 @@ impl Sparsifying<'_> {
             );
             steps.push(SearchStep { stage: "prune", what, layers: Vec::new(), drop: drop.drop });
             if fits {
-                (kept, density) = (pruned, next);
+                kept = pruned;
+                densities.push(next);
             }
             match (fits, factor == HALF) {
                 (true, true) => {}
@@ -93,7 +102,25 @@ impl Sparsifying<'_> {
                 (_, false) => break,
             }
         }
-        Ok(kept)
+        Ok((kept, densities))
+    }
+
+    /// The network pruned to these shares of its weights, one after the other.
+    pub(crate) fn follow(&self, original: &Graph, densities: &[f64]) -> Result<Graph, CompressError> {
+        let teacher = self.teacher(original)?;
+        let mut from = 1.0;
+        densities.iter().try_fold(original.clone(), |graph, &to| {
+            if !(to > 0.0 && to <= from) {
+                let what = format!("a recipe cannot leave {to} of the weights where {from} are left");
+                return Err(CompressError::Option { what });
+            }
+            self.train(&graph, &teacher, [std::mem::replace(&mut from, to), to])
+        })
+    }
+
+    fn teacher(&self, original: &Graph) -> Result<Arc<Teacher>, CompressError> {
+        let share = if self.training.data.labels().is_some() { TAUGHT } else { 1.0 };
+        Ok(Arc::new(Teacher::new(original.clone(), share, self.exec.clone())?))
     }
 
     /// The network pruned from one share of its weights to another, and the drop that is left.

@@ -270,6 +270,32 @@ fn a_budget_that_eight_bits_cannot_meet() {
 }
 
 #[test]
+fn recipes_give_the_same_network_again() {
+    let (folder, model, data) = hard_case();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [a, b, recipe] = ["a.txt", "b.txt", "r.toml"].map(path);
+    let start = ["compress", model.as_str(), "--data", data.as_str(), "--max-drop", "0.05"];
+    succeed(&[&start[..], &["--prefer", "size", "--seed", "3", "-o", &a, "--save-recipe", &recipe]].concat());
+    let again = [&start[..], &["--recipe", &recipe, "-o", &b]].concat();
+    let text = fs::read_to_string(&recipe).unwrap();
+    assert!(text.contains("second = \"f32\"") && text.contains("seed = 3"), "{text}");
+    let found = succeed(&again);
+    assert!(found.contains("kept in f32: the recipe says so"), "{found}");
+    assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap());
+    for (from, to, what) in [
+        ("second = ", "secnod = ", "`second`"),
+        ("weight_bits = 8", "weight_bits = 9", "3 to 8"),
+        ("seed = 3", "sead = 3", "sead"),
+        ("\"f32\"", "\"int4\"", "int4"),
+        ("[layers]", "[training]\nepochs = 1\nbatch = 8\nrate = 0.1\ndensities = [0.5]\n[layers]", "--train"),
+    ] {
+        fs::write(&recipe, text.replace(from, to)).unwrap();
+        let error = fail(&again);
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+#[test]
 fn explain_shows_why_and_how_values_are_spread() {
     let (folder, model, data) = hard_case();
     let out = folder.path().join("out.sora");

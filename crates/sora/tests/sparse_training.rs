@@ -195,7 +195,25 @@ fn compression_prunes_what_training_makes_up_for() {
     let with = |more: &[&'static str]| sora(folder, &[&compress, more].concat());
     let (plain, _) = with(&["-o", "plain.sora"]);
     assert_eq!(plain["layers"][0]["zeros"], 0.0);
-    let (pruned, _) = with(&["-o", "pruned.sora", "--train", "rings.npz", "--epochs", "4", "--rate", "0.01"]);
+    let (pruned, _) = with(&[
+        "-o",
+        "pruned.sora",
+        "-o",
+        "pruned.txt",
+        "--train",
+        "rings.npz",
+        "--epochs",
+        "4",
+        "--rate",
+        "0.01",
+        "--save-recipe",
+        "r.toml",
+    ]);
+    let args =
+        ["compress", "m.onnx", "--data", "rings.npz", "--train", "rings.npz", "--recipe", "r.toml", "--json"];
+    sora(folder, &[&args[..], &["-o", "again.txt"]].concat());
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    assert!(read("pruned.txt") == read("again.txt"), "{}", read("r.toml"));
     assert_eq!((&plain["met"], &pruned["met"]), (&json!(true), &json!(true)), "{plain} {pruned}");
     let steps = pruned["steps"].as_array().unwrap();
     let kept = steps.iter().filter(|step| step.as_str().unwrap().contains("which is kept")).count();

@@ -122,6 +122,12 @@ pub(super) struct Compress {
     /// Learning rate of Adam with --train
     #[arg(long, default_value_t = 1e-3, requires = "train", value_parser = rate)]
     pub(super) rate: f64,
+    /// Do what a recipe says instead of searching: the file that --save-recipe wrote, or one of your own
+    #[arg(long, value_name = "R.toml", conflicts_with_all = ["prefer", "epochs", "rate", "seed"])]
+    pub(super) recipe: Option<PathBuf>,
+    /// Also write what was chosen as a recipe that gives the same result again
+    #[arg(long, value_name = "R.toml")]
+    pub(super) save_recipe: Option<PathBuf>,
     /// Where the result goes: .sora or .onnx (QDQ); repeat for both
     #[arg(short, long = "output", value_name = "OUT", required = true)]
     pub(super) output: Vec<PathBuf>,

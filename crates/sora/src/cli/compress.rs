@@ -19,7 +19,8 @@ pub(super) fn compress(args: &Compress) -> Printed {
     for path in &args.output {
         Kind::of(path)?;
     }
-    let outputs: Vec<&Path> = args.output.iter().chain(&args.report).map(PathBuf::as_path).collect();
+    let outputs: Vec<&Path> =
+        args.output.iter().chain(&args.report).chain(&args.save_recipe).map(PathBuf::as_path).collect();
     for (i, path) in outputs.iter().enumerate() {
         check_output(path, &[&args.model, &args.data.data])?;
         if outputs[..i].contains(path) {
@@ -30,6 +31,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
     let (data, preprocess) = open(&model, &args.data)?;
+    let recipe = args.recipe.as_deref().map(read_recipe).transpose()?;
     let options = compress::Options {
         max_drop: args.max_drop,
         prefer: match args.prefer {
@@ -37,11 +39,16 @@ pub(super) fn compress(args: &Compress) -> Printed {
             Prefer::Size => compress::Prefer::Size,
         },
         threads: usize::from(args.parallel.threads),
-        seed: args.seed,
+        seed: recipe.as_ref().map_or(args.seed, |recipe| recipe.seed),
         // An ONNX file stores a byte for each weight, however few levels there are.
         fewer_bits: matches!(args.prefer, Prefer::Size)
             && args.output.iter().any(|path| Kind::of(path).is_ok_and(|kind| kind == Kind::Sora)),
-        training: args.train.as_deref().map(|path| training(args, &model, path)).transpose()?,
+        training: args
+            .train
+            .as_deref()
+            .map(|path| training(args, recipe.as_ref(), &model, path))
+            .transpose()?,
+        recipe,
         ..compress::Options::default()
     };
     let bars = Bars::new();
@@ -59,7 +66,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
                 ci95: outcome.after.ci95,
                 original_accuracy: outcome.before.accuracy,
             }),
-            recipe: Some(recipe(args, &outcome)),
+            recipe: Some(record(args, &outcome)),
             preprocess: Some(preprocess.clone()),
             text: model.metadata.text.clone(),
             onnx: model.metadata.onnx.clone(),
@@ -76,6 +83,9 @@ pub(super) fn compress(args: &Compress) -> Printed {
     let report = describe(args, &model, &preprocess.to_string(), &outcome, bytes_after);
     progress::check()?;
     drafts.extend(args.report.iter().map(|path| vec![Draft::of(path, report::html(&report))]));
+    if let Some(path) = &args.save_recipe {
+        drafts.push(vec![Draft::of(path, recipe_text(&outcome.recipe)?)]);
+    }
     write_together(drafts.into_iter().flatten().collect())?;
     Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
 }
@@ -84,9 +94,34 @@ pub(super) fn compress(args: &Compress) -> Printed {
 const SPARSE: f64 = 0.25;
 
 /// What to train with while weights are pruned.
-fn training(args: &Compress, model: &Model, path: &Path) -> Result<compress::Training, Failure> {
+fn training(
+    args: &Compress,
+    recipe: Option<&compress::Recipe>,
+    model: &Model,
+    path: &Path,
+) -> Result<compress::Training, Failure> {
     let data = open_samples(model, path)?;
-    Ok(compress::Training { data, epochs: args.epochs, batch: 64, rate: args.rate })
+    Ok(match recipe.and_then(|recipe| recipe.training.as_ref()) {
+        Some(said) => compress::Training { data, epochs: said.epochs, batch: said.batch, rate: said.rate },
+        None => compress::Training { data, epochs: args.epochs, batch: 64, rate: args.rate },
+    })
+}
+
+fn read_recipe(path: &Path) -> Result<compress::Recipe, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::io("read the recipe", path, &e))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let place = format!("{}, line {line}", path.display());
+        Failure::new(error.message(), place, "`sora compress --save-recipe` writes such files.")
+    })
+}
+
+/// A recipe as a file, with what to do with it.
+fn recipe_text(recipe: &compress::Recipe) -> Result<String, Failure> {
+    let text = toml::to_string(recipe)
+        .map_err(|e| Failure::new(e.to_string(), "the recipe", "Report this as a defect."))?;
+    let train = if recipe.training.is_some() { " --train SAMPLES" } else { "" };
+    Ok(format!("# sora compress MODEL --data DATA{train} --recipe THIS -o OUT\n\n{text}"))
 }
 
 fn precision(precision: Precision) -> &'static str {
@@ -96,7 +131,8 @@ fn precision(precision: Precision) -> &'static str {
     }
 }
 
-fn recipe(args: &Compress, outcome: &Outcome) -> Recipe {
+/// What the files say of how they were made.
+fn record(args: &Compress, outcome: &Outcome) -> Recipe {
     let layers = outcome.layers.iter().map(|layer| RecipeLayer {
         name: layer.name.clone(),
         precision: precision(layer.precision).to_owned(),
@@ -247,7 +283,7 @@ fn to_text(args: &Compress, report: &Report) -> String {
     }
     let verdict = if report.met { "met" } else { "NOT met: this is the nearest result" };
     text += &format!("\nbudget of {:.2} points: {verdict}\n", 100.0 * report.max_drop);
-    for path in args.output.iter().chain(&args.report) {
+    for path in args.output.iter().chain(&args.report).chain(&args.save_recipe) {
         text += &format!("wrote {}\n", path.display());
     }
     text

@@ -1,0 +1,118 @@
+//! What a search found, in a form that reproduces it, and that people write.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sora_data::suggestion;
+
+use crate::CompressError;
+use crate::explain::Reason;
+use crate::layers::{Network, Role};
+use crate::placement::Plan;
+use crate::weights::BITS;
+
+/// Every choice of a compression. With the same model, data and seed, on as many threads, it gives the same weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Seed of the division of the data and of trainings.
+    #[serde(default)]
+    pub seed: u64,
+    /// Bits of the levels of quantized weights, 3 to 8.
+    #[serde(default = "bits")]
+    pub weight_bits: u32,
+    /// What is trained on the way; needs samples to train on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Trainings>,
+    /// The format of layers, by name. What is not named is as far in 8 bits as its operator and its neighbours allow.
+    #[serde(default)]
+    pub layers: BTreeMap<String, Format>,
+}
+
+/// Trainings one after the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trainings {
+    /// Passes over the samples each time.
+    pub epochs: u32,
+    /// Samples of a step.
+    pub batch: usize,
+    /// Learning rate of Adam.
+    pub rate: f64,
+    /// The share of all weights that is left each time.
+    pub densities: Vec<f64>,
+}
+
+/// What a layer computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Single precision.
+    F32,
+    /// 8-bit integers of fixed ranges; of recurrent layers, ranges by rows.
+    Int8,
+    /// 8-bit integers, the ranges of activations found row by row as they come.
+    Int8ByRows,
+}
+
+fn bits() -> u32 {
+    BITS
+}
+
+impl Recipe {
+    /// What a plan for a network says, where it says more than the default. Layers with weights are all named.
+    pub(crate) fn of(network: &Network, plan: &Plan, seed: u64, training: Option<Trainings>) -> Self {
+        let format = |(index, layer): (usize, &crate::layers::Layer)| {
+            let format = match () {
+                () if matches!(layer.role, Role::Float(_)) => return None,
+                () if plan.kept.contains_key(&index) => Format::F32,
+                () if plan.dynamic.contains(&index) => Format::Int8ByRows,
+                () if layer.has_weights() => Format::Int8,
+                () => return None,
+            };
+            Some((layer.name.clone(), format))
+        };
+        let layers = network.layers.iter().enumerate().filter_map(format).collect();
+        Recipe { seed, weight_bits: BITS - plan.coarser.min(BITS - 2), training, layers }
+    }
+
+    /// The plan for a network.
+    ///
+    /// # Errors
+    /// [`CompressError::Option`] for a layer that the network does not have, or that has no such format.
+    pub(crate) fn plan(&self, network: &Network) -> Result<Plan, CompressError> {
+        let refused = |what: String| Err(CompressError::Option { what });
+        if !(3..=BITS).contains(&self.weight_bits) {
+            return refused(format!(
+                "the recipe's weights cannot have {} bits: give 3 to 8",
+                self.weight_bits
+            ));
+        }
+        let mut plan = Plan { coarser: BITS - self.weight_bits, ..Plan::default() };
+        for (name, format) in &self.layers {
+            let Some(index) = network.layers.iter().position(|layer| layer.name == *name) else {
+                let names: Vec<&str> = network.layers.iter().map(|layer| layer.name.as_str()).collect();
+                let near = suggestion(name, &names);
+                return refused(format!(
+                    "the recipe names the layer `{name}`, which the model does not have: {near}"
+                ));
+            };
+            match (format, &network.layers[index].role) {
+                (Format::F32, _) => drop(plan.kept.insert(index, Reason::Prescribed)),
+                (_, Role::Float(reason)) => {
+                    return refused(format!("the recipe wants `{name}` in 8 bits: {}", reason.words()));
+                }
+                (Format::Int8, _) => {}
+                (Format::Int8ByRows, _) if network.layers[index].op == "MatMul" => {
+                    plan.dynamic.insert(index);
+                }
+                (Format::Int8ByRows, _) => {
+                    return refused(format!(
+                        "the recipe wants rows of `{name}` quantized as they come: it is no product"
+                    ));
+                }
+            }
+        }
+        Ok(plan)
+    }
+}
