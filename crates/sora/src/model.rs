@@ -137,7 +137,8 @@ impl Model {
                 let Some(tensor) = self.graph.const_value(input).filter(|t| t.dtype().is_float()) else {
                     continue;
                 };
-                let finite = tensor.dtype() == DType::F32 && all_finite(tensor.raw());
+                // Coded weights are decoded for this alone.
+                let finite = tensor.dtype() == DType::F32 && all_finite(tensor.detached().raw());
                 // What will be packed next is read once more, and let go of then, unless so much would pile up.
                 if !linear || self.packed.is_some() || tensor.byte_len() > LARGE {
                     tensor.release();

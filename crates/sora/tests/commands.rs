@@ -216,6 +216,45 @@ fn packed_weights_change_no_bit_and_are_refused_politely_elsewhere() {
 }
 
 #[test]
+fn sparse_weights_are_stored_in_fewer_bytes_and_change_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    let mut rng = fastrand::Rng::with_seed(8);
+    let weights: Vec<f32> =
+        (0..INPUTS * 400).map(|_| if rng.u8(..10) == 0 { rng.f32() - 0.5 } else { 0.0 }).collect();
+    let mut graph = Graph::new("sparse");
+    let x = graph.input("x", TensorType::new(DType::F32, [Dim::symbol("N"), INPUTS.into()]));
+    let w = graph.constant("w", Tensor::from_slice(&[INPUTS, 400], &weights).unwrap());
+    let y = graph.op("dense", MatMul {}, [x, w]).unwrap();
+    graph.output("y", y);
+    let plain = path("plain.onnx");
+    sora::Model::of(graph).save(&plain).unwrap();
+    let values: Vec<f32> = (0..3 * INPUTS).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut bytes = Vec::new();
+    sora::data::npy::write(&mut bytes, &Tensor::from_slice(&[3, INPUTS], &values).unwrap()).unwrap();
+    let (npy, out) = (path("x.npy"), path("y.npz"));
+    fs::write(&npy, bytes).unwrap();
+    let run = |model: &str| {
+        succeed(&["run", model, "--input", &format!("x={npy}"), "--output", &out]);
+        fs::read(&out).unwrap()
+    };
+    let expected = run(&plain);
+    let (coded, packed) = (path("coded.sora"), path("packed.sora"));
+    succeed(&["convert", &plain, &coded]);
+    succeed(&["convert", &coded, &packed, "--pack"]);
+    for file in [&coded, &packed] {
+        let stored = succeed_json(&["inspect", file, "--json"])["stored"].clone();
+        assert_eq!((&stored[0]["dtype"], &stored[0]["coding"]), (&"f32".into(), &"mask".into()), "{stored}");
+        assert_eq!(stored[0]["decoded_bytes"], weights.len() * 4);
+        assert!(stored[0]["bytes"].as_u64().unwrap() < weights.len() as u64, "{stored}");
+        assert!(succeed(&["inspect", file]).contains("f32 coded by mask"));
+        assert_eq!(run(file), expected);
+    }
+    succeed(&["convert", &coded, &path("again.onnx")]);
+    assert_eq!(run(&path("again.onnx")), expected);
+}
+
+#[test]
 fn conversions_keep_every_bit_of_the_outputs() {
     let (folder, model, data) = hard_case();
     let path = |name: &str| text(&folder.path().join(name)).to_owned();

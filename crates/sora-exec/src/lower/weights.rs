@@ -108,7 +108,8 @@ impl Lowering<'_> {
         };
         let source = q.clone();
         if q.dtype() == DType::I8 && zero_points.iter().all(|&z| z == 0) {
-            return Some(ByteWeights { centred: q.clone(), source, zeros: String::new(), scale });
+            // Detached, so that what a file holds coded is in memory only until it is packed.
+            return Some(ByteWeights { centred: q.detached(), source, zeros: String::new(), scale });
         }
         // Differences of other bytes are as small only if all of them are.
         let middle = q.dtype() == DType::U8 && zero_points.iter().all(|&z| z == 128);

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use sora::exec::{Options, Program};
+use sora::format::Stored;
 use sora::ir::{Def, Dim, Graph, QuantRule, TensorType};
 use sora::tensor::{DType, Tensor};
-use sora::{Failure, Model, onnx, rewrite};
+use sora::{Failure, Kind, Model, format, onnx, rewrite};
 
 use super::args::Inspect;
 use super::shapes::or_one;
@@ -25,7 +26,11 @@ pub(super) fn inspect(args: &Inspect) -> Printed {
     let session = model.clone().session(Options::default());
     let program = session.and_then(|session| session.program(&shapes));
     let memory = program.as_deref().ok().map(Memory::of);
-    let summary = Summary { memory, ..Summary::of(&model.graph) };
+    let stored = match Kind::of(&args.model)? {
+        Kind::Sora => format::stored(&args.model)?,
+        _ => Stored::new(),
+    };
+    let summary = Summary { memory, stored, ..Summary::of(&model.graph) };
     if args.json {
         let mut object = summary.json(&model);
         if let (true, Value::Object(object)) = (args.support, &mut object) {
@@ -85,6 +90,8 @@ struct Summary {
     zeros: f64,
     /// Memory of a program that runs it.
     memory: Option<Memory>,
+    /// Nothing but for `.sora` files.
+    stored: Stored,
 }
 
 /// What running the model takes on this machine.
@@ -113,6 +120,7 @@ impl Summary {
             quantizable: 0,
             zeros: 0.0,
             memory: None,
+            stored: Stored::new(),
         };
         let (mut zeros, mut weights) = (0u64, 0u64);
         summary.add(graph, &mut zeros, &mut weights);
@@ -168,9 +176,15 @@ impl Summary {
         let outputs: Vec<Value> =
             graph.outputs().iter().map(|o| describe(&o.name, graph.ty(o.value))).collect();
         let operators: BTreeMap<&String, usize> = self.operators.iter().map(|(k, v)| (k, v.0)).collect();
+        let stored = |(&(dtype, coding), &(bytes, elements)): (&(DType, format::Coding), &(u64, u64))| {
+            json!({
+                "dtype": dtype.to_string(), "coding": coding.name(), "bytes": bytes, "decoded_bytes": elements,
+            })
+        };
+        let stored: Vec<Value> = self.stored.iter().map(stored).collect();
         json!({
             "nodes": self.nodes, "parameters": self.parameters, "macs": self.macs, "bytes": model.bytes,
-            "weight_bytes": self.weight_bytes, "operators": operators,
+            "weight_bytes": self.weight_bytes, "stored": stored, "operators": operators,
             "layers": self.quantizable, "quantized_layers": self.quantized, "zero_weights": self.zeros,
             "inputs": inputs, "outputs": outputs, "unsupported": [],
             "arena_bytes": self.memory.as_ref().map(|m| m.arena),
@@ -196,6 +210,17 @@ impl Summary {
             human_bytes(model.bytes),
             human_bytes(self.weight_bytes),
         );
+        if !self.stored.is_empty() {
+            let part = |(&(dtype, coding), &(bytes, elements)): (&(DType, format::Coding), &(u64, u64))| {
+                let bytes = human_bytes(bytes);
+                match coding {
+                    format::Coding::Raw => format!("{dtype} {bytes}"),
+                    _ => format!("{dtype} coded by {} {bytes} of {}", coding.name(), human_bytes(elements)),
+                }
+            };
+            let parts: Vec<String> = self.stored.iter().map(part).collect();
+            text += &format!("  stored  {}\n", parts.join(", "));
+        }
         text += &format!(
             "  {} of {} layers with integer weights; {:.1} % of the layers' weights are zero\n",
             self.quantized,

@@ -1,18 +1,23 @@
 //! The `.sora` file: graph, weights and what a user must know about them, in one file that maps into memory.
 //! `docs/format.md` describes the bytes.
 
+mod coding;
+mod rans;
 mod read;
 mod write;
 
-pub use read::{read, read_bytes};
+pub use coding::Coding;
+pub use read::{Stored, read, read_bytes, stored};
 pub use write::{Encoded, to_bytes};
 
 /// The first eight bytes: a name, and line ends that a transfer in text mode would damage.
 const MAGIC: [u8; 8] = *b"SORA\r\n\x1a\n";
 
-/// Versions of the layout: without and with packed weights. A reader refuses any other.
+/// Versions of the layout: without and with packed weights; with coded tensors, and packed weights or not. A reader
+/// refuses any other.
 const VERSION: u32 = 1;
 const VERSION_PACKED: u32 = 2;
+const VERSION_CODED: u32 = 3;
 
 /// Alignment in bytes of every section and of every tensor in the file.
 const ALIGNMENT: usize = 64;
@@ -23,7 +28,7 @@ const HEADER: usize = 24;
 /// Bytes of one entry of the section table: tag, checksum, offset, length.
 const ENTRY: usize = 24;
 
-/// The sections, each present exactly once, but for the last one, which files of version 2 have.
+/// The sections, each present exactly once, but for the last one, which only some files have.
 mod tag {
     /// The graph in its text form, UTF-8.
     pub(super) const GRAPH: [u8; 4] = *b"GRPH";
@@ -108,34 +113,92 @@ mod tests {
         refuses_all_damage(&bytes);
     }
 
+    /// Puts other bytes into the first `most` of section number `at`, with the checksums that they need.
+    fn hostile(bytes: &[u8], at: usize, most: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
+        let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let entry = HEADER + ENTRY * at;
+        let (offset, length) = (field(entry + 8), field(entry + 16));
+        let mut hostile = bytes.to_vec();
+        for _ in 0..rng.usize(1..4) {
+            hostile[offset + rng.usize(..length.min(most))] = if rng.bool() { rng.u8(..) } else { 0xff };
+        }
+        let checksum = crc32fast::hash(&hostile[offset..offset + length]);
+        hostile[entry + 4..entry + 8].copy_from_slice(&checksum.to_le_bytes());
+        let end = HEADER + ENTRY * usize::from(bytes[12]);
+        let checksum = crc32fast::hash(&hostile[..end]);
+        hostile[end..end + 4].copy_from_slice(&checksum.to_le_bytes());
+        hostile
+    }
+
     #[test]
     fn hostile_packed_sections_with_right_checksums_do_no_harm() {
         let ((graph, metadata), packed) = (sample(), packed_sample());
         let bytes = to_bytes(&graph, &metadata, Some(&packed)).unwrap();
-        let entry = HEADER + ENTRY * tag::COUNT;
-        let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
-        let (offset, length) = (field(entry + 8), field(entry + 16));
         let mut rng = fastrand::Rng::with_seed(4);
         for _ in 0..20_000 {
-            let mut hostile = bytes.clone();
-            for _ in 0..rng.usize(1..4) {
-                hostile[offset + rng.usize(..length.min(120))] = if rng.bool() { rng.u8(..) } else { 0xff };
-            }
-            let checksum = crc32fast::hash(&hostile[offset..offset + length]);
-            hostile[entry + 4..entry + 8].copy_from_slice(&checksum.to_le_bytes());
-            let end = entry + ENTRY;
-            let checksum = crc32fast::hash(&hostile[..end]);
-            hostile[end..end + 4].copy_from_slice(&checksum.to_le_bytes());
             // An error or other buffers, all inside of the file: no panic.
-            let _ = read_bytes(Buffer::copy_of(&hostile));
+            let _ = read_bytes(Buffer::copy_of(&hostile(&bytes, tag::COUNT, 120, &mut rng)));
+        }
+    }
+
+    /// A graph with weights of each coding.
+    fn coded_sample() -> (Graph, Metadata) {
+        let (mut graph, metadata) = sample();
+        let mut rng = fastrand::Rng::with_seed(5);
+        for size in [1, 4] {
+            for (i, (_, bytes)) in coding::tests::samples(&mut rng, 1000, size).into_iter().enumerate() {
+                let dtype = if size == 1 { DType::I8 } else { DType::F32 };
+                let tensor = Tensor::new(dtype, &[10, 100], Buffer::copy_of(&bytes)).unwrap();
+                graph.constant(&format!("{dtype} {i}"), tensor);
+            }
+        }
+        // As parsed, with constants before nodes.
+        (text::parse(&text::print(&graph)).unwrap(), metadata)
+    }
+
+    #[test]
+    fn coded_weights_read_back_equal_and_are_decoded_when_they_are_read() {
+        let ((graph, metadata), packed) = (coded_sample(), packed_sample());
+        for packed in [None, Some(&packed)] {
+            let bytes = to_bytes(&graph, &metadata, packed).unwrap();
+            assert_eq!(bytes[8], VERSION_CODED as u8);
+            let (again, read_metadata, read_packed) = read_bytes(Buffer::copy_of(&bytes)).unwrap();
+            let weights = |graph: &Graph| -> Vec<Tensor> {
+                graph.values().filter_map(|(id, _)| graph.const_value(id)).cloned().collect()
+            };
+            let coded: Vec<bool> = weights(&again).iter().map(Tensor::is_computed).collect();
+            assert_eq!(coded, [false, true, true, true, true, true], "the convolution's weights are dense");
+            assert_eq!(weights(&again), weights(&graph));
+            assert_eq!((text::print(&again), read_metadata), (text::print(&graph), metadata.clone()));
+            assert_eq!(read_packed.is_some(), packed.is_some());
+            // Written from coded weights, the file is the same.
+            assert!(to_bytes(&again, &metadata, packed).unwrap() == bytes);
         }
     }
 
     #[test]
-    fn every_truncation_and_every_flipped_byte_is_refused() {
-        let (graph, metadata) = sample();
+    fn hostile_coded_weights_with_right_checksums_do_no_harm() {
+        let (graph, metadata) = coded_sample();
         let bytes = to_bytes(&graph, &metadata, None).unwrap();
-        refuses_all_damage(&bytes);
+        let mut rng = fastrand::Rng::with_seed(6);
+        let mut read = 0;
+        for round in 0..4000 {
+            // The records of the tensors, and what they point to.
+            let hostile = hostile(&bytes, 1 + round % 2, usize::MAX, &mut rng);
+            if let Ok((again, _, _)) = read_bytes(Buffer::copy_of(&hostile)) {
+                let decoded = again.values().filter_map(|(id, _)| again.const_value(id)).map(Tensor::bytes);
+                assert!(decoded.map(<[u8]>::len).sum::<usize>() < 1 << 20);
+                read += 1;
+            }
+        }
+        assert!(read > 100, "changed weights are weights");
+    }
+
+    #[test]
+    fn every_truncation_and_every_flipped_byte_is_refused() {
+        for (graph, metadata) in [sample(), coded_sample()] {
+            refuses_all_damage(&to_bytes(&graph, &metadata, None).unwrap());
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@ use sora_exec::PackedWeights;
 use sora_ir::{Graph, text};
 use sora_tensor::{Buffer, DType, Tensor, element_count};
 
-use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_PACKED, tag};
+use super::coding::{self, Coding};
+use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_CODED, VERSION_PACKED, tag};
 use crate::{Failure, Metadata};
 
 /// What a file holds.
@@ -22,9 +23,31 @@ type Content = (Graph, Metadata, Option<PackedWeights>);
 /// # Errors
 /// [`Failure`] naming the file and what is wrong with it.
 pub fn read(path: &Path) -> Result<Content, Failure> {
+    mapped(path, read_bytes)
+}
+
+/// The bytes that tensors take in a file and in memory, by dtype and coding.
+pub type Stored = BTreeMap<(DType, Coding), (u64, u64)>;
+
+/// What a file stores.
+///
+/// # Errors
+/// As [`read`].
+pub fn stored(path: &Path) -> Result<Stored, Failure> {
+    let mut sums = Stored::new();
+    let records = mapped(path, |file| records(&file, &Sections::read(&file)?))?;
+    for record in records {
+        let (stored, elements) = sums.entry((record.dtype, record.coding)).or_default();
+        *stored += u64::try_from(record.stored.len()).unwrap_or(u64::MAX);
+        *elements += u64::try_from(record.len).unwrap_or(u64::MAX);
+    }
+    Ok(sums)
+}
+
+fn mapped<T>(path: &Path, read: impl FnOnce(Buffer) -> Result<T, Failure>) -> Result<T, Failure> {
     let buffer = File::open(path).and_then(|file| Buffer::map(&file));
     let buffer = buffer.map_err(|error| Failure::io("read the model", path, &error))?;
-    read_bytes(buffer).map_err(|mut failure| {
+    read(buffer).map_err(|mut failure| {
         failure.place = format!("{}: {}", path.display(), failure.place);
         failure
     })
@@ -45,7 +68,8 @@ pub fn read_bytes(file: Buffer) -> Result<Content, Failure> {
     let sections = Sections::read(&file)?;
     let graph_text = std::str::from_utf8(sections.get(&file, tag::GRAPH)?)
         .map_err(|e| damaged("GRPH", format!("the graph is not UTF-8: {e}")))?;
-    let tensors = tensors(&file, &sections)?;
+    let records = records(&file, &sections)?;
+    let tensors = records.into_iter().map(Record::tensor).collect::<Result<Vec<_>, _>>()?;
     let graph = text::parse_with_table(graph_text, &tensors).map_err(|e| damaged("GRPH", e.to_string()))?;
     let metadata = serde_json::from_slice(sections.get(&file, tag::METADATA)?)
         .map_err(|e| damaged("META", format!("the metadata is not as documented: {e}")))?;
@@ -78,7 +102,10 @@ fn checksum_of(file: &Buffer, range: Range<usize>) -> u32 {
     hasher.finalize()
 }
 
-struct Sections(Vec<([u8; 4], Range<usize>)>);
+struct Sections {
+    version: u32,
+    ranges: Vec<([u8; 4], Range<usize>)>,
+}
 
 impl Sections {
     fn read(file: &Buffer) -> Result<Self, Failure> {
@@ -92,9 +119,9 @@ impl Sections {
             ));
         }
         let version = header.u32()?;
-        if !(VERSION..=VERSION_PACKED).contains(&version) {
+        if !(VERSION..=VERSION_CODED).contains(&version) {
             let what = format!(
-                "The file has format version {version}; this Sora reads versions {VERSION} to {VERSION_PACKED}."
+                "The file has format version {version}; this Sora reads versions {VERSION} to {VERSION_CODED}."
             );
             return Err(Failure::new(
                 what,
@@ -106,9 +133,13 @@ impl Sections {
         if length != file.len() {
             return Err(damaged("header", format!("it has {} bytes and should have {length}", file.len())));
         }
-        let expected = tag::COUNT + usize::from(version == VERSION_PACKED);
-        if count != expected {
-            return Err(damaged("header", format!("it has {count} sections and should have {expected}")));
+        let fits = match version {
+            VERSION => count == tag::COUNT,
+            VERSION_PACKED => count == tag::COUNT + 1,
+            _ => (tag::COUNT..=tag::COUNT + 1).contains(&count),
+        };
+        if !fits {
+            return Err(damaged("header", format!("version {version} has not {count} sections")));
         }
         let table_end = HEADER + ENTRY * count;
         let checksum = crc32fast::hash(file.get(..table_end).unwrap_or_default());
@@ -121,7 +152,7 @@ impl Sections {
         if header.u32()? != checksum {
             return Err(damaged("header", "its checksum does not match".to_owned()));
         }
-        let mut sections = Vec::new();
+        let mut ranges = Vec::new();
         let mut end_of_last = table_end + 4;
         for (tag, checksum, offset, length) in entries {
             let name = String::from_utf8_lossy(&tag).into_owned();
@@ -139,20 +170,20 @@ impl Sections {
                 return Err(damaged(&name, "its checksum does not match".to_owned()));
             }
             end_of_last = range.end;
-            sections.push((tag, range));
+            ranges.push((tag, range));
         }
         match end_of_last == file.len() {
-            true => Ok(Sections(sections)),
+            true => Ok(Sections { version, ranges }),
             false => Err(damaged("end", "there is more behind the last section".to_owned())),
         }
     }
 
     fn has(&self, tag: [u8; 4]) -> bool {
-        self.0.iter().any(|(t, _)| *t == tag)
+        self.ranges.iter().any(|(t, _)| *t == tag)
     }
 
     fn range(&self, tag: [u8; 4]) -> Result<Range<usize>, Failure> {
-        let found = self.0.iter().find(|(t, _)| *t == tag).map(|(_, range)| range.clone());
+        let found = self.ranges.iter().find(|(t, _)| *t == tag).map(|(_, range)| range.clone());
         found
             .ok_or_else(|| damaged("header", format!("section {} is missing", String::from_utf8_lossy(&tag))))
     }
@@ -162,32 +193,66 @@ impl Sections {
     }
 }
 
-fn tensors(file: &Buffer, sections: &Sections) -> Result<Vec<Tensor>, Failure> {
+/// Where the elements of a tensor lie, and how.
+struct Record {
+    dtype: DType,
+    shape: Vec<usize>,
+    /// Bytes of the elements in memory.
+    len: usize,
+    coding: Coding,
+    stored: Buffer,
+}
+
+impl Record {
+    fn tensor(self) -> Result<Tensor, Failure> {
+        let (coding, stored, size) = (self.coding, self.stored, self.dtype.size());
+        let tensor = match coding {
+            Coding::Raw => Tensor::new(self.dtype, &self.shape, stored),
+            _ if !coding::check(&stored, coding, self.len / size, size) => {
+                let why = format!("a tensor of shape {:?} is not coded as documented", self.shape);
+                return Err(damaged("DATA", why));
+            }
+            _ => Tensor::computed(self.dtype, &self.shape, move |elements| {
+                coding::decode(&stored, coding, size, elements);
+                stored.release();
+            }),
+        };
+        tensor.map_err(|e| damaged("TNSR", e.to_string()))
+    }
+}
+
+fn records(file: &Buffer, sections: &Sections) -> Result<Vec<Record>, Failure> {
     let data = sections.range(tag::DATA)?;
-    let mut records = Cursor { rest: sections.get(file, tag::TENSORS)?, place: "TNSR" };
-    let count = records.size32()?;
-    let mut tensors = Vec::new();
+    let mut cursor = Cursor { rest: sections.get(file, tag::TENSORS)?, place: "TNSR" };
+    let count = cursor.size32()?;
+    let mut records = Vec::new();
     for _ in 0..count {
-        let name_length = records.u8()?;
-        let name = records.take(usize::from(name_length))?;
+        let name_length = cursor.u8()?;
+        let name = cursor.take(usize::from(name_length))?;
         let dtype: DType = String::from_utf8_lossy(name)
             .parse()
             .map_err(|e: sora_tensor::ParseDTypeError| damaged("TNSR", e.to_string()))?;
-        let rank = records.u8()?;
-        let shape: Vec<usize> = (0..rank).map(|_| records.size64()).collect::<Result<_, _>>()?;
-        let offset = records.size64()?;
-        let bytes = element_count(&shape).and_then(|n| n.checked_mul(dtype.size()));
-        let start = data.start.checked_add(offset);
-        let range = start.zip(bytes).and_then(|(start, n)| Some(start..start.checked_add(n)?));
-        let range = range.filter(|r| r.end <= data.end && offset % ALIGNMENT == 0);
-        let elements = range.and_then(|range| file.slice(range));
-        let elements = elements.ok_or_else(|| {
+        let rank = cursor.u8()?;
+        let shape: Vec<usize> = (0..rank).map(|_| cursor.size64()).collect::<Result<_, _>>()?;
+        let len = element_count(&shape).and_then(|n| n.checked_mul(dtype.size()));
+        let len = len.ok_or_else(|| damaged("TNSR", format!("a tensor has the shape {shape:?}")))?;
+        let offset = cursor.size64()?;
+        let (coding, stored) = match sections.version {
+            VERSION_CODED => (cursor.u8()?, cursor.size64()?),
+            _ => (0, len),
+        };
+        let coding = Coding::of(coding).filter(|&coding| coding != Coding::Raw || stored == len);
+        let coding = coding.ok_or_else(|| damaged("TNSR", "a tensor has an unknown coding".to_owned()))?;
+        let start = data.start.checked_add(offset).filter(|_| offset % ALIGNMENT == 0);
+        let range = start.and_then(|start| Some(start..start.checked_add(stored)?));
+        let stored = range.filter(|range| range.end <= data.end).and_then(|range| file.slice(range));
+        let stored = stored.ok_or_else(|| {
             damaged("TNSR", format!("a tensor of shape {shape:?} lies outside the data section"))
         })?;
-        tensors.push(Tensor::new(dtype, &shape, elements).map_err(|e| damaged("TNSR", e.to_string()))?);
+        records.push(Record { dtype, shape, len, coding, stored });
     }
-    match records.rest.is_empty() {
-        true => Ok(tensors),
+    match cursor.rest.is_empty() {
+        true => Ok(records),
         false => Err(damaged("TNSR", "there is more behind the last record".to_owned())),
     }
 }

@@ -6,7 +6,8 @@ use sora_exec::PackedWeights;
 use sora_ir::{Graph, text};
 use sora_tensor::Tensor;
 
-use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_PACKED, tag};
+use super::coding::{self, Coding};
+use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_CODED, VERSION_PACKED, tag};
 use crate::{Failure, Metadata};
 
 /// The bytes of a `.sora` file.
@@ -35,15 +36,25 @@ pub struct Encoded<'a> {
 /// A part of a section; each begins at a multiple of [`ALIGNMENT`].
 enum Piece<'a> {
     Bytes(Vec<u8>),
-    Tensor(Tensor),
+    /// A tensor with its coding, and the bytes that this takes. They are made when they are written: no second copy of
+    /// the weights lies in memory.
+    Tensor(Tensor, Coding, usize),
     Packed(&'a [u8]),
 }
 
 impl Piece<'_> {
+    /// A tensor in the coding that takes the fewest bytes.
+    fn of(tensor: Tensor) -> Self {
+        let chosen = coding::choose(tensor.detached().raw(), tensor.dtype().size());
+        tensor.release();
+        let (coding, len) = chosen.unwrap_or((Coding::Raw, tensor.byte_len()));
+        Piece::Tensor(tensor, coding, len)
+    }
+
     fn len(&self) -> usize {
         match self {
             Piece::Bytes(bytes) => bytes.len(),
-            Piece::Tensor(tensor) => tensor.byte_len(),
+            Piece::Tensor(_, _, len) => *len,
             Piece::Packed(part) => part.len(),
         }
     }
@@ -52,8 +63,12 @@ impl Piece<'_> {
     fn give(&self, write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match self {
             Piece::Bytes(bytes) => write(bytes),
-            Piece::Tensor(tensor) => {
-                write(tensor.detached().raw())?;
+            Piece::Tensor(tensor, coding, _) => {
+                let elements = tensor.detached();
+                match coding::encode(elements.raw(), tensor.dtype().size(), *coding) {
+                    Some(coded) => write(&coded)?,
+                    None => write(elements.raw())?,
+                }
                 tensor.release();
                 Ok(())
             }
@@ -87,15 +102,21 @@ impl<'a> Encoded<'a> {
         let json = serde_json::to_vec(metadata).map_err(|e| {
             Failure::new(format!("Cannot write the metadata: {e}."), "META", "Report this as a defect.")
         })?;
-        let data: Vec<Piece> = tensors.into_iter().map(Piece::Tensor).collect();
+        let data: Vec<Piece> = tensors.into_iter().map(Piece::of).collect();
+        let is_coded =
+            data.iter().any(|piece| matches!(piece, Piece::Tensor(_, coding, _) if *coding != Coding::Raw));
+        let version = match (is_coded, packed) {
+            (true, _) => VERSION_CODED,
+            (false, Some(_)) => VERSION_PACKED,
+            (false, None) => VERSION,
+        };
         let mut sections = vec![
             (tag::GRAPH, vec![Piece::Bytes(graph_text.into_bytes())]),
-            (tag::TENSORS, vec![Piece::Bytes(records(&data))]),
+            (tag::TENSORS, vec![Piece::Bytes(records(&data, version))]),
             (tag::DATA, data),
             (tag::METADATA, vec![Piece::Bytes(json)]),
         ];
         sections.extend(packed.map(|packed| (tag::PACKED, packed_section(packed))));
-        let version = if packed.is_some() { VERSION_PACKED } else { VERSION };
         Ok(Encoded { version, sections })
     }
 
@@ -164,12 +185,13 @@ fn section(pieces: &[Piece], out: &mut impl Write) -> io::Result<u32> {
     Ok(hasher.finalize())
 }
 
-/// Per tensor: length of the dtype's name, the name, the rank, the extents, the offset in the data section.
-fn records(data: &[Piece]) -> Vec<u8> {
+/// Per tensor: length of the dtype's name, the name, the rank, the extents, the offset in the data section, and for
+/// coded tensors the coding and its bytes.
+fn records(data: &[Piece], version: u32) -> Vec<u8> {
     let mut records = Vec::new();
     records.extend_from_slice(&(data.len() as u32).to_le_bytes());
     for (piece, offset) in data.iter().zip(offsets(data).0) {
-        let Piece::Tensor(tensor) = piece else { continue };
+        let Piece::Tensor(tensor, coding, len) = piece else { continue };
         let dtype = tensor.dtype().to_string();
         records.push(dtype.len() as u8);
         records.extend_from_slice(dtype.as_bytes());
@@ -178,6 +200,10 @@ fn records(data: &[Piece]) -> Vec<u8> {
             records.extend_from_slice(&(extent as u64).to_le_bytes());
         }
         records.extend_from_slice(&(offset as u64).to_le_bytes());
+        if version == VERSION_CODED {
+            records.push(*coding as u8);
+            records.extend_from_slice(&(*len as u64).to_le_bytes());
+        }
     }
     records
 }
