@@ -216,6 +216,41 @@ fn packed_weights_change_no_bit_and_are_refused_politely_elsewhere() {
 }
 
 #[test]
+fn a_diff_says_what_compression_changed() {
+    let (folder, model, data) = hard_case();
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    let integers = path("a.sora");
+    succeed(&["compress", &model, "--data", &data, "--max-drop", "1", "--prefer", "size", "-o", &integers]);
+    let difference = succeed_json(&["inspect", "--diff", &model, &integers, "--json"]);
+    assert_eq!(difference["before"]["bytes"], fs::metadata(&model).unwrap().len());
+    assert_eq!(difference["after"]["bytes"], fs::metadata(&integers).unwrap().len());
+    assert_eq!((&difference["inputs"], &difference["outputs"]), (&Value::from([0; 0]), &Value::from([0; 0])));
+    let nodes = difference["nodes"].as_array().unwrap();
+    let added = |n: &&Value| n["before"].is_null() && n["after"].as_str().unwrap().starts_with("Dequantize");
+    assert!(nodes.iter().filter(added).count() >= 3, "{difference}");
+    let weights = difference["weights"].as_array().unwrap();
+    let names: Vec<&str> = weights.iter().map(|w| w["node"].as_str().unwrap()).collect();
+    assert_eq!(names, ["first", "second", "third"]);
+    for weights in weights {
+        assert_eq!((&weights["before"]["dtype"], &weights["after"]["dtype"]), (&"f32".into(), &"i8".into()));
+        assert_eq!(weights["before"]["bytes"].as_u64(), weights["after"]["bytes"].as_u64().map(|n| 4 * n));
+        let decibels = weights["sqnr_db"].as_f64().unwrap();
+        assert!((10.0..80.0).contains(&decibels), "{weights}");
+    }
+    let shown = succeed(&["inspect", "--diff", &model, &integers]);
+    assert!(shown.contains("The inputs are the same.") && shown.contains("f32 → i8"), "{shown}");
+    // Nothing differs from itself, and a wider input does.
+    let same = succeed(&["inspect", &model, "--diff", &model]);
+    assert!(same.contains("The nodes are the same.") && same.contains("equal"), "{same}");
+    let wider = path("wider.txt");
+    succeed(&["convert", &model, &wider]);
+    fs::write(&wider, fs::read_to_string(&wider).unwrap().replace("[N,", "[M,")).unwrap();
+    let changed = succeed_json(&["inspect", "--diff", &model, &wider, "--json"]);
+    let input = &changed["inputs"][0];
+    assert_eq!((&input["name"], &input["after"]), (&"x".into(), &format!("f32[M,{INPUTS}]").into()));
+}
+
+#[test]
 fn sparse_weights_are_stored_in_fewer_bytes_and_change_no_bit() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| text(&folder.path().join(name)).to_owned();

@@ -66,6 +66,9 @@ pub(super) struct Inspect {
     /// Say of each node which kernel runs it, and whether and how it can be quantized
     #[arg(long)]
     pub(super) support: bool,
+    /// Say what the model has otherwise than this one: sizes, inputs, outputs, nodes and weights by name
+    #[arg(long, value_name = "OLD", conflicts_with_all = ["explain", "support", "shapes"])]
+    pub(super) diff: Option<PathBuf>,
     /// Shape of an input as NAME=1x3x224x224, for what depends on it; else open extents count as 1
     #[arg(long = "shape", value_name = "NAME=DxD")]
     pub(super) shapes: Vec<String>,

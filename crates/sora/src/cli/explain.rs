@@ -91,7 +91,7 @@ fn find<'m>(args: &Explain, model: &'m Model) -> Result<&'m Node, Failure> {
 }
 
 /// A constant as it is stored, and the numbers that it stands for; also one behind a `DequantizeLinear`.
-fn weights(graph: &Graph, value: ValueId) -> Option<(&Tensor, Tensor)> {
+pub(super) fn weights(graph: &Graph, value: ValueId) -> Option<(&Tensor, Tensor)> {
     if let Some(tensor) = graph.const_value(value) {
         return tensor.dtype().is_float().then(|| (tensor, tensor.clone()));
     }

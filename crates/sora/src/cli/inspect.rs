@@ -10,12 +10,16 @@ use sora::tensor::{DType, Tensor};
 use sora::{Failure, Kind, Model, format, onnx, rewrite};
 
 use super::args::Inspect;
+use super::diff;
 use super::shapes::or_one;
 use super::support;
 use super::{Printed, human_bytes, human_count, one_line, warn};
 use sora::table;
 
 pub(super) fn inspect(args: &Inspect) -> Printed {
+    if let Some(old) = &args.diff {
+        return diff::diff(old, &args.model, args.json);
+    }
     let unsupported = Model::unsupported(&args.model)?;
     if !unsupported.is_empty() {
         return Ok(report_unsupported(args, &unsupported));
@@ -77,12 +81,12 @@ fn report_unsupported(args: &Inspect, issues: &[onnx::NodeIssue]) -> String {
 }
 
 /// What can be counted without running the model.
-struct Summary {
-    nodes: usize,
-    parameters: u64,
-    weight_bytes: u64,
+pub(super) struct Summary {
+    pub(super) nodes: usize,
+    pub(super) parameters: u64,
+    pub(super) weight_bytes: u64,
     /// Multiply-adds with symbolic extents taken as 1.
-    macs: u64,
+    pub(super) macs: u64,
     operators: BTreeMap<String, (usize, u64)>,
     quantized: usize,
     quantizable: usize,
@@ -109,7 +113,7 @@ impl Memory {
 }
 
 impl Summary {
-    fn of(graph: &Graph) -> Self {
+    pub(super) fn of(graph: &Graph) -> Self {
         let mut summary = Summary {
             nodes: 0,
             parameters: 0,
@@ -255,7 +259,7 @@ impl Summary {
 }
 
 /// The zeros of a tensor. Those of `f32` and of bytes are counted where they lie, as large weights are of these.
-fn count_zeros(tensor: &Tensor) -> u64 {
+pub(super) fn count_zeros(tensor: &Tensor) -> u64 {
     let zeros = match tensor.dtype() {
         DType::F32 => {
             let (numbers, _) = tensor.raw().as_chunks::<4>();

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod compress;
 mod convert;
+mod diff;
 mod evaluate;
 mod explain;
 mod inspect;
