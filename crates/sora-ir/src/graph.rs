@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use sora_tensor::Tensor;
 
 use crate::op::content_of;
-use crate::{Dim, InferCx, IrError, Op, TensorType};
+use crate::{Choices, Dim, InferCx, IrError, Mismatch, Op, TensorType, TieCx};
 
 /// Identifies a value of one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -191,6 +191,26 @@ impl Graph {
         }
     }
 
+    /// Replaces the tensor of a constant by one of the same type, for all its readers.
+    ///
+    /// # Errors
+    /// [`IrError::Type`] for another type, or a value that is no constant.
+    pub fn set_const(&mut self, id: ValueId, tensor: Tensor) -> Result<(), IrError> {
+        let value = &mut self.values[id.index()];
+        match &mut value.def {
+            Def::Const(old) if TensorType::of(&tensor) == value.ty => {
+                value.content = content_of(&tensor);
+                *old = tensor;
+                Ok(())
+            }
+            _ => Err(IrError::Type {
+                value: value.name.clone(),
+                declared: value.ty.to_string(),
+                inferred: TensorType::of(&tensor).to_string(),
+            }),
+        }
+    }
+
     /// Makes the copies of mapped constants that working on this graph may need die with it.
     fn detach_constants(&mut self) {
         for value in &mut self.values {
@@ -361,13 +381,7 @@ impl Graph {
         op: &Op,
         inputs: &[Option<ValueId>],
     ) -> Result<(Vec<TensorType>, Option<Vec<Dim>>), IrError> {
-        let value = |id: &Option<ValueId>| id.map(|id| self.value(id));
-        let cx = InferCx {
-            node: name,
-            types: inputs.iter().map(|id| value(id).map(|v| &v.ty)).collect(),
-            constants: inputs.iter().map(|id| id.and_then(|id| self.const_value(id))).collect(),
-            contents: inputs.iter().map(|id| value(id).and_then(|v| v.content.clone())).collect(),
-        };
+        let cx = self.given(name, inputs);
         let refuse = |why: String| {
             let show = |ty: &Option<&TensorType>| ty.map_or("absent".to_owned(), ToString::to_string);
             let inputs = cx.types.iter().map(show).collect();
@@ -382,6 +396,28 @@ impl Graph {
         }
         let content = op.content(&cx);
         Ok((types, content))
+    }
+
+    fn given<'a>(&'a self, node: &'a str, inputs: &[Option<ValueId>]) -> InferCx<'a> {
+        let value = |id: &Option<ValueId>| id.map(|id| self.value(id));
+        InferCx {
+            node,
+            types: inputs.iter().map(|id| value(id).map(|v| &v.ty)).collect(),
+            constants: inputs.iter().map(|id| id.and_then(|id| self.const_value(id))).collect(),
+            contents: inputs.iter().map(|id| value(id).and_then(|v| v.content.clone())).collect(),
+        }
+    }
+
+    /// Which elements along the axes of a node's operands can only be removed together; see
+    /// [`OpDef::ties`](crate::OpDef::ties).
+    ///
+    /// # Errors
+    /// [`Mismatch`] where all must stay.
+    pub fn ties(&self, node: &Node) -> Result<Choices, Mismatch> {
+        let outputs = node.outputs.iter().map(|&id| self.ty(id)).collect();
+        let mut cx = TieCx::new(self.given(&node.name, &node.inputs), outputs);
+        node.op.ties(&mut cx)?;
+        Ok(cx.finish())
     }
 
     /// A copy whose inputs have these concrete shapes, with every type inferred anew.

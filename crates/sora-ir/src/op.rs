@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sora_tensor::{DType, Tensor, TensorError};
 
 use crate::case::{Case, Gen};
-use crate::{Dim, GradCx, Gradients, Subgraph, TensorType};
+use crate::{Dim, GradCx, Gradients, Subgraph, TensorType, TieCx};
 
 /// Everything Sora knows about one operator. One file in `ops/` implements it, one line in `ops!` lists it.
 pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
@@ -50,6 +50,19 @@ pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
     /// The elements of the first output where it is a small integer tensor computed from shapes.
     fn content(&self, _cx: &InferCx) -> Option<Vec<Dim>> {
         None
+    }
+
+    /// Says which elements along the axes of its operands can only be removed together. All others must stay.
+    ///
+    /// # Errors
+    /// [`Mismatch`] where all must stay, which is the default.
+    fn ties(&self, _cx: &mut TieCx) -> Result<(), Mismatch> {
+        Err(Mismatch::new("needs every element of its operands"))
+    }
+
+    /// The operator for these operands, from which elements were removed as [`OpDef::ties`] says.
+    fn narrowed(&self, _inputs: &[Option<&TensorType>], _outputs: &[&TensorType]) -> Self {
+        self.clone()
     }
 
     /// The graphs inside of the operator: branches, loop bodies.

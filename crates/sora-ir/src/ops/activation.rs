@@ -8,7 +8,9 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use super::elementwise::map;
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, ensure};
+use crate::{
+    EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, TieCx, ensure,
+};
 
 macro_rules! activation {
     ($($(#[$doc:meta])* $name:ident($alpha:expr, $beta:expr, $function:expr);)*) => {
@@ -100,6 +102,10 @@ impl OpDef for Activation {
 
     fn label(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(self.kind.name()))
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.same_axes(|_| false)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

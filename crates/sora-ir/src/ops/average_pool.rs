@@ -6,7 +6,7 @@ use super::max_pool::Window;
 use super::sliding_grad::Sliding;
 use super::{attrs, for_each_index};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// The mean of each window: `[N, C, D1…Dn] → [N, C, E1…En]`. It divides by the number of elements inside the
@@ -81,6 +81,10 @@ impl OpDef for AveragePool {
 
     fn quant(&self) -> QuantRule {
         QuantRule::Arithmetic
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.same_axes(|axis| axis >= 2)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

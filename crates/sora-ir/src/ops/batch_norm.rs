@@ -4,7 +4,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::{UnaryKind, attrs};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
+use crate::{Along, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Real, TensorType, TieCx, ensure};
 
 attrs! {
     /// `(x - mean) / sqrt(var + epsilon) · scale + bias` for each channel of an input `[N, C, …]`. Inputs: x, then
@@ -92,6 +92,12 @@ impl OpDef for BatchNorm {
             to_input(cx, 4, half)?;
         }
         Ok(grads)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let parameters = (1..5).map(|index| Along::input(index, 0));
+        cx.tie([Along::input(0, 1), Along::output(1)].into_iter().chain(parameters));
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -4,7 +4,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, TieCx};
 
 attrs! {
     /// The same values in another dtype, narrowed as [`Tensor::cast`] says: floats truncate towards zero and
@@ -37,6 +37,10 @@ impl OpDef for Cast {
         // Extents are taken to fit the wider types, which exporters use for them.
         let wide = self.to.size() >= 4 || content.iter().all(|dim| dim.constant().is_some());
         (wide && content.iter().all(fits)).then(|| content.to_vec())
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.same_axes(|_| false)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

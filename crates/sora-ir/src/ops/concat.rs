@@ -6,7 +6,10 @@ use super::movement::{MAX_CONTENT, any_dtype, assemble, either_end, offset};
 use super::{Split, attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{
+    Along, Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Operand, QuantRule, TensorType, TieCx,
+    ensure,
+};
 
 attrs! {
     /// One or more inputs after each other along one axis; dtype, rank and the other extents are the same.
@@ -70,6 +73,22 @@ impl OpDef for Concat {
             }
         }
         Some(joined)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let joined = resolve_axis(self.axis, cx.out(0)?.rank())?;
+        let mut start = Some(0);
+        for index in 0..cx.types.len() {
+            if let Some(first) = start {
+                cx.tie([Along::input(index, joined), Along::output(joined).from(first)]);
+            }
+            start = start.zip(cx.extent(Operand::Input(index), joined)).map(|(start, extent)| start + extent);
+        }
+        for axis in (0..cx.out(0)?.rank()).filter(|&axis| axis != joined) {
+            let inputs = (0..cx.types.len()).map(|index| Along::input(index, axis));
+            cx.tie(std::iter::once(Along::output(axis)).chain(inputs));
+        }
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -5,7 +5,9 @@ use sora_tensor::{DType, Tensor};
 use super::sliding_grad::{Sliding, channel_sums};
 use super::{attrs, for_each_index, product, room};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{
+    Along, Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure,
+};
 
 attrs! {
     /// N-d convolution (cross-correlation) of an input `[N, C, D1…Dn]` with weights `[M, C/group, K1…Kn]` and an
@@ -148,6 +150,28 @@ impl OpDef for Conv {
 
     fn quant(&self) -> QuantRule {
         QuantRule::Linear { weight_axis: 0 }
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let w = cx.ty(1)?;
+        let outputs = [Along::input(1, 0), Along::input(2, 0), Along::output(1)];
+        if let (Some(m), Some(1), true) = (w.shape[0].known(), w.shape[1].known(), self.group > 1) {
+            // Each channel has filters of its own.
+            let filters = outputs.map(|along| along.width(m / self.group));
+            cx.tie(std::iter::once(Along::input(0, 1)).chain(filters));
+        } else {
+            cx.tie([Along::input(1, 1).summed(), Along::input(0, 1).repeats(self.group).summed()]);
+            cx.tie(outputs.map(|along| along.repeats(self.group)));
+        }
+        Ok(())
+    }
+
+    fn narrowed(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Self {
+        let channels = |index: usize| inputs.get(index).copied().flatten()?.shape.get(1)?.known();
+        match (channels(0), channels(1)) {
+            (Some(channels), Some(1)) => Conv { group: channels, ..self.clone() },
+            _ => self.clone(),
+        }
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -7,7 +7,7 @@ use super::movement::signed;
 use super::sliding_grad::{Sliding, channel_sums};
 use super::{Conv, attrs, for_each_index, product};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Along, Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, TieCx, ensure};
 
 attrs! {
     /// N-d transposed convolution: the gradient of `Conv` with respect to its input. An input `[N, C, D1…Dn]`,
@@ -162,6 +162,17 @@ impl OpDef for ConvTranspose {
             (Some(x), Some(w)) => product(&x.shape) * product(&w.shape[1..]),
             _ => Dim::from(0usize),
         }
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let (input, weight) = (Along::input(0, 1).summed(), Along::input(1, 0).summed());
+        cx.tie([weight.repeats(self.group), input.repeats(self.group)]);
+        cx.tie([
+            Along::input(1, 1),
+            Along::input(2, 0).repeats(self.group),
+            Along::output(1).repeats(self.group),
+        ]);
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -8,7 +8,7 @@ use sora_tensor::{DType, Tensor};
 use super::{attrs, broadcast_offset, for_each_index};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 /// Which element types a function takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +197,10 @@ impl OpDef for Unary {
 
     fn label(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(self.kind.name()))
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.same_axes(|_| false)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {
@@ -418,6 +422,10 @@ impl OpDef for Binary {
 
     fn label(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(self.kind.name()))
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.broadcast()
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

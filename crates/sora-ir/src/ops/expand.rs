@@ -6,7 +6,10 @@ use super::attrs;
 use super::movement::{MAX_CONTENT, any_dtype, assemble, described_rank, leading, list, signed};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{
+    Along, Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Operand, QuantRule, TensorType, TieCx,
+    ensure,
+};
 
 attrs! {
     /// The first input repeated along axes of extent one until it has the shape that it and the list in the
@@ -72,6 +75,20 @@ impl OpDef for Expand {
             [only] => Some(vec![only.clone(); len]),
             _ => (len == content.len()).then(|| content.to_vec()),
         }
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        ensure!(cx.content(1).is_some(), "expands to a shape that is not known");
+        let (rank, own) = (cx.out(0)?.rank(), cx.ty(0)?.rank());
+        for axis in 0..rank {
+            let from = (axis + own).checked_sub(rank);
+            match from.filter(|&from| cx.extent(Operand::Input(0), from) != Some(1)) {
+                Some(from) => cx.same(0, from, 0, axis),
+                // Copies of one element: as many as are asked for.
+                None => cx.tie([Along::output(axis)]),
+            }
+        }
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

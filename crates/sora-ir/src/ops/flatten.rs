@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::movement::{any_var, either_end, signed};
 use super::{attrs, product};
 use crate::case::{Case, Gen};
-use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// A matrix of the same elements: the axes before `axis` make the rows, the others the columns.
@@ -39,6 +39,10 @@ impl OpDef for Flatten {
 
     fn quant(&self) -> QuantRule {
         QuantRule::Passthrough
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.reshaped()
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

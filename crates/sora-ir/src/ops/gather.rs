@@ -6,7 +6,7 @@ use super::movement::{MAX_RANK, any_var, assemble, either_end, offset, signed};
 use super::{Reduction, ScatterNd, attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// Slices of the data (input 0) at the positions that integer indices (input 1) name on one axis: that
@@ -85,6 +85,15 @@ impl OpDef for Gather {
         let (content, indices) = (cx.content(0)?, cx.content(1)?);
         let at = |index: &Dim| Some(content[resolve_index(index.constant()?, content.len()).ok()?].clone());
         indices.iter().map(at).collect()
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let (x, indices) = (cx.ty(0)?.rank(), cx.ty(1)?.rank());
+        let taken = resolve_axis(self.axis, x)?;
+        (0..taken).for_each(|axis| cx.same(0, axis, 0, axis));
+        (taken + 1..x).for_each(|axis| cx.same(0, axis, 0, axis - 1 + indices));
+        (0..indices).for_each(|axis| cx.same(1, axis, 0, taken + axis));
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

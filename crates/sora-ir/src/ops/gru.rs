@@ -7,7 +7,7 @@ use super::recurrent::{Recurrent, rounding, sigmoid};
 use super::recurrent_grad::{self, Cell};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// Gated recurrent unit over D directions, with the gates update z, reset r, candidate n in this order along the
@@ -81,6 +81,14 @@ impl OpDef for Gru {
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {
         self.layout().macs(inputs)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        self.layout().ties(cx)
+    }
+
+    fn narrowed(&self, _: &[Option<&TensorType>], outputs: &[&TensorType]) -> Self {
+        Gru { hidden: Recurrent::narrowed(self.hidden, outputs), ..self.clone() }
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -5,7 +5,9 @@ use sora_tensor::Tensor;
 use super::{ReduceKind, UnaryKind, attrs, broadcast_offset, for_each_index};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Real, TensorType, ensure};
+use crate::{
+    Along, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Operand, Real, TensorType, TieCx, ensure,
+};
 
 attrs! {
     /// `(x - mean) / sqrt(var + epsilon) · scale + bias`, with mean and variance over `axis` and all later axes.
@@ -98,6 +100,19 @@ impl OpDef for LayerNorm {
             grads[2] = Some(cx.sum_to_input(dy, 2)?);
         }
         Ok(grads)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let x = cx.ty(0)?.rank();
+        for axis in 0..resolve_axis(self.axis, x)? {
+            let aligned = |index: usize| Some((index, (axis + cx.opt(index)?.rank()).checked_sub(x)?));
+            let extent = cx.extent(Operand::Input(0), axis);
+            let repeated = |&(index, own): &(usize, usize)| cx.extent(Operand::Input(index), own) == extent;
+            let parameters: Vec<_> = [1, 2].into_iter().filter_map(aligned).filter(repeated).collect();
+            let parameters = parameters.into_iter().map(|(index, own)| Along::input(index, own));
+            cx.tie([Along::input(0, axis), Along::output(axis)].into_iter().chain(parameters));
+        }
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -7,7 +7,7 @@ use super::recurrent::{Recurrent, rounding, sigmoid};
 use super::recurrent_grad::{self, Cell};
 use super::rnn::Direction;
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// Long short-term memory over D directions, with the gates input, output, forget, cell in this order along the
@@ -76,6 +76,14 @@ impl OpDef for Lstm {
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {
         self.layout().macs(inputs)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        self.layout().ties(cx)
+    }
+
+    fn narrowed(&self, _: &[Option<&TensorType>], outputs: &[&TensorType]) -> Self {
+        Lstm { hidden: Recurrent::narrowed(self.hidden, outputs), ..self.clone() }
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

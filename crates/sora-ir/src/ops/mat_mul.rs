@@ -5,7 +5,10 @@ use sora_tensor::{DType, Tensor};
 use super::{attrs, broadcast_offset, for_each_index, product, room};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{
+    Along, Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Operand, QuantRule, TensorType, TieCx,
+    ensure,
+};
 
 attrs! {
     /// Matrix product `[…, M, K] × […, K, N] → […, M, N]` of two operands of one number type. Leading axes
@@ -122,6 +125,29 @@ impl OpDef for MatMul {
 
     fn quant(&self) -> QuantRule {
         QuantRule::Linear { weight_axis: -1 }
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let (a, b, y) = (cx.ty(0)?.rank(), cx.ty(1)?.rank(), cx.out(0)?.rank());
+        let (columns, rows) = (a - 1, b.saturating_sub(2));
+        cx.tie([Along::input(0, columns).summed(), Along::input(1, rows).summed()]);
+        if b > 1 {
+            cx.same(1, b - 1, 0, y - 1);
+        }
+        if a > 1 {
+            cx.same(0, a - 2, 0, y - 1 - usize::from(b > 1));
+        }
+        let stacks = y - usize::from(a > 1) - usize::from(b > 1);
+        for axis in 0..stacks {
+            let aligned = |(index, rank): (usize, usize)| {
+                let own = (axis + rank.saturating_sub(2)).checked_sub(stacks)?;
+                let same = cx.extent(Operand::Input(index), own) == cx.extent(Operand::Output(0), axis);
+                same.then(|| Along::input(index, own))
+            };
+            let operands: Vec<Along> = [(0, a), (1, b)].into_iter().filter_map(aligned).collect();
+            cx.tie(std::iter::once(Along::output(axis)).chain(operands));
+        }
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

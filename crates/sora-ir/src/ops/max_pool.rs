@@ -4,7 +4,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::{BinaryKind, MaxPoolIndices, Reduction, ScatterElements, attrs, for_each_index};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// The greatest element of each window: `[N, C, D1…Dn] → [N, C, E1…En]`. Padding never wins; a window of
@@ -226,6 +226,10 @@ impl OpDef for MaxPool {
 
     fn quant(&self) -> QuantRule {
         QuantRule::Passthrough
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.same_axes(|axis| axis >= 2)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -137,7 +137,7 @@ use sora_tensor::Tensor;
 
 use crate::case::{Case, Gen};
 use crate::{
-    Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Subgraph, TensorType, ensure,
+    Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Subgraph, TensorType, TieCx, ensure,
 };
 
 /// Declares an operator's attributes: a plain struct with the derives that every operator needs.
@@ -212,6 +212,20 @@ macro_rules! ops {
             /// See [`OpDef::content`].
             pub fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
                 match self { $(Op::$name(op) => op.content(cx)),* }
+            }
+
+            /// See [`OpDef::ties`].
+            ///
+            /// # Errors
+            /// [`Mismatch`] where every element must stay.
+            pub fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+                match self { $(Op::$name(op) => op.ties(cx)),* }
+            }
+
+            /// See [`OpDef::narrowed`].
+            #[must_use]
+            pub fn narrowed(&self, inputs: &[Option<&TensorType>], outputs: &[&TensorType]) -> Op {
+                match self { $(Op::$name(op) => Op::$name(op.narrowed(inputs, outputs))),* }
             }
 
             /// See [`OpDef::bodies`].

@@ -9,7 +9,7 @@ use super::movement::{
 use super::{attrs, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::infer_concrete;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 /// What stands in the padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -152,6 +152,12 @@ impl OpDef for Pad {
 
     fn quant(&self) -> QuantRule {
         QuantRule::Passthrough
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let pads = self.pads(cx)?.ok_or_else(|| Mismatch::new("pads axes that are not known"))?;
+        let zero = |side: &Option<Dim>| side.as_ref().is_some_and(|pad| pad.constant() == Some(0));
+        cx.same_axes(|axis| pads.get(axis).is_none_or(|(before, after)| !zero(before) || !zero(after)))
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

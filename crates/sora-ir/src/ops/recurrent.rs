@@ -6,7 +6,7 @@ use super::dynamic_quantize_linear::rounded;
 use super::rnn::Direction;
 use super::room;
 use crate::case::{Arg, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, TensorType, ensure};
+use crate::{Along, Dim, EvalCx, InferCx, Mismatch, Operand, TensorType, TieCx, ensure};
 
 /// The layout of a recurrent operator. Inputs, with T steps, B sequences, I features, D directions, G gates and
 /// H = `hidden`: X `[T, B, I]`, W `[D, G·H, I]`, R `[D, G·H, H]`, then optional: bias `[D, 2·G·H]` (of W, then of
@@ -115,6 +115,30 @@ impl Recurrent {
         let mut types = vec![TensorType { dtype: x.dtype, shape: vec![steps, directions, batch, hidden] }];
         types.extend((0..self.states).map(|_| TensorType { dtype: x.dtype, shape: state.clone() }));
         Ok(types)
+    }
+
+    /// Ties the hidden units, in all directions at once, and the features.
+    pub(crate) fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        ensure!(!self.quantize_state, "rounds its state by the greatest of all units");
+        cx.tie([Along::input(1, 2).summed(), Along::input(0, 2).summed()]);
+        let state = (0..self.states).map(|state| Along::input(Self::FIRST_STATE + state, 2));
+        let finals = (0..self.states).map(|state| Along::output(2).of(Operand::Output(1 + state)));
+        let peepholes =
+            (self.peepholes > 0).then(|| Along::input(self.peephole_input(), 1).repeats(self.peepholes));
+        let weights = [
+            Along::output(3),
+            Along::input(1, 1).repeats(self.gates),
+            Along::input(2, 1).repeats(self.gates),
+            Along::input(2, 2).summed(),
+            Along::input(3, 1).repeats(2 * self.gates),
+        ];
+        cx.tie(weights.into_iter().chain(state).chain(finals).chain(peepholes));
+        Ok(())
+    }
+
+    /// The hidden units that are left of `hidden`.
+    pub(crate) fn narrowed(hidden: usize, outputs: &[&TensorType]) -> usize {
+        outputs.first().and_then(|y| y.shape.get(3)?.known()).unwrap_or(hidden)
     }
 
     /// The steps of each sequence: all, unless lengths are given.

@@ -8,7 +8,7 @@ use sora_tensor::{DType, Tensor};
 use super::{BinaryKind, UnaryKind, attrs, for_each_index, room, strides};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 /// Which element types a reduction takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +235,18 @@ impl OpDef for Reduce {
 
     fn label(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(self.kind.name()))
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let reduced = self.reduced(cx.ty(0)?.rank())?;
+        let mut to = 0;
+        for (axis, reduced) in reduced.into_iter().enumerate() {
+            if !reduced {
+                cx.same(0, axis, 0, to);
+            }
+            to += usize::from(!reduced || self.keep_dims);
+        }
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -5,7 +5,7 @@ use sora_tensor::{Tensor, element_count};
 use super::movement::{any_var, described_rank, list, signed};
 use super::{attrs, product};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// The same elements, row-major, under the shape that the second input lists. One extent may be -1: what
@@ -94,6 +94,10 @@ impl OpDef for Reshape {
     fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
         let rank = described_rank(cx, 1).ok()?;
         (rank <= 1).then(|| cx.content(0).map(<[Dim]>::to_vec))?
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.reshaped()
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

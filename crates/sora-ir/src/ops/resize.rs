@@ -7,7 +7,10 @@ use super::movement::{distinct_axes, leading, list_extent, remap, signed};
 use super::resample::{Axis, Coordinates, Interpolation, Rounding, Taps, Weights};
 use super::{attrs, room};
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, Real, TensorType, ensure};
+use crate::{
+    Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Operand, QuantRule, Real, TensorType, TieCx,
+    ensure,
+};
 
 /// What extents that are asked for mean where they would distort the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -306,6 +309,24 @@ impl OpDef for Resize {
             (Interpolation::Nearest, _) => QuantRule::Passthrough,
             _ => QuantRule::Float,
         }
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let resized = self.resized(cx.ty(0)?.rank())?;
+        let scales: Vec<f32> = cx.constant(2).map(Tensor::to_f32s).unwrap_or_default();
+        // A list of all sizes can be written anew for another number of channels.
+        let sized = cx.opt(3).is_some() && self.axes.is_empty() && self.aspect == Aspect::Stretch;
+        let stays: Vec<bool> = (resized.iter().enumerate())
+            .map(|(at, &axis)| {
+                let extents = [Operand::Input(0), Operand::Output(0)].map(|of| cx.extent(of, axis));
+                scales.get(at) == Some(&1.0) || sized && cx.content(3).is_some() && extents[0] == extents[1]
+            })
+            .collect();
+        let crops = self.coordinates == Coordinates::CropAndResize;
+        cx.same_axes(|axis| match resized.iter().position(|&a| a == axis) {
+            Some(at) => crops || !stays[at],
+            None => false,
+        })
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -7,7 +7,7 @@ use super::attrs;
 use super::recurrent::{Recurrent, sigmoid};
 use super::recurrent_grad::{self, Cell};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, TieCx};
 
 /// The order in which a recurrent layer reads a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -96,6 +96,14 @@ impl OpDef for Rnn {
 
     fn macs(&self, inputs: &[Option<&TensorType>], _: &[&TensorType]) -> Dim {
         self.layout().macs(inputs)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        self.layout().ties(cx)
+    }
+
+    fn narrowed(&self, _: &[Option<&TensorType>], outputs: &[&TensorType]) -> Self {
+        Rnn { hidden: Recurrent::narrowed(self.hidden, outputs), ..self.clone() }
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

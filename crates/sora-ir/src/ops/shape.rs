@@ -19,7 +19,8 @@ attrs! {
 }
 
 impl Shape {
-    fn axes(&self, rank: usize) -> std::ops::Range<usize> {
+    /// The axes whose extents it lists, of a tensor of this rank.
+    pub fn axes(&self, rank: usize) -> std::ops::Range<usize> {
         let resolve = |axis: i64| {
             let from_start = if axis < 0 { axis.saturating_add(signed(rank)) } else { axis };
             usize::try_from(from_start).unwrap_or(0).min(rank)

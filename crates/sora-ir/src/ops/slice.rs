@@ -8,7 +8,7 @@ use super::movement::{
 use super::{Reduction, ScatterElements, attrs};
 use crate::case::{Arg, Case, Gen};
 use crate::op::infer_concrete;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// From each of `axes` (default: the first ones) the elements `start`, `start + step`, … before `end`.
@@ -188,6 +188,11 @@ impl OpDef for Slice {
         let count = self.infer(cx).ok()?.first()?.shape.first()?.known()?;
         let &walk = self.steps(cx, &[content.len()]).ok()??.first()?;
         (0..count).map(|i| content.get(position(walk, i)).cloned()).collect()
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let cuts = self.cuts(cx)?.ok_or_else(|| Mismatch::new("cuts axes that are not known"))?;
+        cx.same_axes(|axis| cuts.iter().any(|cut| cut.axis == axis))
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

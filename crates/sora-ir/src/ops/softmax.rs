@@ -7,7 +7,7 @@ use sora_tensor::{DType, Tensor};
 use super::{ReduceKind, UnaryKind, attrs};
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, TieCx, ensure};
 
 attrs! {
     /// `exp(x) / sum(exp(x))` along one axis, or its logarithm. Source: ONNX Softmax and LogSoftmax, opset 13 on.
@@ -72,6 +72,11 @@ impl OpDef for Softmax {
 
     fn label(&self) -> Option<Cow<'static, str>> {
         self.log.then_some(Cow::Borrowed("LogSoftmax"))
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let summed = resolve_axis(self.axis, cx.ty(0)?.rank())?;
+        cx.same_axes(|axis| axis == summed)
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

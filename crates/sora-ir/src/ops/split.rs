@@ -6,7 +6,10 @@ use super::movement::{any_var, either_end, remap, signed};
 use super::{Concat, attrs};
 use crate::case::{Case, Gen};
 use crate::op::resolve_axis;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{
+    Along, Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, Operand, QuantRule, TensorType, TieCx,
+    ensure,
+};
 
 attrs! {
     /// The input cut along one axis into parts that follow each other. Source: ONNX Split.
@@ -91,6 +94,26 @@ impl OpDef for Split {
         let content = cx.content(0)?;
         let first = self.parts(&Dim::from(content.len())).ok()?.first()?.known()?;
         content.get(..first).map(<[Dim]>::to_vec)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        let cut = resolve_axis(self.axis, cx.ty(0)?.rank())?;
+        let mut start = Some(0);
+        for part in (0..cx.outputs()).map(Operand::Output) {
+            if let Some(first) = start {
+                cx.tie([Along::output(cut).of(part), Along::input(0, cut).from(first)]);
+            }
+            start = start.zip(cx.extent(part, cut)).map(|(start, extent)| start + extent);
+        }
+        cx.same_axes(|axis| axis == cut)
+    }
+
+    fn narrowed(&self, _: &[Option<&TensorType>], outputs: &[&TensorType]) -> Self {
+        let extent = |ty: &&TensorType| ty.shape.get(resolve_axis(self.axis, ty.rank()).ok()?)?.known();
+        match outputs.iter().map(extent).collect() {
+            Some(sizes) => Split { sizes, ..self.clone() },
+            None => self.clone(),
+        }
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

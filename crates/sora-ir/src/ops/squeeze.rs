@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::attrs;
 use super::movement::{any_var, distinct_axes, either_end};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// The input without some axes of extent one. Source: ONNX Squeeze.
@@ -47,6 +47,11 @@ impl OpDef for Squeeze {
 
     fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
         cx.content(0).map(<[Dim]>::to_vec)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        ensure!(!self.axes.is_empty(), "drops whatever axes have one element");
+        cx.reshaped()
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

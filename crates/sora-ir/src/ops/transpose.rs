@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::movement::{any_var, assemble, leading, offset};
 use super::{attrs, strides};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// The axes in another order: axis `i` of the result is axis `perm[i]` of the input.
@@ -51,6 +51,11 @@ impl OpDef for Transpose {
 
     fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
         cx.content(0).map(<[Dim]>::to_vec)
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        self.perm.iter().enumerate().for_each(|(to, &from)| cx.same(0, from, 0, to));
+        Ok(())
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

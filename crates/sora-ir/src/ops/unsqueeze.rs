@@ -5,7 +5,7 @@ use sora_tensor::Tensor;
 use super::attrs;
 use super::movement::{MAX_RANK, any_var, distinct_axes, either_end};
 use crate::case::{Case, Gen};
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, QuantRule, TensorType, TieCx, ensure};
 
 attrs! {
     /// The input with axes of extent one inserted. Source: ONNX Unsqueeze.
@@ -44,6 +44,10 @@ impl OpDef for Unsqueeze {
     fn content(&self, cx: &InferCx) -> Option<Vec<Dim>> {
         let rank = cx.opt(0)?.rank() + self.axes.len();
         (rank <= 1).then(|| cx.content(0).map(<[Dim]>::to_vec))?
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.reshaped()
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -6,7 +6,7 @@ use super::movement::{MAX_CONTENT, any_dtype, assemble};
 use super::{attrs, broadcast_offset};
 use crate::case::{Arg, Case, Gen};
 use crate::op::broadcast;
-use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, TieCx, ensure};
 
 attrs! {
     /// The elements of the second input where the first, truth values, holds; of the third elsewhere. All
@@ -60,6 +60,10 @@ impl OpDef for Where {
             _ => x.get(at(x.len(), i)).cloned(),
         };
         (len <= MAX_CONTENT).then(|| (0..len).map(element).collect())?
+    }
+
+    fn ties(&self, cx: &mut TieCx) -> Result<(), Mismatch> {
+        cx.broadcast()
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {
