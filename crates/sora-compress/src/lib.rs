@@ -23,6 +23,7 @@ pub mod method;
 mod outcome;
 mod outputs;
 pub mod placement;
+pub mod prune;
 mod quantize;
 pub mod range;
 mod recipe;

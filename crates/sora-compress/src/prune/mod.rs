@@ -1,0 +1,59 @@
+//! Structured pruning: channels, heads and recurrent units are really taken out of the graph.
+//!
+//! [`groups()`] follows every element along every axis through the network and finds which can only be removed together;
+//! [`importance()`] says how much each unit matters, from weights and what [`observe()`] saw on samples; [`uniform`] and
+//! [`by_saving`] choose; [`reconstruct()`] changes weights to make up for what goes, and [`remove()`] takes it out. [`channels`] does
+//! all of that. Of what an operator does to its axes this module knows nothing: each says so itself, in
+//! [`OpDef::ties`](sora_ir::OpDef::ties).
+//!
+//! Source: G. Fang et al., "DepGraph: towards any structural pruning", CVPR 2023, here by elements instead of layers.
+
+mod atoms;
+mod extents;
+mod groups;
+mod importance;
+mod observe;
+mod reconstruct;
+mod remove;
+mod ridge;
+#[cfg(test)]
+mod tests;
+
+pub use groups::{Axis, Forbidden, Group, Groups, Sink, groups};
+pub use importance::{by_saving, importance, uniform};
+pub use observe::{Activations, Moments, observe};
+pub use reconstruct::{RIDGE, reconstruct};
+pub use remove::{remove, silence};
+
+use sora_data::{Dataset, Preprocess};
+use sora_exec::Options;
+use sora_ir::Graph;
+
+use crate::{CompressError, Progress};
+
+/// Elements of a vector register of AVX2, in f32: what the number of units left is a multiple of.
+pub const LANES: usize = 8;
+
+/// `graph`, optimized, without `fraction` of the units of every group, rounded so that a multiple of [`LANES`] elements stays:
+/// those that matter least on `samples` of `data`, and weights that make up for them.
+///
+/// # Errors
+/// [`CompressError::Option`] for a fraction outside of 0 to 1, and as [`observe()`].
+pub fn channels(
+    graph: &Graph,
+    data: (&Dataset, &Preprocess),
+    samples: &[usize],
+    fraction: f64,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Graph, CompressError> {
+    if !(0.0..1.0).contains(&fraction) {
+        return Err(CompressError::Option {
+            what: format!("cannot remove the fraction {fraction} of all units"),
+        });
+    }
+    let groups = groups(graph)?;
+    let seen = observe(graph, &groups, data, samples, options, progress)?;
+    let keep = uniform(&groups, &importance(graph, &groups, Some(&seen)), fraction, LANES);
+    remove(&reconstruct(graph, &groups, &keep, &seen, RIDGE)?, &groups, &keep)
+}
