@@ -96,7 +96,7 @@ def load(config, folder):
             halves.append(texts(path, data["text"], vocabulary, classes))
         else:
             x, y = sounds(path, preprocess) if "sound" in preprocess else pictures(path)
-            halves.append(({"x": x}, {"y": y}))
+            halves.append(({"x": x.reshape(-1, *config["network"]["input"])}, {"y": y}))
     for x, _ in halves:
         for name, array in x.items():
             if array.dtype == np.uint8 and not data.get("augment"):
