@@ -27,8 +27,8 @@ pub mod prune;
 mod quantize;
 pub mod range;
 mod recipe;
+mod reduce;
 mod search;
-mod sparsify;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -42,9 +42,9 @@ pub use measure::{Evaluation, Latency, evaluate};
 pub use outcome::{Measured, Outcome, SplitSizes, compress};
 pub use outputs::outputs;
 pub use recipe::{Format, Recipe, Trainings};
+pub use reduce::{Reduction, Training};
 pub use search::SearchStep;
 pub use sora_data::Drop;
-pub use sparsify::Training;
 
 use serde::Serialize;
 use sora_kernels::Isa;

@@ -15,8 +15,8 @@ use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
 use crate::recipe::{Recipe, Trainings};
+use crate::reduce::{Reducing, Training};
 use crate::search::{Candidate, Search, SearchStep, quoted};
-use crate::sparsify::{Sparsifying, Training};
 use crate::{CompressError, Options, Progress};
 
 /// What a network achieves and costs.
@@ -142,7 +142,7 @@ pub fn compress(
     let mut trainings = None;
     let baseline = network.graph.clone();
     if let Some(training) = &options.training {
-        let sparsifying = Sparsifying {
+        let reducing = Reducing {
             training,
             preprocess,
             feed: &feed,
@@ -154,16 +154,14 @@ pub fn compress(
             before: &before.correct,
         };
         let followed = options.recipe.as_ref().map(|recipe| &recipe.training);
-        let (pruned, densities) = match followed {
+        let (reduced, taken) = match followed {
             Some(None) => (baseline.clone(), Vec::new()),
-            Some(Some(trainings)) => {
-                (sparsifying.follow(&baseline, &trainings.densities)?, trainings.densities.clone())
-            }
-            None => sparsifying.search(&baseline, &mut steps)?,
+            Some(Some(trainings)) => (reducing.follow(&baseline, &trainings.steps)?, trainings.steps.clone()),
+            None => reducing.search(&baseline, &mut steps)?,
         };
-        network = Network::new(pruned)?;
+        network = Network::new(reduced)?;
         let Training { epochs, batch, rate, .. } = *training;
-        trainings = (!densities.is_empty()).then_some(Trainings { epochs, batch, rate, densities });
+        trainings = (!taken.is_empty()).then_some(Trainings { epochs, batch, rate, steps: taken });
     }
     let network = network;
     // What layers are compared with: the pruned network before it is quantized.

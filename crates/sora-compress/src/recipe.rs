@@ -9,6 +9,7 @@ use crate::CompressError;
 use crate::explain::Reason;
 use crate::layers::{Network, Role};
 use crate::placement::Plan;
+use crate::reduce::Reduction;
 use crate::weights::BITS;
 
 /// Every choice of a compression. With the same model, data and seed, on as many threads, it gives the same weights.
@@ -39,8 +40,8 @@ pub struct Trainings {
     pub batch: usize,
     /// Learning rate of Adam.
     pub rate: f64,
-    /// The share of all weights that is left each time.
-    pub densities: Vec<f64>,
+    /// What comes before each of them.
+    pub steps: Vec<Reduction>,
 }
 
 /// What a layer computes in.

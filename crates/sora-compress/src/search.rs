@@ -18,7 +18,7 @@ use crate::{CompressError, Options, Prefer, Progress};
 /// One thing that the search did.
 #[derive(Clone, Debug, Serialize)]
 pub struct SearchStep {
-    /// `prune`, `quantize`, `accuracy`, `latency` or `size`; `recipe` where there was no search.
+    /// `reduce`, `quantize`, `accuracy`, `latency` or `size`; `recipe` where there was no search.
     pub stage: &'static str,
     /// What was done, in words.
     pub what: String,

@@ -361,7 +361,11 @@ fn recipes_give_the_same_network_again() {
         ("weight_bits = 8", "weight_bits = 9", "3 to 8"),
         ("seed = 3", "sead = 3", "sead"),
         ("\"f32\"", "\"int4\"", "int4"),
-        ("[layers]", "[training]\nepochs = 1\nbatch = 8\nrate = 0.1\ndensities = [0.5]\n[layers]", "--train"),
+        (
+            "[layers]",
+            "[training]\nepochs = 1\nbatch = 8\nrate = 0.1\nsteps = [{ sparse = 0.5 }]\n[layers]",
+            "--train",
+        ),
     ] {
         fs::write(&recipe, text.replace(from, to)).unwrap();
         let error = fail(&again);

@@ -236,3 +236,44 @@ fn compression_prunes_what_training_makes_up_for() {
     assert!(!ok && refused.to_string().contains("10"), "{refused}");
     assert!(!folder.join("x.sora").exists());
 }
+
+#[test]
+fn recipes_take_channels_out_and_train_what_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    save(&folder.join("rings.npz"), &rings(1200, true));
+    let (graph, _) = Training::new(true, None, None).run(network(64), None, &mut Until(u64::MAX, None));
+    sora::Model::of(graph).save(folder.join("m.onnx")).unwrap();
+    let recipe =
+        "[training]\nepochs = 6\nbatch = 32\nrate = 0.01\nsteps = [{ narrow = 0.5 }, { sparse = 0.5 }]\n";
+    std::fs::write(folder.join("r.toml"), recipe).unwrap();
+    let args = [
+        "compress",
+        "m.onnx",
+        "--data",
+        "rings.npz",
+        "--train",
+        "rings.npz",
+        "--recipe",
+        "r.toml",
+        "--max-drop",
+        "0.05",
+        "-o",
+        "out.sora",
+        "--save-recipe",
+        "again.toml",
+        "--json",
+    ];
+    let (found, _) = sora(folder, &args);
+    assert_eq!(found["met"], true, "{found}");
+    let written = sora::Model::load(folder.join("out.sora")).unwrap().graph;
+    let weights =
+        |id| written.const_value(id).filter(|t: &&Tensor| t.rank() == 2).map(|t| t.shape().to_vec());
+    let shapes: Vec<Vec<usize>> = written.values().filter_map(|(id, _)| weights(id)).collect();
+    assert!(shapes.contains(&vec![10, 32]) && shapes.contains(&vec![32, 2]), "{shapes:?}");
+    assert!(found["layers"][0]["zeros"].as_f64().unwrap() > 0.3, "{found}");
+    assert!(std::fs::read_to_string(folder.join("again.toml")).unwrap().contains("narrow = 0.5"));
+    std::fs::write(folder.join("r.toml"), recipe.replace("sparse = 0.5", "sparse = 1.5")).unwrap();
+    let (refused, ok) = sora(folder, &args);
+    assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("1.5"), "{refused}");
+}

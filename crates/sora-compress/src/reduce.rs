@@ -1,0 +1,321 @@
+//! Making a network smaller with training in the loop: it gets narrower, then weights become 0, step by step, as long as what is left
+//! can learn what the network did.
+//!
+//! Sources: iterative pruning, Han et al. 2015; the learning rate begins anew each time, Renda et al. 2020; the original network
+//! teaches, Hinton et al. 2015.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sora_data::{Dataset, Drop, Loader, LoaderOptions, Preprocess, paired_drop};
+use sora_exec::{Options as ExecOptions, Session};
+use sora_ir::Graph;
+use sora_train::{
+    Epoch, FineTuning, Fitted, Loss, Optimizer, Plan, Pruning, PruningScope, Recipe, Schedule, Teacher,
+    Trainable, Trainer, Watch, fit,
+};
+
+use crate::feed::Feed;
+use crate::search::SearchStep;
+use crate::{CompressError, Options, Prefer, Progress, measure, prune};
+
+/// What to train with, and how long.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// The samples, as the network was or might have been trained with. Without labels, the original network tells them.
+    pub data: Dataset,
+    /// Passes over them behind each step.
+    pub epochs: u32,
+    /// Samples of a step of training.
+    pub batch: usize,
+    /// Learning rate of Adam; it falls along a cosine each time.
+    pub rate: f64,
+}
+
+/// A step that makes a network smaller, which a training makes up for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Channels, heads and recurrent units are taken out until this share of the multiply-adds that they cost is left.
+    Narrow(f64),
+    /// Weights of least magnitude become 0 until this share of them is left.
+    Sparse(f64),
+}
+
+impl Reduction {
+    fn words(self) -> String {
+        match self {
+            Reduction::Narrow(share) => format!("without {} of what channels cost", percent(1.0 - share)),
+            Reduction::Sparse(share) => format!("with {} of the weights", percent(share)),
+        }
+    }
+}
+
+/// Steps of one kind: first long ones, then one that is shorter.
+struct Ladder {
+    /// The step by a factor from where this share of the weights is left.
+    step: fn(f64, f64) -> Reduction,
+    factors: [f64; 2],
+}
+
+/// The ladders in their order: first fewer channels, which makes all that follows faster; then fewer weights.
+const LADDERS: [Ladder; 2] = [
+    Ladder { step: |_, factor| Reduction::Narrow(factor), factors: [0.7, 0.85] },
+    Ladder { step: |density, factor| Reduction::Sparse(density * factor), factors: [0.5, 0.7] },
+];
+
+/// The share of what is learnt that the original network tells, where there are labels.
+const TAUGHT: f64 = 0.5;
+
+/// The least share of weights that is tried, and of the units of each group.
+const LEAST: f64 = 1.0 / 512.0;
+const LEAST_UNITS: f64 = 0.125;
+
+/// The time of a narrower network, as a share of that before, below which it is worth its loss.
+const FASTER: f64 = 0.98;
+
+/// Samples by which units are judged.
+const OBSERVED: usize = 512;
+
+/// The share of all steps behind which a training prunes no more.
+const PRUNED_BY: f64 = 0.4;
+
+/// Times at which a training prunes.
+const TIMES: u64 = 20;
+
+/// A network on the way.
+struct Reduced {
+    graph: Graph,
+    /// The share of its weights that are not 0 by pruning.
+    density: f64,
+}
+
+/// How far a network may be reduced, and who says so.
+pub(crate) struct Reducing<'a> {
+    pub(crate) training: &'a Training,
+    pub(crate) preprocess: &'a Preprocess,
+    pub(crate) feed: &'a Feed,
+    pub(crate) options: &'a Options,
+    pub(crate) exec: &'a ExecOptions,
+    pub(crate) progress: &'a dyn Progress,
+    /// Class of every sample.
+    pub(crate) labels: &'a [usize],
+    /// Samples for decisions.
+    pub(crate) decision: &'a [usize],
+    /// Whether the original network is right on each of them.
+    pub(crate) before: &'a [bool],
+}
+
+impl Reducing<'_> {
+    /// The smallest network on the way down the ladders whose drop and its standard error are within the budget, and the steps to it.
+    /// Where size is preferred, no channels are taken out: the same loss of accuracy lets more single weights go.
+    pub(crate) fn search(
+        &self,
+        original: &Graph,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<(Graph, Vec<Reduction>), CompressError> {
+        let teacher = self.teacher(original)?;
+        let (mut found, mut taken) = (Reduced { graph: original.clone(), density: 1.0 }, Vec::new());
+        let skipped = usize::from(self.options.prefer == Prefer::Size);
+        for Ladder { step, factors: [long, short] } in &LADDERS[skipped..] {
+            let mut attempt = |factor: f64| -> Result<bool, CompressError> {
+                let reduction = step(found.density, factor);
+                let Some(smaller) = self.apply(&found, reduction, &teacher)? else {
+                    steps.extend(self.why_not(&found.graph, reduction)?);
+                    return Ok(false);
+                };
+                let (fits, judged) = self.judge(&found, &smaller, reduction)?;
+                steps.push(judged);
+                if fits {
+                    found = smaller;
+                    taken.push(reduction);
+                }
+                Ok(fits)
+            };
+            while attempt(*long)? {}
+            attempt(*short)?;
+        }
+        Ok((found.graph, taken))
+    }
+
+    /// The network after these steps.
+    pub(crate) fn follow(&self, original: &Graph, reductions: &[Reduction]) -> Result<Graph, CompressError> {
+        let teacher = self.teacher(original)?;
+        let mut found = Reduced { graph: original.clone(), density: 1.0 };
+        for &reduction in reductions {
+            let (Reduction::Narrow(share) | Reduction::Sparse(share)) = reduction;
+            let most = if matches!(reduction, Reduction::Sparse(_)) { found.density } else { 1.0 };
+            if !(share > 0.0 && share <= most) {
+                let what = format!("a recipe cannot leave the share {share} where there is {most}");
+                return Err(CompressError::Option { what });
+            }
+            if let Some(smaller) = self.apply(&found, reduction, &teacher)? {
+                found = smaller;
+            }
+        }
+        Ok(found.graph)
+    }
+
+    fn teacher(&self, original: &Graph) -> Result<Arc<Teacher>, CompressError> {
+        let share = if self.training.data.labels().is_some() { TAUGHT } else { 1.0 };
+        Ok(Arc::new(Teacher::new(original.clone(), share, self.exec.clone())?))
+    }
+
+    /// The network after a step and a training; `None` when there is nothing left to take.
+    fn apply(
+        &self,
+        from: &Reduced,
+        reduction: Reduction,
+        teacher: &Arc<Teacher>,
+    ) -> Result<Option<Reduced>, CompressError> {
+        let stage = format!("Training {}", reduction.words());
+        match reduction {
+            Reduction::Narrow(share) => {
+                let Some(narrower) = self.narrower(&from.graph, share)? else { return Ok(None) };
+                let graph = self.train(&narrower, teacher, [from.density; 2], &stage)?;
+                Ok(Some(Reduced { graph, density: from.density }))
+            }
+            Reduction::Sparse(share) if share < LEAST => Ok(None),
+            Reduction::Sparse(share) => {
+                let graph = self.train(&from.graph, teacher, [from.density, share], &stage)?;
+                Ok(Some(Reduced { graph, density: share }))
+            }
+        }
+    }
+
+    /// The network without the units that matter least for what they cost; `None` where none may go.
+    fn narrower(&self, graph: &Graph, share: f64) -> Result<Option<Graph>, CompressError> {
+        let data = &self.training.data;
+        let stride = (data.len() / OBSERVED).max(1);
+        let samples: Vec<usize> = (0..data.len()).step_by(stride).take(OBSERVED).collect();
+        let groups = prune::groups(graph)?;
+        let seen =
+            prune::observe(graph, &groups, (data, self.preprocess), &samples, self.exec, self.progress)?;
+        let scores = prune::importance(graph, &groups, Some(&seen));
+        let keep = prune::by_saving(&groups, &scores, 1.0 - share, LEAST_UNITS, prune::LANES);
+        if keep.iter().flatten().all(|&keep| keep) {
+            return Ok(None);
+        }
+        let made_up = prune::reconstruct(graph, &groups, &keep, &seen, prune::RIDGE)?;
+        Ok(Some(prune::remove(&made_up, &groups, &keep)?))
+    }
+
+    /// Why no channel can be taken out of a network, where that is so: the first layers of which nothing may go.
+    fn why_not(&self, graph: &Graph, reduction: Reduction) -> Result<Option<SearchStep>, CompressError> {
+        let Reduction::Narrow(_) = reduction else { return Ok(None) };
+        let groups = prune::groups(graph)?;
+        let why = |forbidden: &prune::Forbidden| format!("`{}`: {}", forbidden.layer, forbidden.why);
+        let reasons: Vec<String> = groups.forbidden.iter().take(3).map(why).collect();
+        let whole = groups.groups.is_empty() && !reasons.is_empty();
+        let what = format!("no channel can be taken out: {}", reasons.join("; "));
+        let layers = groups.forbidden.into_iter().map(|forbidden| forbidden.layer).collect();
+        Ok(whole.then_some(SearchStep { stage: "reduce", what, layers, drop: 0.0 }))
+    }
+
+    /// Whether a network may take the place of the one before, with what to say about it.
+    fn judge(
+        &self,
+        before: &Reduced,
+        after: &Reduced,
+        reduction: Reduction,
+    ) -> Result<(bool, SearchStep), CompressError> {
+        let session = Session::new(after.graph.clone(), self.exec.clone())?;
+        let (samples, batch) = (self.decision, self.options.batch);
+        self.progress.stage("Measuring the smaller network", Some(samples.len() as u64));
+        let score = measure::score(&session, self.feed, samples, self.labels, batch, self.progress)?;
+        let drop: Drop = paired_drop(self.before, &score.correct)?;
+        // A network that was trained again errs elsewhere, so its drop is known less well than that of a quantized one.
+        let within = drop.likely() <= self.options.max_drop;
+        let (mut fits, mut verdict) = (within, if within { "which is kept" } else { "too much" }.to_owned());
+        if let (true, Reduction::Narrow(_)) = (within, reduction) {
+            let ratio = self.ratio(&before.graph, &session)?;
+            fits = ratio < FASTER;
+            verdict = format!("{verdict}; it takes {ratio:.2} of the time");
+            if !fits {
+                verdict = format!("but it takes {ratio:.2} of the time: not worth it");
+            }
+        }
+        let what =
+            format!("trained {}: the drop is {:.2} points, {verdict}", reduction.words(), 100.0 * drop.drop);
+        Ok((fits, SearchStep { stage: "reduce", what, layers: Vec::new(), drop: drop.drop }))
+    }
+
+    /// The time of a session as a share of that of a graph.
+    fn ratio(&self, before: &Graph, after: &Session) -> Result<f64, CompressError> {
+        let before = Session::new(before.clone(), self.exec.clone())?;
+        let sample = self.feed.batches(self.decision.get(..1).unwrap_or_default(), 1).next().transpose()?;
+        let Some(sample) = sample else { return Ok(1.0) };
+        let [before, after] = measure::latencies([&before, after], &sample, self.progress)?;
+        Ok(after.median_ms / before.median_ms.max(1e-6))
+    }
+
+    /// The network after a training on the way from one share of weights to another.
+    fn train(
+        &self,
+        graph: &Graph,
+        teacher: &Arc<Teacher>,
+        [from, to]: [f64; 2],
+        stage: &str,
+    ) -> Result<Graph, CompressError> {
+        let Training { data, epochs, batch, rate } = self.training;
+        let (none, seed) = (BTreeMap::new(), self.options.seed);
+        let tuning =
+            FineTuning { freeze: Vec::new(), rate: 1.0, batch_statistics: false, classes: None, seed };
+        let network = Trainable::imported(graph.clone(), &tuning)?;
+        let indices: Vec<usize> = (0..data.len()).collect();
+        let loading = LoaderOptions { batch: *batch, seed, ..LoaderOptions::default() };
+        let loader = Loader::new(data, &indices, None, self.preprocess, loading)?;
+        let all = loader.steps() as u64 * u64::from(*epochs);
+        let pruning = Pruning {
+            sparsity: 1.0 - to,
+            initial: 1.0 - from,
+            begin: 0.0,
+            end: PRUNED_BY,
+            every: ((PRUNED_BY * all as f64) as u64 / TIMES).max(1),
+            scope: PruningScope::Lamp,
+        };
+        let recipe = Recipe {
+            pruning: (to < 1.0).then_some(pruning),
+            seed,
+            ..Recipe::new(Loss::new("categorical_crossentropy", &none)?, Optimizer::new("adam", &none)?)
+        };
+        let plan = Plan {
+            epochs: *epochs,
+            rate: *rate,
+            schedule: Schedule::new("cosine", &none)?,
+            patience: None,
+            swa: None,
+            save_every: None,
+            teacher: Some(Arc::clone(teacher)),
+            name: String::new(),
+        };
+        self.progress.stage(stage, Some(all));
+        let mut trainer = Trainer::new(network, *batch, recipe, self.exec.clone())?;
+        let mut watch = Watching { progress: self.progress };
+        let Fitted { state, stopped, .. } = fit(&mut trainer, &plan, &loader, None, None, &mut watch)?;
+        match stopped {
+            true => Err(CompressError::Cancelled),
+            false => Ok(trainer.graph_of(&state)),
+        }
+    }
+}
+
+/// A share in words.
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+struct Watching<'a> {
+    progress: &'a dyn Progress,
+}
+
+impl Watch for Watching<'_> {
+    fn step(&mut self, _epoch: u32, _step: u64, _steps: u64, _so_far: &Epoch) {
+        self.progress.advance(1);
+    }
+
+    fn stops(&self) -> bool {
+        self.progress.cancelled()
+    }
+}
