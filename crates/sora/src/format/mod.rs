@@ -19,6 +19,9 @@ const VERSION: u32 = 1;
 const VERSION_PACKED: u32 = 2;
 const VERSION_CODED: u32 = 3;
 
+/// How many times as long as a deflated text the text may be: a small file asks for little memory.
+const INFLATION: usize = 256;
+
 /// Alignment in bytes of every section and of every tensor in the file.
 const ALIGNMENT: usize = 64;
 

@@ -2,17 +2,20 @@
 //! has a checksum, and what parses is verified like any other graph.
 #![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
+use flate2::bufread::DeflateDecoder;
 use sora_exec::PackedWeights;
 use sora_ir::{Graph, text};
 use sora_tensor::{Buffer, DType, Tensor, element_count};
 
 use super::coding::{self, Coding};
-use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_CODED, VERSION_PACKED, tag};
+use super::{ALIGNMENT, ENTRY, HEADER, INFLATION, MAGIC, VERSION, VERSION_CODED, VERSION_PACKED, tag};
 use crate::{Failure, Metadata};
 
 /// What a file holds.
@@ -66,12 +69,13 @@ pub fn read_bytes(file: Buffer) -> Result<Content, Failure> {
         ));
     }
     let sections = Sections::read(&file)?;
-    let graph_text = std::str::from_utf8(sections.get(&file, tag::GRAPH)?)
+    let graph_text = sections.text(&file, tag::GRAPH)?;
+    let graph_text = std::str::from_utf8(&graph_text)
         .map_err(|e| damaged("GRPH", format!("the graph is not UTF-8: {e}")))?;
     let records = records(&file, &sections)?;
     let tensors = records.into_iter().map(Record::tensor).collect::<Result<Vec<_>, _>>()?;
     let graph = text::parse_with_table(graph_text, &tensors).map_err(|e| damaged("GRPH", e.to_string()))?;
-    let metadata = serde_json::from_slice(sections.get(&file, tag::METADATA)?)
+    let metadata = serde_json::from_slice(&sections.text(&file, tag::METADATA)?)
         .map_err(|e| damaged("META", format!("the metadata is not as documented: {e}")))?;
     let packed = match sections.has(tag::PACKED) {
         true => Some(packed_weights(&file, &sections)?),
@@ -190,6 +194,23 @@ impl Sections {
 
     fn get<'a>(&self, file: &'a Buffer, tag: [u8; 4]) -> Result<&'a [u8], Failure> {
         Ok(file.get(self.range(tag)?).unwrap_or_default())
+    }
+
+    /// A section of text, which is deflated in version 3.
+    fn text<'a>(&self, file: &'a Buffer, tag: [u8; 4]) -> Result<Cow<'a, [u8]>, Failure> {
+        let bytes = self.get(file, tag)?;
+        if self.version != VERSION_CODED {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let failed = |why: String| damaged(&String::from_utf8_lossy(&tag), why);
+        let most = INFLATION.saturating_mul(bytes.len());
+        let (mut decoder, mut text) = (DeflateDecoder::new(bytes), Vec::new());
+        let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+        decoder.by_ref().take(limit).read_to_end(&mut text).map_err(|e| failed(e.to_string()))?;
+        if text.len() > most || usize::try_from(decoder.total_in()).ok() != Some(bytes.len()) {
+            return Err(failed("it is not deflated as documented".to_owned()));
+        }
+        Ok(Cow::Owned(text))
     }
 }
 

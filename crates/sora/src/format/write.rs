@@ -2,12 +2,14 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 use sora_exec::PackedWeights;
 use sora_ir::{Graph, text};
 use sora_tensor::Tensor;
 
 use super::coding::{self, Coding};
-use super::{ALIGNMENT, ENTRY, HEADER, MAGIC, VERSION, VERSION_CODED, VERSION_PACKED, tag};
+use super::{ALIGNMENT, ENTRY, HEADER, INFLATION, MAGIC, VERSION, VERSION_CODED, VERSION_PACKED, tag};
 use crate::{Failure, Metadata};
 
 /// The bytes of a `.sora` file.
@@ -77,6 +79,18 @@ impl Piece<'_> {
     }
 }
 
+/// A text in the format Deflate (RFC 1951), at most [`INFLATION`] times as long as that.
+fn deflated(text: &[u8]) -> Vec<u8> {
+    let deflate = |level| {
+        let mut encoder = DeflateEncoder::new(Vec::new(), level);
+        // Memory takes whatever it is given.
+        let _ = encoder.write_all(text);
+        encoder.finish().unwrap_or_default()
+    };
+    let small = deflate(Compression::best());
+    if text.len() <= INFLATION * small.len() { small } else { deflate(Compression::none()) }
+}
+
 /// Where the pieces begin in their section, and where it ends.
 fn offsets(pieces: &[Piece]) -> (Vec<usize>, usize) {
     let mut end = 0usize;
@@ -110,11 +124,12 @@ impl<'a> Encoded<'a> {
             (false, Some(_)) => VERSION_PACKED,
             (false, None) => VERSION,
         };
+        let text = |bytes: Vec<u8>| if version == VERSION_CODED { deflated(&bytes) } else { bytes };
         let mut sections = vec![
-            (tag::GRAPH, vec![Piece::Bytes(graph_text.into_bytes())]),
+            (tag::GRAPH, vec![Piece::Bytes(text(graph_text.into_bytes()))]),
             (tag::TENSORS, vec![Piece::Bytes(records(&data, version))]),
             (tag::DATA, data),
-            (tag::METADATA, vec![Piece::Bytes(json)]),
+            (tag::METADATA, vec![Piece::Bytes(text(json))]),
         ];
         sections.extend(packed.map(|packed| (tag::PACKED, packed_section(packed))));
         Ok(Encoded { version, sections })
