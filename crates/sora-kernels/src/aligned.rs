@@ -40,6 +40,10 @@ unsafe impl Plain for i16 {
     const ZERO: Self = 0;
 }
 // SAFETY: as above.
+unsafe impl Plain for u32 {
+    const ZERO: Self = 0;
+}
+// SAFETY: as above.
 unsafe impl Plain for i32 {
     const ZERO: Self = 0;
 }

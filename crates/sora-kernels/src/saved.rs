@@ -36,7 +36,7 @@ pub fn packing(kernels: Kernels) -> String {
 }
 
 /// `(taps, kc, n)`
-type Extents = (usize, usize, usize);
+pub(crate) type Extents = (usize, usize, usize);
 
 macro_rules! reals {
     ($packed:ident, $kind:literal, $tiles:ident) => {
@@ -96,7 +96,9 @@ impl Saved for PackedWinograd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ARows, Dense, EpilogueF32, EpilogueI32, MatMut, Output, gemm_f32, gemm_u8i8};
+    use crate::{
+        ARows, Dense, EpilogueF32, EpilogueI32, MatMut, Output, SparseF32, gemm_f32, gemm_u8i8, sparse_f32,
+    };
 
     struct Copied(Aligned<i8>);
 
@@ -157,6 +159,41 @@ mod tests {
                 assert_eq!(product(&packed), product(&restored));
                 assert_eq!(packed.col_sums(), restored.col_sums());
             }
+        }
+    }
+
+    /// What a file says about where weights lie is checked before kernels follow it.
+    #[test]
+    fn sparse_weights_are_restored_if_they_lie_in_the_operand() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for kernels in Kernels::all_available() {
+            let (k, n) = (19, 21);
+            let weights: Vec<f32> = (0..k * n).map(|_| if rng.bool() { rng.f32() } else { 0.0 }).collect();
+            let packed = SparseF32::pack(kernels, 1, k, n, |i, j| weights[i * n + j]);
+            let x: Vec<f32> = (0..3 * k).map(|_| rng.f32()).collect();
+            let product = |b: &SparseF32| {
+                let mut out = vec![0.0; 3 * n];
+                let rows = ARows::Dense(Dense { data: &x, rows: 3, stride: k, k });
+                sparse_f32(
+                    kernels,
+                    &rows,
+                    b,
+                    0,
+                    &EpilogueF32::default(),
+                    Output::F32(MatMut::new(&mut out, 3, n, n)),
+                );
+                out
+            };
+            let given = copies(&packed);
+            let restored = SparseF32::restore(kernels, (1, k, n), &given).unwrap();
+            assert_eq!(product(&packed), product(&restored));
+            let refused = |shape, buffers: &[SharedBytes]| {
+                assert!(SparseF32::restore(kernels, shape, buffers).is_none(), "{shape:?}");
+            };
+            refused((1, k, n + 1), &given);
+            refused((1, 1, n), &given);
+            refused((1, k, n), &given[..1]);
+            refused((1, k, n), &[given[1].clone(), given[0].clone()]);
         }
     }
 

@@ -33,6 +33,8 @@ pub enum Family {
     SlideBf16,
     /// u8 × i8 → u8 depthwise convolution that slides along rows of pixels.
     SlideU8I8,
+    /// f32 × f32 → f32 matrix product that skips the zeros of its right operand.
+    SparseF32,
     /// Plain loops compiled once per instruction set: epilogues, pooling, row
     /// operations, elementwise functions, quantization, recurrent cells, layout.
     Loops,
@@ -84,6 +86,8 @@ pub enum KernelFn {
     SlideBf16(&'static SlideBf16Kernels),
     /// Depthwise convolution of bytes along rows.
     SlideU8I8(&'static SlideI8Kernels),
+    /// Product of reals without the zeros of the right operand, by up to `mr` rows and `nr` columns.
+    SparseF32,
     /// Everything else that the dispatch macro instantiates.
     Loops,
 }
@@ -220,6 +224,12 @@ rows! {
     #[cfg(target_arch = "x86_64")]
     "slide_u8i8_avx512vnni_4x64" SlideU8I8 Avx512Vnni (4, 64, 4) BitExact KernelFn::SlideU8I8(&slide_u8::x86::AVX512_VNNI);
 
+    "sparse_f32_portable_32x16" SparseF32 Portable (32, 16, 1) DotProduct KernelFn::SparseF32;
+    #[cfg(target_arch = "x86_64")]
+    "sparse_f32_avx2_64x16" SparseF32 Avx2 (64, 16, 1) DotProduct KernelFn::SparseF32;
+    #[cfg(target_arch = "x86_64")]
+    "sparse_f32_avx512_128x16" SparseF32 Avx512 (128, 16, 1) DotProduct KernelFn::SparseF32;
+
     "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
     #[cfg(target_arch = "x86_64")]
     "loops_avx2" Loops Avx2 (1, 1, 1) BitExact KernelFn::Loops;
@@ -314,6 +324,10 @@ pub(crate) fn slide_u8i8_kernels(kernels: Kernels) -> (Tile, &'static SlideI8Ker
     })
 }
 
+pub(crate) fn sparse_f32_tile(kernels: Kernels) -> Tile {
+    best(kernels, |kernel| matches!(kernel, KernelFn::SparseF32).then_some(())).0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,6 +391,7 @@ mod tests {
                 Family::SlideF32,
                 Family::SlideBf16,
                 Family::SlideU8I8,
+                Family::SparseF32,
                 Family::Loops,
             ] {
                 let chosen = select(kernels, family).unwrap();

@@ -12,17 +12,17 @@ use super::{Activation, EpilogueF32, Place, Residual};
 /// What a tile of real sums becomes where all that follows them is a bias, a real residual, and bounds or SiLU:
 /// `to = clamp(sum + bias + residual)`, or SiLU of that.
 pub(crate) struct Clamped {
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) bias: Option<*const f32>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) bias: Option<*const f32>,
     /// First element, and distance between rows.
-    pub(super) residual: Option<(*const f32, usize)>,
-    pub(super) low: f32,
-    pub(super) high: f32,
-    pub(super) silu: bool,
-    pub(super) to: *mut f32,
+    pub(crate) residual: Option<(*const f32, usize)>,
+    pub(crate) low: f32,
+    pub(crate) high: f32,
+    pub(crate) silu: bool,
+    pub(crate) to: *mut f32,
     /// Distance between rows of the output.
-    pub(super) ld: usize,
+    pub(crate) ld: usize,
 }
 
 impl Clamped {
