@@ -45,7 +45,7 @@ mod weights;
 
 pub use arena::Arena;
 pub use error::ExecError;
-pub use options::{Options, Precision};
+pub use options::{Options, Precision, zero_block};
 pub use peak::{Level, Peaks, Rate, Use};
 pub use profile::{Profile, StepInfo, StepTime};
 pub use program::{Port, Program, State};

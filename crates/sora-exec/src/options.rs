@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sora_kernels::{Isa, Kernels};
+use sora_kernels::{Family, Isa, Kernels, select};
 
 use crate::{ExecError, Tuning};
 
@@ -74,6 +74,15 @@ impl Default for Options {
             tuning: None,
         }
     }
+}
+
+/// Columns and depths of the blocks of weights whose zeros products of bytes skip, with these options.
+///
+/// # Errors
+/// [`ExecError::Isa`] for an instruction set that does not run here.
+pub fn zero_block(options: &Options) -> Result<[usize; 2], ExecError> {
+    let row = select(options.kernels()?, Family::GemmU8I8);
+    Ok(row.map_or([1, 1], |row| [row.tile.nr, row.tile.k_granule]))
 }
 
 impl Options {

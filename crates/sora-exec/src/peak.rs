@@ -215,6 +215,7 @@ mod tests {
             macs,
             weight_bytes: 0,
             bytes,
+            zeros: None,
             choice: None,
         };
         StepTime { step, nanoseconds: 1000 }

@@ -27,6 +27,8 @@ pub struct StepInfo {
     pub weight_bytes: usize,
     /// Bytes of all inputs and outputs, packed weights included.
     pub bytes: u64,
+    /// Share of the weights that are zero and skipped, in percent, where kernels skip them.
+    pub zeros: Option<u8>,
     /// What else the step could do, where a [`crate::Tuning`] may choose.
     pub choice: Option<Choice>,
 }
@@ -46,7 +48,16 @@ impl StepInfo {
             macs: node.op.macs(&types, &outputs).known().unwrap_or(0) as u64,
             weight_bytes: 0,
             bytes: types.iter().flatten().chain(&outputs).filter_map(bytes).sum(),
+            zeros: None,
             choice: None,
+        }
+    }
+
+    /// The kernel, with the share of zeros that it skips.
+    pub fn described_kernel(&self) -> String {
+        match self.zeros {
+            Some(percent) => format!("{} ({percent} % zeros)", self.kernel),
+            None => self.kernel.clone(),
         }
     }
 
@@ -105,7 +116,8 @@ impl fmt::Display for Profile {
             writeln!(
                 f,
                 "{us:>10.2}  {percent:>5.1}  {rate:>8}  {:<22} {nodes} {:?}",
-                step.kernel, step.shape
+                step.described_kernel(),
+                step.shape
             )?;
         }
         write!(f, "{:>10.2}  total", total / 1e3)

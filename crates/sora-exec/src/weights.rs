@@ -101,6 +101,8 @@ pub(crate) struct WeightStore {
     shared: Mutex<HashMap<(String, String), Arc<dyn Any + Send + Sync>>>,
     /// By name of the constant: the way of computing that its weights were packed for.
     packed_for: Mutex<HashMap<String, usize>>,
+    /// By name of the constant: how many elements are not zero.
+    nonzeros: Mutex<HashMap<String, usize>>,
     /// The store of the graph around this one, or of the graph that this one was made of.
     around: Option<Arc<WeightStore>>,
 }
@@ -123,8 +125,8 @@ impl WeightStore {
 
     fn empty(kernels: Kernels, around: Option<Arc<WeightStore>>) -> Self {
         let (constants, saved, kept) = Default::default();
-        let (shared, packed_for) = Default::default();
-        WeightStore { kernels, constants, saved, kept, shared, packed_for, around }
+        let (shared, packed_for, nonzeros) = Default::default();
+        WeightStore { kernels, constants, saved, kept, shared, packed_for, nonzeros, around }
     }
 
     /// Takes the constants of a graph and of the bodies in it. Names are made unique, for they are what weights are
@@ -229,6 +231,30 @@ impl WeightStore {
                 best
             }
         }
+    }
+
+    /// How many elements of a constant are not zero, counted once. `None` where a file holds the constant packed, but
+    /// not as weights of this kind, without zeros: that did not pay, and weights in a file are not read to find out again.
+    pub(crate) fn nonzeros(
+        &self,
+        constant: &Tensor,
+        kind: &str,
+        count: impl FnOnce(&Tensor) -> usize,
+    ) -> Option<usize> {
+        let Some((home, name)) = self.home(constant) else { return Some(count(constant)) };
+        let known = home.nonzeros.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if known.is_some() {
+            return known;
+        }
+        let prefix = format!("{name} ");
+        let mut kinds = home.saved.range(prefix.clone()..).map_while(|(key, _)| key.strip_prefix(&prefix));
+        let is_sparse = |key: &str| key.split(' ').next() == Some(kind);
+        if kinds.clone().next().is_some() && !kinds.any(is_sparse) {
+            return None;
+        }
+        let counted = count(constant);
+        home.nonzeros.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), counted);
+        Some(counted)
     }
 
     /// Everything packed so far for the graph that a file holds.

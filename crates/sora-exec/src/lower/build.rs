@@ -88,7 +88,8 @@ impl Builder {
         }
         let weight_bytes = work.weight_bytes();
         let operands: usize = reads.iter().chain(writes).map(|buf| self.places[buf.0].1).sum();
-        let info = StepInfo { weight_bytes, bytes: (operands + weight_bytes) as u64, ..info };
+        let bytes = (operands + weight_bytes) as u64;
+        let info = StepInfo { weight_bytes, bytes, zeros: work.zeros(), ..info };
         self.infos.push(info);
         let (reads, writes) = (reads.to_vec(), writes.to_vec());
         self.drafts.push(Draft { work: Box::new(work), reads, writes, in_place: Vec::new() });
@@ -252,8 +253,9 @@ fn replace(
         let view = View { start: 0, shape: vec![bytes], strides: vec![1] };
         let (name, kernel) = ("state".to_owned(), "copy".to_owned());
         let (dtype, shape, bytes) = (DType::U8, vec![bytes], 2 * bytes as u64);
-        let (nodes, choice) = (Vec::new(), None);
-        infos.push(StepInfo { name, kernel, nodes, shape, dtype, macs: 0, weight_bytes: 0, bytes, choice });
+        let (nodes, zeros, choice) = (Vec::new(), None, None);
+        let (macs, weight_bytes) = (0, 0);
+        infos.push(StepInfo { name, kernel, nodes, shape, dtype, macs, weight_bytes, bytes, zeros, choice });
         let (work, reads, writes) = (Box::new(CopyView { view, size: 1 }), vec![from], vec![to]);
         drafts.push(Draft { work, reads, writes, in_place: Vec::new() });
         to

@@ -9,9 +9,12 @@ use super::Lowering;
 use super::build::Buf;
 use super::chain::Chain;
 use super::layout::{Affine, Layout, numbers};
+use super::sparse::Way;
 use super::weights::ByteWeights;
 use super::winograd::Dense;
-use crate::steps::gemm::{Bytes, BytesDepthwise, Columns, Half, Product, Real, RealDepthwise, Rows, Weights};
+use crate::steps::gemm::{
+    Bytes, BytesDepthwise, Columns, Half, Product, Real, RealDepthwise, Rows, SparseBytes, Weights,
+};
 use crate::steps::movement::Frame;
 use crate::steps::region::{Lines, Reach};
 use crate::steps::window::{Geometry, Windows};
@@ -148,9 +151,8 @@ impl Lowering<'_> {
             Some(bias) => Some(self.per_channel(bias, c.groups * c.channels[1])?),
             None => None,
         };
-        if let Some(dense) = c.dense()
-            && let Some(edge) = self.winograd_edge(&dense, &weights, chain)
-        {
+        let way = self.way(c, &weights, chain);
+        if let (Way::Winograd(edge), Some(dense)) = (way, c.dense()) {
             let x = self.exact(x, layout)?;
             if let Some(done) = self.winograd(&dense, edge, x, &weights, bias.as_deref(), chain) {
                 weights.release();
@@ -171,7 +173,10 @@ impl Lowering<'_> {
             return Some(());
         }
         let x = self.exact(x, layout)?;
-        let done = self.convolve_reals(c, x, &weights, bias.as_deref(), chain);
+        let done = match way {
+            Way::Sparse => self.convolve_sparse(c, x, &weights, bias, chain),
+            _ => self.convolve_reals(c, x, &weights, bias.as_deref(), chain),
+        };
         weights.release();
         done
     }
@@ -217,6 +222,29 @@ impl Lowering<'_> {
         let groups = groups.collect();
         debug_assert!(c.groups == 1 || kc == cin);
         self.product(c, &format!("{}.f32", c.kernel), gathered, groups, cout, pad(kc), chain)
+    }
+
+    /// One group, without the zeros of its weights.
+    fn convolve_sparse(
+        &mut self,
+        c: &Convolution,
+        x: Buf,
+        constant: &Tensor,
+        bias: Option<Vec<f32>>,
+        chain: &Chain,
+    ) -> Option<()> {
+        let cout = c.channels[1];
+        let gathered = self.gathered(c, x, 1, DType::F32, &[0; 4])?;
+        let Gathered { taps, kc, merged, .. } = gathered;
+        let (origin, strides) = c.strides(0);
+        let order = format!("{origin}+{strides:?}x{merged}");
+        let value = |k, n| {
+            let at = c.weight(0, n, k, kc, merged);
+            at.map_or(0.0, |at| f32::from_ne_bytes(numbers(constant)[at]))
+        };
+        let group = self.sparse(constant, &order, (taps, kc, cout), bias, value);
+        let kernel = format!("{}.sparse.f32", c.kernel);
+        self.product(c, &kernel, gathered, vec![group], cout, vec![0.0; kc], chain)
     }
 
     fn convolve_bf16(
@@ -275,8 +303,34 @@ impl Lowering<'_> {
             let pad = vec![zero; c.groups];
             return self.product(c, "depthwise.u8i8", gathered, vec![group], c.groups, pad, chain);
         }
-        if c.groups == 1 && c.forward {
-            let dense = Dense { geometry: &c.geometry, images: c.images, channels: c.channels[0], n: cout };
+        let plain = (c.geometry.taps(), c.channels[0], cout);
+        let (origin, strides) = c.strides(0);
+        let order = weights.order(&format!("{origin}+{strides:?}x1"));
+        let sparse = match c.groups {
+            1 => self.sparse_bytes(weights, &order, || {
+                PackedI8::from_strided(kernels, plain, weights.values(), origin, strides, |w| w)
+            }),
+            _ => None,
+        };
+        let way = self.byte_way(c, weights.source(), sparse.as_deref(), chain);
+        if let (Way::Sparse, Some(packed)) = (way, sparse) {
+            let gathered = match c.forward && c.geometry.is_pointwise() {
+                true => self.gathered(c, x, 4, DType::U8, &[zero])?,
+                false => self.windows(c, x, c.channels[0])?,
+            };
+            let columns = columns.clone().with_zeros(packed.col_sums(), input.zero_point);
+            let (kernel, pad) = (format!("{}.sparse.u8i8", c.kernel), vec![zero; c.channels[0]]);
+            return self.product(
+                c,
+                &kernel,
+                gathered,
+                vec![SparseBytes { packed, columns }],
+                cout,
+                pad,
+                chain,
+            );
+        }
+        if let (Way::Winograd(_), Some(dense)) = (way, c.dense()) {
             let weights = (weights, |n, channel, tap| (c.index)(0, n, channel, tap));
             if let Some(done) = self.winograd_bytes(&dense, x, input, weights, columns, chain) {
                 return Some(done);
@@ -413,7 +467,7 @@ impl Convolution<'_> {
     }
 
     /// The convolution of all channels with all, if it is one.
-    fn dense(&self) -> Option<Dense<'_>> {
+    pub(super) fn dense(&self) -> Option<Dense<'_>> {
         let [channels, n] = self.channels;
         let dense = Dense { geometry: &self.geometry, images: self.images, channels, n };
         (self.groups == 1 && self.forward).then_some(dense)

@@ -9,7 +9,7 @@ use super::chain::Chain;
 use super::dynamic::Dynamic;
 use super::layout::{Encoding, Layout, numbers};
 use crate::steps::dynamic::{DynamicProduct, RowBytes};
-use crate::steps::gemm::{Bytes, Half, Product, Real, Rows, Weights};
+use crate::steps::gemm::{Bytes, Half, Product, Real, Rows, SparseBytes, Weights};
 use crate::steps::matmul::{BatchProduct, Order, Right};
 use crate::steps::movement::View;
 
@@ -54,14 +54,22 @@ impl Lowering<'_> {
             if let Some(columns) = self.byte_columns(chain.bias, steps) {
                 let layout = self.row_layout(a, Encoding::Affine(affine));
                 let (x, _) = self.quantized(a, layout)?;
+                let order = self.weight_rows(a, k, layout);
                 let pack = || {
                     let values = weights.values();
-                    match self.weight_rows(a, k, layout) {
+                    match &order {
                         None => PackedI8::from_kn(kernels, values, k, n, n),
                         Some(order) => PackedI8::pack(kernels, 1, k, n, |i, j| values[order[i] * n + j]),
                     }
                 };
                 let arranged = weights.order(&format!("KN {layout:?}"));
+                if let Some(packed) = self.sparse_bytes(&weights, &arranged, pack)
+                    && self.skips_blocks(weights.source(), rows, k, &packed, chain)
+                {
+                    let columns = columns.with_zeros(packed.col_sums(), affine.zero_point);
+                    let group = SparseBytes { packed, columns };
+                    return self.dense("gemm.sparse.u8i8", x, rows, k, n, group, chain);
+                }
                 let packed = self.weights.get(weights.source(), &arranged, (1, k, n), pack);
                 let columns = columns.with_zeros(packed.col_sums(), affine.zero_point);
                 let group = Bytes { packed, columns };
@@ -89,6 +97,14 @@ impl Lowering<'_> {
         }
         let layout = self.row_layout(a, Encoding::Exact);
         let x = self.exact(a, layout)?;
+        if self.skips_zeros(&weights, rows, [k, n], chain) {
+            let (order, values) = (self.weight_rows(a, k, layout), numbers(&weights));
+            let row = |i: usize| order.as_ref().map_or(i, |order| order[i]);
+            let value = |i, j| f32::from_ne_bytes(values[row(i) * n + j]);
+            let group = self.sparse(&weights, &format!("KN {layout:?}"), (1, k, n), bias, value);
+            weights.release();
+            return self.dense("gemm.sparse.f32", x, rows, k, n, group, chain);
+        }
         let pack = || {
             let (values, number) = (numbers(&weights), f32::from_ne_bytes);
             match self.weight_rows(a, k, layout) {

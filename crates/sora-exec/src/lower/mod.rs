@@ -27,6 +27,7 @@ mod recurrent;
 mod regions;
 mod resize;
 mod select;
+mod sparse;
 mod tape;
 mod weights;
 mod winograd;
@@ -348,6 +349,7 @@ impl Lowering<'_> {
             dtype,
             weight_bytes: 0,
             bytes: 0,
+            zeros: None,
             choice: choice.cloned(),
         }
     }

@@ -71,7 +71,7 @@ fn follows(source: &Draft, next: &Draft) -> bool {
 fn as_one(mut chain: Vec<(Draft, StepInfo)>, plan: Plan, sizes: &[usize]) -> Option<(Draft, StepInfo)> {
     let (last, last_info) = chain.pop()?;
     let writes = last.writes.clone();
-    let mut info = StepInfo { macs: 0, weight_bytes: 0, nodes: Vec::new(), ..last_info.clone() };
+    let mut info = StepInfo { macs: 0, weight_bytes: 0, zeros: None, nodes: Vec::new(), ..last_info.clone() };
     let (mut kernels, mut reads, mut works) = (Vec::new(), Vec::new(), Vec::new());
     for (draft, step) in chain.into_iter().chain([(last, last_info)]) {
         // The first input of the others is what lies between.

@@ -26,7 +26,6 @@ pub(super) struct Dense<'a> {
 
 /// Ways to convolve, as a [`crate::Tuning`] names them; the first always applies.
 const REALS: [&str; 3] = ["direct", "winograd2", "winograd4"];
-const BYTES: [&str; 2] = ["direct", "winograd"];
 
 /// Bytes of weights that stay in cache from run to run, beside those of other layers.
 const CACHED: usize = 256 * 1024;
@@ -37,7 +36,7 @@ const TRANSFORM: usize = 12;
 
 impl Dense<'_> {
     /// Whether the algorithm applies, to enough channels to gain.
-    fn suits(&self) -> bool {
+    pub(super) fn suits(&self) -> bool {
         let g = self.geometry;
         let same = |values: &[usize], value| values.iter().all(|&v| v == value);
         let suits = g.kernel == [3, 3] && same(&g.strides, 1) && same(&g.dilations, 1);
@@ -45,14 +44,14 @@ impl Dense<'_> {
     }
 
     /// What a measured choice is found by; the arithmetic tells apart what the extents do not.
-    fn key(&self, arithmetic: &str) -> String {
+    pub(super) fn key(&self, arithmetic: &str) -> String {
         let extents = |axes: &[usize]| axes.iter().map(|e| format!("x{e}")).collect::<String>();
         let (input, output) = (extents(&self.geometry.input), extents(&self.geometry.output));
         format!("conv3x3.{arithmetic} {}x{}{input} to {}{output}", self.images, self.channels, self.n)
     }
 
     /// What the ways of [`REALS`] cost; `speed` is that of the direct convolution's multiply-adds, in those of f32.
-    fn costs(&self, speed: usize) -> [usize; 3] {
+    pub(super) fn costs(&self, speed: usize) -> [usize; 3] {
         let g = self.geometry;
         // The weights of direct products in fewer bytes stay in caches where those of tiles do not.
         let byte = BYTE * speed;
@@ -73,9 +72,9 @@ impl Dense<'_> {
         [direct, cost(TileEdge::Two), cost(TileEdge::Four)]
     }
 
-    /// What the ways of [`BYTES`] cost, in direct multiply-adds. With VNNI, direct products take half as many
+    /// What direct products and Winograd's algorithm cost, in direct multiply-adds. With VNNI, direct products take half as many
     /// instructions as those of 16 bits; without, as many.
-    fn costs_in_bytes(&self, kernels: Kernels) -> [usize; 2] {
+    pub(super) fn costs_in_bytes(&self, kernels: Kernels) -> [usize; 2] {
         let (product, byte, transform) = match kernels.isa() {
             isa if isa.includes(Isa::Avx512Vnni) => (2, 40, 16),
             isa if isa.includes(Isa::Avx512) => (1, 16, 12),
@@ -173,7 +172,7 @@ impl Lowering<'_> {
         Some(())
     }
 
-    /// Emits a convolution of bytes by Winograd's algorithm; `None` where that does not apply or not pay.
+    /// Emits a convolution of bytes by Winograd's algorithm; `None` where that does not apply.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn winograd_bytes(
         &mut self,
@@ -189,11 +188,6 @@ impl Lowering<'_> {
         else {
             return None;
         };
-        let costs = conv.costs_in_bytes(self.kernels);
-        if !conv.suits() || self.choose_kernel(chain, weights.source(), conv.key("u8i8"), &BYTES, &costs) == 0
-        {
-            return None;
-        }
         let zero = u8::try_from(input.zero_point).ok()?;
         let order = weights.order("winograd OIHW");
         let packed = self.weights.share(weights.source(), &order, || {

@@ -7,8 +7,8 @@ use bytemuck::Pod;
 use smallvec::SmallVec;
 use sora_kernels::{
     ARows, Activation, Dense, EpilogueF32, EpilogueI32, Indirect, Kernels, MatMut, Output, PackedBf16,
-    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Residual, Stepped, depthwise_f32, depthwise_u8i8,
-    fold_zero_point, gemm_bf16, gemm_f32, gemm_u8i8,
+    PackedDwF32, PackedDwI8, PackedF32, PackedI8, Quant, Residual, SparseF32, SparseI8, Stepped,
+    depthwise_f32, depthwise_u8i8, fold_zero_point, gemm_bf16, gemm_f32, gemm_u8i8, sparse_f32, sparse_u8i8,
 };
 
 use super::quantize::dequant;
@@ -38,6 +38,11 @@ pub(crate) trait Weights: Send + Sync {
 
     /// Memory of the weights.
     fn bytes(&self) -> usize;
+
+    /// How many weights are zero and skipped, in percent, where any are skipped.
+    fn zeros(&self) -> Option<u8> {
+        None
+    }
 }
 
 /// What follows the product, besides what belongs to columns.
@@ -53,6 +58,12 @@ pub(crate) struct Real {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
+/// `f32` weights without their zeros.
+pub(crate) struct SparseReal {
+    pub(crate) packed: Arc<SparseF32>,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
 /// Dense bf16 weights.
 pub(crate) struct Half {
     pub(crate) packed: Arc<PackedBf16>,
@@ -62,6 +73,12 @@ pub(crate) struct Half {
 /// Dense byte weights.
 pub(crate) struct Bytes {
     pub(crate) packed: Arc<PackedI8>,
+    pub(crate) columns: Columns,
+}
+
+/// Byte weights without blocks of zeros.
+pub(crate) struct SparseBytes {
+    pub(crate) packed: Arc<SparseI8>,
     pub(crate) columns: Columns,
 }
 
@@ -133,6 +150,29 @@ impl Weights for Real {
     }
 }
 
+impl Weights for SparseReal {
+    type Input = f32;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, f32>, n0: usize, finish: Finish<'_>, out: Output<'_>) {
+        let Finish { residual, activation } = finish;
+        let epilogue = EpilogueF32 { bias: self.bias.as_deref(), residual, activation };
+        sparse_f32(k, rows, &self.packed, n0, &epilogue, out);
+    }
+
+    fn granule(&self) -> Option<usize> {
+        Some(self.packed.col_granule())
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+
+    fn zeros(&self) -> Option<u8> {
+        let all = self.packed.depth() * self.packed.n();
+        Some((100 * (all - self.packed.nonzeros()) / all.max(1)) as u8)
+    }
+}
+
 impl Weights for Half {
     type Input = u16;
 
@@ -164,6 +204,27 @@ impl Weights for Bytes {
 
     fn bytes(&self) -> usize {
         self.packed.bytes()
+    }
+}
+
+impl Weights for SparseBytes {
+    type Input = u8;
+
+    fn multiply(&self, k: Kernels, rows: &ARows<'_, u8>, n0: usize, finish: Finish<'_>, out: Output<'_>) {
+        sparse_u8i8(k, rows, &self.packed, n0, &self.columns.finished(finish), out);
+    }
+
+    fn granule(&self) -> Option<usize> {
+        Some(self.packed.col_granule())
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+
+    fn zeros(&self) -> Option<u8> {
+        let [kept, all] = self.packed.blocks();
+        Some((100 * (all - kept) / all.max(1)) as u8)
     }
 }
 
@@ -427,6 +488,10 @@ impl<W: Weights> Work for Product<W> {
 
     fn weight_bytes(&self) -> usize {
         self.groups.iter().map(Weights::bytes).sum()
+    }
+
+    fn zeros(&self) -> Option<u8> {
+        self.groups.first().and_then(Weights::zeros)
     }
 
     fn lines(&self) -> Option<Lines> {

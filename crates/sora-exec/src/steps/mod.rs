@@ -83,6 +83,11 @@ pub(crate) trait Work: Send + Sync {
         0
     }
 
+    /// The share of zeros that the step skips, in percent, if it skips them.
+    fn zeros(&self) -> Option<u8> {
+        None
+    }
+
     /// How the lines of images follow from each other, if [`Work::run_lines`] computes the only output by lines.
     fn lines(&self) -> Option<Lines> {
         None
