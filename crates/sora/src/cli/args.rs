@@ -253,7 +253,7 @@ pub(super) enum Prefer {
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     /// The model: .onnx, .sora or .txt
-    #[arg(required_unless_present = "peak")]
+    #[arg(required_unless_present_any = ["peak", "sparsity"])]
     pub(super) model: Option<PathBuf>,
     /// Extent of the symbolic first dimension of every input
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -267,6 +267,9 @@ pub(super) struct Bench {
     /// Measure this machine's peaks: multiply-adds, memory, hand-off between threads; needs no model
     #[arg(long)]
     pub(super) peak: bool,
+    /// Measure at which share of zeros layers of known networks get faster, and by how much; takes no model
+    #[arg(long, conflicts_with_all = ["model", "profile", "peak", "tune"])]
+    pub(super) sparsity: bool,
     /// Measure which kernels are fastest for this model on this machine, and write them to a file for --tuning
     #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["profile", "peak", "tuning"])]
     pub(super) tune: bool,

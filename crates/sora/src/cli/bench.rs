@@ -11,6 +11,7 @@ use sora::{Failure, Model};
 
 use super::args::Bench;
 use super::shapes::{check_names, given};
+use super::sparsity::sparsity;
 use super::tune::tune;
 use super::{Printed, engine_failure, one_line, progress, warn};
 use sora::table;
@@ -18,6 +19,9 @@ use sora::table;
 pub(super) fn bench(args: &Bench) -> Printed {
     if let (true, Some(model), Some(output)) = (args.tune, &args.model, &args.output) {
         return tune(model, output, args);
+    }
+    if args.sparsity {
+        return sparsity(args);
     }
     let options = args.engine.options()?;
     let peaks = match args.peak || args.profile {
@@ -165,7 +169,7 @@ fn merge(profiles: &[Profile], peaks: Option<&Peaks>) -> Vec<Step> {
         let shape: Vec<String> = step.shape.iter().map(ToString::to_string).collect();
         Step {
             name: step.name.clone(),
-            kernel: step.kernel.clone(),
+            kernel: step.described_kernel(),
             shape: shape.join("×"),
             macs: step.macs,
             bytes: step.bytes,

@@ -11,6 +11,7 @@ mod inspect;
 mod progress;
 mod run;
 mod shapes;
+mod sparsity;
 mod support;
 mod train;
 mod tune;
