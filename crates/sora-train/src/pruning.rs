@@ -128,7 +128,7 @@ fn is_weight(graph: &Graph, uses: &[Vec<NodeId>], value: ValueId) -> bool {
 /// Masks of ones and zeros for `weights`, of which a share of all elements is 0. No layer loses its greatest weight.
 ///
 /// # Errors
-/// [`TrainError::Mismatch`] when tensors do not hold `f32`.
+/// [`TrainError`] when there is no memory for a mask.
 pub fn masks(weights: &[&Tensor], share: f64, scope: PruningScope) -> Result<Vec<Tensor>, TrainError> {
     let magnitudes = |tensor: &&Tensor| -> Vec<f32> { tensor.to_f32s().iter().map(|w| w.abs()).collect() };
     let mut scores: Vec<Vec<f32>> = weights.iter().map(magnitudes).collect();
