@@ -40,23 +40,11 @@ pub(crate) fn calibrate(
     let batch = batch.min(batch_within(network, feed, samples, &watched)?);
     let session = Session::watching(network.graph.clone(), watched, exec.clone())?;
     let mut gathered = Gathered::default();
-    for fed in feed.batches(samples, batch) {
-        if progress.cancelled() {
-            return Err(CompressError::Cancelled);
-        }
-        let fed = fed?;
-        let mut failed = None;
-        session.run_observed(&fed.refs(), &mut |value, tensor| {
-            let statistics = wanted.get(&value).map_or(&[][..], Vec::as_slice);
-            let added = gathered.add(value, tensor, fed.len, statistics);
-            failed = failed.take().or(added.err());
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        gathered.samples += fed.len;
-        progress.advance(fed.len as u64);
-    }
+    feed.observe(&session, samples, batch, progress, |value, tensor, len| {
+        let statistics = wanted.get(&value).map_or(&[][..], Vec::as_slice);
+        gathered.add(value, tensor, len, statistics)
+    })?;
+    gathered.samples = samples.len();
     let broken = gathered.histograms.iter().filter(|(_, h)| h.nonfinite() > 0).min_by_key(|(id, _)| **id);
     if let Some((&id, histogram)) = broken {
         let value = network.graph.value(id).name.clone();
@@ -83,21 +71,10 @@ pub fn distributions(
     let mut found: HashMap<ValueId, Histogram> = HashMap::new();
     let indices: Vec<usize> = (0..samples.min(data.len())).collect();
     progress.stage("Observing", Some(indices.len() as u64));
-    for fed in feed.batches(&indices, 16) {
-        if progress.cancelled() {
-            return Err(CompressError::Cancelled);
-        }
-        let fed = fed?;
-        let mut failed = None;
-        session.run_observed(&fed.refs(), &mut |value, tensor| match head(tensor, fed.len) {
-            Ok(tensor) => found.entry(value).or_default().add(&tensor.to_f32s()),
-            Err(error) => failed = Some(error),
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        progress.advance(fed.len as u64);
-    }
+    feed.observe(&session, &indices, 16, progress, |value, tensor, len| {
+        found.entry(value).or_default().add(&head(tensor, len)?.to_f32s());
+        Ok(())
+    })?;
     Ok(values.iter().map(|value| found.remove(value).unwrap_or_default()).collect())
 }
 

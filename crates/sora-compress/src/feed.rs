@@ -1,10 +1,11 @@
 //! Carrying samples of a dataset to the inputs of a graph.
 
 use sora_data::{Batches, Dataset, Preprocess, SampleKind};
-use sora_ir::{Graph, TensorType};
+use sora_exec::Session;
+use sora_ir::{Graph, TensorType, ValueId};
 use sora_tensor::{DType, Tensor};
 
-use crate::CompressError;
+use crate::{CompressError, Progress};
 
 /// A dataset prepared for the inputs of one graph.
 pub(crate) struct Feed {
@@ -78,6 +79,36 @@ impl Feed {
             batches: self.data.batches(&padded, size, &self.preprocess),
             left: indices.len(),
         }
+    }
+
+    /// Runs `session` over the samples `indices`, and calls `visit` with each value that it watches and the number of samples that
+    /// count in it.
+    ///
+    /// # Errors
+    /// [`CompressError::Cancelled`], the first error of `visit`, and whatever running the network gives.
+    pub(crate) fn observe(
+        &self,
+        session: &Session,
+        indices: &[usize],
+        size: usize,
+        progress: &dyn Progress,
+        mut visit: impl FnMut(ValueId, &Tensor, usize) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        for fed in self.batches(indices, size) {
+            if progress.cancelled() {
+                return Err(CompressError::Cancelled);
+            }
+            let fed = fed?;
+            let mut visited = Ok(());
+            session.run_observed(&fed.refs(), &mut |value, tensor| {
+                if visited.is_ok() {
+                    visited = visit(value, tensor, fed.len);
+                }
+            })?;
+            visited?;
+            progress.advance(fed.len as u64);
+        }
+        Ok(())
     }
 
     fn fit(&self, given: Vec<(Option<String>, Tensor)>) -> Result<Vec<(String, Tensor)>, CompressError> {

@@ -112,37 +112,16 @@ pub fn observe(
     let session = Session::watching(graph.clone(), watched.keys().copied().collect(), options.clone())?;
     let mut seen = Activations::new();
     progress.stage("Observing", Some(samples.len() as u64));
-    for fed in feed.batches(samples, BATCH) {
-        if progress.cancelled() {
-            return Err(CompressError::Cancelled);
+    feed.observe(&session, samples, BATCH, progress, |value, tensor, len| {
+        for &axis in watched.get(&value).map_or(&[][..], Vec::as_slice) {
+            // The batch need not be the first axis, but if it is, what only fills it does not count.
+            let cut = axis > 0 && tensor.shape()[0] >= len;
+            let tensor = if cut { head(tensor, len)? } else { tensor.clone() };
+            let extent = tensor.shape()[axis];
+            seen.entry((value, axis)).or_insert_with(|| Moments::new(extent)).add_tensor(&tensor, axis);
         }
-        let fed = fed?;
-        let mut failed = None;
-        session.run_observed(&fed.refs(), &mut |value, tensor| {
-            let axes = watched.get(&value).map_or(&[][..], Vec::as_slice);
-            for &axis in axes {
-                // The batch need not be the first axis, but if it is, what only fills it does not count.
-                let tensor = if axis > 0 && tensor.shape()[0] >= fed.len {
-                    head(tensor, fed.len)
-                } else {
-                    Ok(tensor.clone())
-                };
-                match tensor {
-                    Ok(tensor) => {
-                        let extent = tensor.shape()[axis];
-                        seen.entry((value, axis))
-                            .or_insert_with(|| Moments::new(extent))
-                            .add_tensor(&tensor, axis);
-                    }
-                    Err(error) => failed = failed.take().or(Some(error)),
-                }
-            }
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        progress.advance(fed.len as u64);
-    }
+        Ok(())
+    })?;
     Ok(seen)
 }
 
