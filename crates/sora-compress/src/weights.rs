@@ -53,7 +53,8 @@ pub fn quantize(
     let (values, shape) = (weights.as_slice::<f32>()?, weights.shape());
     let greatest = ((1i32 << (bits.clamp(2, BITS) - 1)) - 1) as f32;
     let magnitudes = channel_magnitudes(values, shape, axis);
-    let shares = if bits < BITS { &CLIPPED[..] } else { &CLIPPED[..1] };
+    // With all bits, every scale reaches the greatest weight.
+    let tried = if bits < BITS { &CLIPPED[..] } else { &[] };
     let scales = |share: f32| -> Vec<f32> {
         let scale = |(channel, magnitude): (usize, &f32)| {
             let least = least.get(channel).copied().unwrap_or(0.0);
@@ -65,7 +66,7 @@ pub fn quantize(
     let level = |value: f32, scale: f32| (value / scale).round_ties_even().clamp(-greatest, greatest);
     let mut best = scales(1.0);
     let mut errors = vec![f64::INFINITY; best.len()];
-    for candidates in shares.iter().filter(|_| shares.len() > 1).map(|&share| scales(share)) {
+    for candidates in tried.iter().map(|&share| scales(share)) {
         let mut own = vec![0.0; best.len()];
         for_each_channel(shape, axis, |channel, i| {
             let error = level(values[i], candidates[channel]) * candidates[channel] - values[i];
