@@ -33,8 +33,8 @@ pub trait OpDef: Clone + Eq + Hash + fmt::Debug + Serialize + DeserializeOwned {
         Dim::from(0usize)
     }
 
-    /// Writes the gradients of the inputs, given those of the outputs. Only inputs of floats have gradients; of those
-    /// that are not wanted the rule may give any.
+    /// Writes the gradients of the inputs, given those of the outputs. Only inputs of floats have gradients, and the levels between
+    /// QuantizeLinear and DequantizeLinear; of those that are not wanted the rule may give any.
     ///
     /// # Errors
     /// [`Mismatch`] where the operator is not differentiable, which is the default.

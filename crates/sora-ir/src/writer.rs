@@ -2,6 +2,7 @@
 
 use sora_tensor::{DType, Tensor};
 
+use crate::op::resolve_axis;
 use crate::ops::movement::signed;
 use crate::ops::{
     Binary, BinaryKind, Cast, Expand, MatMul, Pad, PadMode, Reduce, ReduceKind, Reshape, Slice, Transpose,
@@ -340,6 +341,39 @@ impl<'a> Writer<'a> {
         }
         let pads = self.list(&[before, after].concat());
         self.op(Pad { mode: PadMode::Constant }, [x, pads])
+    }
+
+    /// What lies along an axis of `x` as the scale of a QuantizeLinear does, in a shape that meets `x` element by element: one number,
+    /// or one for each index of `axis`, which counts from the end when negative.
+    ///
+    /// # Errors
+    /// [`Mismatch`] for blocks of several lines.
+    pub fn along(&mut self, line: ValueId, x: ValueId, axis: i64) -> Result<ValueId, Mismatch> {
+        let (shape, of) = (self.shape(line)?, self.shape(x)?);
+        match shape.iter().product::<usize>() {
+            1 => self.reshape(line, &[]),
+            _ if shape.len() == of.len() => {
+                let fits = shape.iter().zip(&of).all(|(a, b)| *a == 1 || a == b);
+                crate::ensure!(fits, "blocks {shape:?} of {of:?} have no gradient");
+                Ok(line)
+            }
+            count => {
+                let mut lined = vec![1; of.len()];
+                lined[resolve_axis(axis, of.len())?] = count;
+                self.reshape(line, &lined)
+            }
+        }
+    }
+
+    /// The sum of the elements of `x` that meet each number of `line`, which lies as [`Writer::along`] says, in the shape of `line`.
+    ///
+    /// # Errors
+    /// As [`Writer::along`].
+    pub fn sum_to_line(&mut self, x: ValueId, line: ValueId, axis: i64) -> Result<ValueId, Mismatch> {
+        let met = self.along(line, x, axis)?;
+        let (met, shape) = (self.shape(met)?, self.shape(line)?);
+        let sum = self.sum_to(x, &met)?;
+        self.reshape(sum, &shape)
     }
 
     fn name(&mut self) -> String {

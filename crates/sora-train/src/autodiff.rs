@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use sora_ir::ops::{Binary, BinaryKind, Expand};
-use sora_ir::{GradCx, Graph, IrError, Node, ValueId};
+use sora_ir::{GradCx, Graph, IrError, Node, Op, ValueId};
 use sora_tensor::Tensor;
 
 use crate::TrainError;
@@ -29,8 +29,10 @@ pub fn differentiate(graph: &mut Graph, of: ValueId, wrt: &[ValueId]) -> Result<
     for &id in &order {
         let Some(node) = graph.node(id) else { continue };
         if node.inputs.iter().flatten().any(|v| depends[v.index()]) {
+            // Quantized levels carry gradients as if they were floats.
+            let levels = matches!(node.op, Op::QuantizeLinear(_) | Op::DynamicQuantizeLinear(_));
             for &output in &node.outputs {
-                depends[output.index()] |= graph.ty(output).dtype.is_float();
+                depends[output.index()] |= levels || graph.ty(output).dtype.is_float();
             }
         }
     }

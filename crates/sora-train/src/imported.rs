@@ -54,26 +54,7 @@ impl Trainable {
             Some(classes) => new_head(&mut graph, classes, tuning.seed)?,
             None => Vec::new(),
         };
-        let uses = graph.uses();
-        let mut parameters = Vec::new();
-        for (value, described) in graph.values() {
-            let Some(tensor) = graph.const_value(value).filter(|t| t.dtype() == DType::F32 && t.len() > 1)
-            else {
-                continue;
-            };
-            let role = role(&graph, &uses, value);
-            let trainable = role == Role::Weight;
-            let followed = role == Role::Statistic && tuning.batch_statistics;
-            if !trainable && !followed {
-                continue;
-            }
-            if tensor.to_f32s().iter().any(|x| !x.is_finite()) {
-                continue;
-            }
-            let rate = if head.contains(&value) { 1.0 } else { tuning.rate };
-            let (name, penalty) = (described.name.clone(), Penalty::default());
-            parameters.push(Parameter { name, value, trainable, rate, penalty });
-        }
+        let mut parameters = weights(&graph, tuning, &head);
         for pattern in &tuning.freeze {
             let before = parameters.len();
             parameters.retain(|parameter| !matches(pattern, &parameter.name));
@@ -89,6 +70,30 @@ impl Trainable {
         }
         Ok(Trainable { graph, parameters, dropouts: Vec::new() })
     }
+}
+
+/// The float constants of a graph that act as weights, and those that training follows; `head` are those of a new last layer.
+pub(crate) fn weights(graph: &Graph, tuning: &FineTuning, head: &[ValueId]) -> Vec<Parameter> {
+    let uses = graph.uses();
+    let mut parameters = Vec::new();
+    for (value, described) in graph.values() {
+        let Some(tensor) = graph.const_value(value).filter(|t| t.dtype() == DType::F32 && t.len() > 1) else {
+            continue;
+        };
+        let role = role(graph, &uses, value);
+        let trainable = role == Role::Weight;
+        let followed = role == Role::Statistic && tuning.batch_statistics;
+        if !trainable && !followed {
+            continue;
+        }
+        if tensor.to_f32s().iter().any(|x| !x.is_finite()) {
+            continue;
+        }
+        let rate = if head.contains(&value) { 1.0 } else { tuning.rate };
+        let (name, penalty) = (described.name.clone(), Penalty::default());
+        parameters.push(Parameter { name, value, trainable, rate, gradient: 1.0, penalty });
+    }
+    parameters
 }
 
 /// What a constant is to those who read it: a weight to any of them makes it one.

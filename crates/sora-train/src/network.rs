@@ -15,6 +15,8 @@ pub struct Parameter {
     pub trainable: bool,
     /// Its learning rate, as a share of the others'.
     pub rate: f64,
+    /// What its gradient is multiplied by before anything else. Optimizers that divide by the size of gradients, as Adam, hardly see it.
+    pub gradient: f64,
     /// What its size adds to the loss.
     pub penalty: Penalty,
 }

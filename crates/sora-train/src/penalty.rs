@@ -65,6 +65,7 @@ mod tests {
             value: values[i],
             trainable: true,
             rate: 1.0,
+            gradient: 1.0,
             penalty: penalties[i],
         });
         let mut w = Writer::new(&mut graph, "loss");

@@ -4,12 +4,12 @@
 //! [`PruningScope`].
 
 use serde::{Deserialize, Serialize};
-use sora_ir::ops::Op;
+use sora_ir::ops::{BinaryKind, Op};
 use sora_ir::{Graph, Mismatch, NodeId, ValueId};
 use sora_tensor::{DType, Tensor};
 
 use crate::TrainError;
-use crate::network::Parameter;
+use crate::network::{Parameter, Trainable};
 
 /// How many weights become 0, and when. Weights are what products, convolutions, recurrent layers and tables multiply or look up with;
 /// biases and what normalizes stay.
@@ -106,6 +106,19 @@ pub(crate) fn prunable(graph: &Graph, parameters: &[Parameter], inputs: &[ValueI
     each.map(|(parameter, &input)| parameter.trainable && is_weight(graph, &uses, input)).collect()
 }
 
+/// The share of zeros among the weights of a network that pruning may take.
+pub fn zeros(network: &Trainable) -> f64 {
+    let Trainable { graph, parameters, .. } = network;
+    let values: Vec<ValueId> = parameters.iter().map(|parameter| parameter.value).collect();
+    let weights = values.iter().zip(prunable(graph, parameters, &values)).filter(|(_, weight)| *weight);
+    let (mut zeros, mut all) = (0, 0);
+    for tensor in weights.filter_map(|(&value, _)| graph.const_value(value)) {
+        zeros += tensor.to_f32s().iter().filter(|w| **w == 0.0).count();
+        all += tensor.len();
+    }
+    zeros as f64 / (all as f64).max(1.0)
+}
+
 fn is_weight(graph: &Graph, uses: &[Vec<NodeId>], value: ValueId) -> bool {
     let readers = uses[value.index()].iter().filter_map(|&id| graph.node(id));
     readers.flat_map(|node| node.inputs.iter().enumerate().map(move |(slot, input)| (node, slot, input))).any(
@@ -116,7 +129,11 @@ fn is_weight(graph: &Graph, uses: &[Vec<NodeId>], value: ValueId) -> bool {
                     Op::MatMul(_) => true,
                     Op::Lstm(_) | Op::Gru(_) | Op::Rnn(_) => slot == 1 || slot == 2,
                     Op::Gather(_) => slot == 0,
-                    Op::Transpose(_) | Op::Reshape(_) => {
+                    // Bounds and roundings of weights behind integers.
+                    Op::Binary(op) if matches!(op.kind, BinaryKind::Max | BinaryKind::Min) => {
+                        node.outputs.first().is_some_and(|&y| is_weight(graph, uses, y))
+                    }
+                    Op::Transpose(_) | Op::Reshape(_) | Op::QuantizeLinear(_) | Op::DequantizeLinear(_) => {
                         slot == 0 && node.outputs.first().is_some_and(|&y| is_weight(graph, uses, y))
                     }
                     _ => false,

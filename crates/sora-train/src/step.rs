@@ -13,6 +13,7 @@ use crate::optimizer::{Optimizer, Update, clip};
 use crate::penalty::penalized;
 use crate::precision::{MixedPrecision, round_operands};
 use crate::pruning::{MASK, Pruning, prunable, whole};
+use crate::quantized::write_roundings;
 use crate::statistics::batch_statistics;
 use crate::{TrainError, differentiate};
 
@@ -162,6 +163,7 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
         None => loss,
     };
     let mut gradients = differentiate(&mut graph, scaled, &wrt)?;
+    write_roundings(&mut graph)?;
     round_operands(&mut graph, recipe.precision)?;
 
     let mut w = Writer::new(&mut graph, "train/update");
@@ -169,6 +171,11 @@ pub fn training_step(network: &Trainable, batch: usize, recipe: &Recipe) -> Resu
         Some(scale) => Some(unscale(&mut w, &mut states, &mut gradients, scale)?),
         None => None,
     };
+    for (gradient, &i) in gradients.iter_mut().zip(&trained) {
+        if parameters[i].gradient != 1.0 {
+            *gradient = w.times(*gradient, parameters[i].gradient)?;
+        }
+    }
     let one = w.constant(Tensor::scalar(1i64));
     let next_step = w.add(taken, one)?;
     states.replace(taken, next_step);

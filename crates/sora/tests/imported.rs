@@ -114,6 +114,7 @@ fn scanned() -> Trainable {
                 value,
                 trainable: true,
                 rate: 1.0,
+                gradient: 1.0,
                 penalty: Penalty::default(),
             }
         })

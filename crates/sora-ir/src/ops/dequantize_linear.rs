@@ -5,7 +5,7 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use super::quantize_linear::{Lie, QUANTIZED, check_scale, for_each_scaled, random_scale};
 use crate::case::{Arg, Case, Gen};
-use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType};
 
 attrs! {
     /// `(x - zero_point) · scale`, of the scale's type. Inputs: x (of a type that QuantizeLinear gives), scale,
@@ -34,6 +34,21 @@ impl OpDef for DequantizeLinear {
             out[i] = f64::from((values[i] - zero_point) as f32 * scales[slice]);
         })?;
         Ok(vec![Tensor::from_f64s(scale.dtype(), x.shape(), &out)?])
+    }
+
+    /// Levels have a gradient, too, of the type of the result: see QuantizeLinear.
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (scale, y, dy) = (cx.input(1)?, cx.output(0)?, cx.grad()?);
+        let line = cx.along(scale, y, self.axis)?;
+        let dx = cx.mul(dy, line)?;
+        let dscale = if cx.wants(1) {
+            let product = cx.mul(dy, y)?;
+            let product = cx.div(product, line)?;
+            Some(cx.sum_to_line(product, scale, self.axis)?)
+        } else {
+            None
+        };
+        Ok(vec![Some(dx), dscale, None])
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -4,7 +4,7 @@ use sora_tensor::{DType, Tensor};
 
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
-use crate::{Dim, EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::{Dim, EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// `u8` over the range of the values themselves, widened to hold 0: with `low = min(x, 0)` and
@@ -86,6 +86,12 @@ impl OpDef for DynamicQuantizeLinear {
             Tensor::from_slice(&shape, &scales)?,
             Tensor::from_slice(&shape, &zero_points)?,
         ])
+    }
+
+    /// Straight through the rounding, as in QuantizeLinear; nothing saturates, and the range is taken as it is.
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let (scale, dy) = (cx.output(1)?, cx.grad()?);
+        Ok(vec![Some(cx.div(dy, scale)?)])
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

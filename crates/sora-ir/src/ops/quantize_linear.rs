@@ -5,7 +5,8 @@ use sora_tensor::{DType, Tensor};
 use super::attrs;
 use crate::case::{Arg, Case, Gen};
 use crate::op::resolve_axis;
-use crate::{EvalCx, InferCx, Mismatch, OpDef, TensorType, ensure};
+use crate::ops::{BinaryKind, UnaryKind};
+use crate::{EvalCx, GradCx, Gradients, InferCx, Mismatch, OpDef, TensorType, ensure};
 
 attrs! {
     /// `saturate(round(x / scale) + zero_point)`, halves rounded to even; for a small float type
@@ -142,6 +143,40 @@ impl OpDef for QuantizeLinear {
             out[i] = rounded.saturating_add(zero_point).clamp(low, high);
         })?;
         Ok(vec![Tensor::from_i128s(self.to, x.shape(), &out)?])
+    }
+
+    /// Levels carry gradients as if they were not rounded, and none where they saturate (the straight-through estimator of Bengio et
+    /// al. 2013). Together with that of DequantizeLinear, the gradient of the scale is that of a learnt step size. Source: Esser et
+    /// al. 2020 (LSQ), equations 3 and 5.
+    fn grad(&self, cx: &mut GradCx) -> Gradients {
+        let Some((low, high)) = self.to.int_range() else {
+            return Err(Mismatch::new(format!("has no gradient through {}", self.to)));
+        };
+        let (x, scale, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+        let line = cx.along(scale, x, self.axis)?;
+        let quotient = cx.div(x, line)?;
+        let mut bounds = [cx.number(low as f64, x)?, cx.number(high as f64, x)?];
+        if let Some(zero_point) = cx.opt(2) {
+            let dtype = cx.dtype(x);
+            let zero_point = cx.cast(zero_point, dtype)?;
+            let zero_point = cx.along(zero_point, x, self.axis)?;
+            for bound in &mut bounds {
+                *bound = cx.sub(*bound, zero_point)?;
+            }
+        }
+        let above = cx.binary(BinaryKind::Greater, quotient, bounds[0])?;
+        let below = cx.binary(BinaryKind::Less, quotient, bounds[1])?;
+        let kept = cx.keep(above, dy)?;
+        let kept = cx.keep(below, kept)?;
+        let dx = cx.div(kept, line)?;
+        let dscale = if cx.wants(1) {
+            let product = cx.mul(dx, quotient)?;
+            let sum = cx.sum_to_line(product, scale, self.axis)?;
+            Some(cx.unary(UnaryKind::Neg, sum)?)
+        } else {
+            None
+        };
+        Ok(vec![Some(dx), dscale, None])
     }
 
     fn cases(g: &mut Gen) -> Vec<Case> {

@@ -328,7 +328,14 @@ impl Network {
     pub(super) fn keep(&mut self, name: &str, tensor: Tensor, trainable: bool) -> ValueId {
         let name = self.unique(name);
         let value = self.graph.constant(&name, tensor);
-        self.parameters.push(Parameter { name, value, trainable, rate: 1.0, penalty: Penalty::default() });
+        self.parameters.push(Parameter {
+            name,
+            value,
+            trainable,
+            rate: 1.0,
+            gradient: 1.0,
+            penalty: Penalty::default(),
+        });
         value
     }
 
