@@ -74,6 +74,13 @@ pub enum CompressError {
     },
     /// The network cannot be trained, or not on this data.
     Train(TrainError),
+    /// Trainings cannot be kept in this folder, or are not those of this compression.
+    Journal {
+        /// The folder.
+        folder: String,
+        /// Why not.
+        why: String,
+    },
     /// The caller asked to stop.
     Cancelled,
 }
@@ -115,6 +122,7 @@ impl CompressError {
             Self::Unlabelled { .. } => "the data has no labels to compare with".to_owned(),
             Self::Option { what } => what.clone(),
             Self::Train(e) => e.to_string(),
+            Self::Journal { why, .. } => format!("checkpoints of this compression cannot lie here: {why}"),
             Self::Cancelled => "stopped before the work was done".to_owned(),
         }
     }
@@ -132,6 +140,7 @@ impl CompressError {
             Self::Unlabelled { place } => place.clone(),
             Self::Option { .. } => "the options".to_owned(),
             Self::Train(_) => "the training inside of the compression".to_owned(),
+            Self::Journal { folder, .. } => folder.clone(),
             Self::Cancelled => "this run".to_owned(),
         }
     }
@@ -160,6 +169,7 @@ impl CompressError {
             }
             Self::Option { .. } => "correct the option",
             Self::Train(TrainError::Diverged { .. }) => "give a lower --rate",
+            Self::Journal { .. } => "give another folder, or remove this one to begin anew",
             Self::Train(_) => "leave out --train to compress without training",
             Self::Cancelled => "start it again",
         };

@@ -17,6 +17,7 @@ mod error;
 mod explain;
 mod feed;
 pub mod histogram;
+mod journal;
 pub mod layers;
 mod measure;
 pub mod method;
@@ -33,18 +34,23 @@ mod search;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tutor;
 pub mod weights;
 
 pub use calibrate::distributions;
 pub use error::CompressError;
 pub use explain::{LayerReport, LayerTimes, Precision, Reason};
+pub use journal::forget;
 pub use measure::{Evaluation, Latency, evaluate};
 pub use outcome::{Measured, Outcome, SplitSizes, compress};
 pub use outputs::outputs;
 pub use recipe::{Format, Recipe, Trainings};
-pub use reduce::{Reduction, Training};
+pub use reduce::Reduction;
 pub use search::SearchStep;
 pub use sora_data::Drop;
+pub use tutor::Training;
+
+use std::path::PathBuf;
 
 use serde::Serialize;
 use sora_kernels::Isa;
@@ -80,8 +86,10 @@ pub struct Options {
     pub fewer_bits: bool,
     /// What to do instead of a search.
     pub recipe: Option<Recipe>,
-    /// What to train with while weights are pruned; without it, none are.
+    /// What to train with while weights are pruned and quantized; without it, nothing is trained.
     pub training: Option<Training>,
+    /// The folder where trainings are kept, so that the same compression continues from there; see [`forget`].
+    pub checkpoint: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -97,6 +105,7 @@ impl Default for Options {
             fewer_bits: false,
             recipe: None,
             training: None,
+            checkpoint: None,
         }
     }
 }

@@ -10,13 +10,15 @@ use sora_ir::{Graph, QuantRule, ValueId};
 use crate::calibrate::calibrate;
 use crate::explain::{self, LayerReport, LayerTimes, Reason};
 use crate::feed::Feed;
+use crate::journal::Journal;
 use crate::layers::{Network, Role};
 use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
 use crate::recipe::{Recipe, Trainings};
-use crate::reduce::{Reducing, Training};
+use crate::reduce::Reducing;
 use crate::search::{Candidate, Search, SearchStep, quoted};
+use crate::tutor::{Training, Tutor};
 use crate::{CompressError, Options, Progress};
 
 /// What a network achieves and costs.
@@ -139,12 +141,18 @@ pub fn compress(
     let report_before = score(&original, &parts.report)?;
 
     let mut steps = Vec::new();
-    let mut trainings = None;
+    let mut reductions = Vec::new();
     let baseline = network.graph.clone();
-    if let Some(training) = &options.training {
+    let journal =
+        options.checkpoint.as_deref().map(|folder| Journal::open(folder, graph, (data, preprocess), options));
+    let journal = journal.transpose()?;
+    let tutor = options.training.as_ref().map(|training| {
+        Tutor::new(&baseline, training, preprocess, (&exec, options.seed), journal.as_ref(), progress)
+    });
+    let tutor = tutor.transpose()?;
+    if let Some(tutor) = &tutor {
         let reducing = Reducing {
-            training,
-            preprocess,
+            tutor,
             feed: &feed,
             options,
             exec: &exec,
@@ -160,8 +168,7 @@ pub fn compress(
             None => reducing.search(&baseline, &mut steps)?,
         };
         network = Network::new(reduced)?;
-        let Training { epochs, batch, rate, .. } = *training;
-        trainings = (!taken.is_empty()).then_some(Trainings { epochs, batch, rate, steps: taken });
+        reductions = taken;
     }
     let network = network;
     // What layers are compared with: the pruned network before it is quantized.
@@ -207,6 +214,13 @@ pub fn compress(
     let times: Vec<LayerTimes> = search.profile(&chosen, &session)?.times;
     let [latency_before, latency_after] = measure::latencies([&original, &session], &sample, progress)?;
     let layers = explain::layers(&network, &chosen.placement, &chosen.plan, &sqnr, &times);
+    let trainings = options.training.as_ref().filter(|_| !reductions.is_empty());
+    let trainings = trainings.map(|&Training { epochs, batch, rate, .. }| Trainings {
+        epochs,
+        batch,
+        rate,
+        steps: reductions,
+    });
     let recipe = Recipe::of(&network, &chosen.plan, options.seed, trainings);
     let note = note(&network, &chosen, options, within, &given_up, &drop);
     Ok(Outcome {

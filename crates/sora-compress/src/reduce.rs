@@ -1,37 +1,19 @@
 //! Making a network smaller with training in the loop: it gets narrower, then weights become 0, step by step, as long as what is left
 //! can learn what the network did.
 //!
-//! Sources: iterative pruning, Han et al. 2015; the learning rate begins anew each time, Renda et al. 2020; the original network
-//! teaches, Hinton et al. 2015.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! Sources: iterative pruning, Han et al. 2015; the learning rate begins anew each time, Renda et al. 2020.
 
 use serde::{Deserialize, Serialize};
-use sora_data::{Dataset, Drop, Loader, LoaderOptions, Preprocess, paired_drop};
+use sora_data::{Drop, paired_drop};
 use sora_exec::{Options as ExecOptions, Session};
 use sora_ir::Graph;
-use sora_train::{
-    Epoch, FineTuning, Fitted, Loss, Optimizer, Plan, Pruning, PruningScope, Recipe, Schedule, Teacher,
-    Trainable, Trainer, Watch, fit,
-};
+use sora_train::{FineTuning, Pruning, PruningScope, Trainable};
 
 use crate::feed::Feed;
+use crate::journal::fingerprint;
 use crate::search::SearchStep;
+use crate::tutor::Tutor;
 use crate::{CompressError, Options, Prefer, Progress, measure, prune};
-
-/// What to train with, and how long.
-#[derive(Clone, Debug)]
-pub struct Training {
-    /// The samples, as the network was or might have been trained with. Without labels, the original network tells them.
-    pub data: Dataset,
-    /// Passes over them behind each step.
-    pub epochs: u32,
-    /// Samples of a step of training.
-    pub batch: usize,
-    /// Learning rate of Adam; it falls along a cosine each time.
-    pub rate: f64,
-}
 
 /// A step that makes a network smaller, which a training makes up for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,9 +47,6 @@ const LADDERS: [Ladder; 2] = [
     Ladder { step: |density, factor| Reduction::Sparse(density * factor), factors: [0.5, 0.7] },
 ];
 
-/// The share of what is learnt that the original network tells, where there are labels.
-const TAUGHT: f64 = 0.5;
-
 /// The least share of weights that is tried, and of the units of each group.
 const LEAST: f64 = 1.0 / 512.0;
 const LEAST_UNITS: f64 = 0.125;
@@ -81,9 +60,6 @@ const OBSERVED: usize = 512;
 /// The share of all steps behind which a training prunes no more.
 const PRUNED_BY: f64 = 0.4;
 
-/// Times at which a training prunes.
-const TIMES: u64 = 20;
-
 /// A network on the way.
 struct Reduced {
     graph: Graph,
@@ -93,8 +69,7 @@ struct Reduced {
 
 /// How far a network may be reduced, and who says so.
 pub(crate) struct Reducing<'a> {
-    pub(crate) training: &'a Training,
-    pub(crate) preprocess: &'a Preprocess,
+    pub(crate) tutor: &'a Tutor<'a>,
     pub(crate) feed: &'a Feed,
     pub(crate) options: &'a Options,
     pub(crate) exec: &'a ExecOptions,
@@ -115,13 +90,12 @@ impl Reducing<'_> {
         original: &Graph,
         steps: &mut Vec<SearchStep>,
     ) -> Result<(Graph, Vec<Reduction>), CompressError> {
-        let teacher = self.teacher(original)?;
         let (mut found, mut taken) = (Reduced { graph: original.clone(), density: 1.0 }, Vec::new());
         let skipped = usize::from(self.options.prefer == Prefer::Size);
         for Ladder { step, factors: [long, short] } in &LADDERS[skipped..] {
             let mut attempt = |factor: f64| -> Result<bool, CompressError> {
                 let reduction = step(found.density, factor);
-                let Some(smaller) = self.apply(&found, reduction, &teacher)? else {
+                let Some(smaller) = self.apply(&found, reduction)? else {
                     steps.extend(self.why_not(&found.graph, reduction)?);
                     return Ok(false);
                 };
@@ -141,7 +115,6 @@ impl Reducing<'_> {
 
     /// The network after these steps.
     pub(crate) fn follow(&self, original: &Graph, reductions: &[Reduction]) -> Result<Graph, CompressError> {
-        let teacher = self.teacher(original)?;
         let mut found = Reduced { graph: original.clone(), density: 1.0 };
         for &reduction in reductions {
             let (Reduction::Narrow(share) | Reduction::Sparse(share)) = reduction;
@@ -150,35 +123,25 @@ impl Reducing<'_> {
                 let what = format!("a recipe cannot leave the share {share} where there is {most}");
                 return Err(CompressError::Option { what });
             }
-            if let Some(smaller) = self.apply(&found, reduction, &teacher)? {
+            if let Some(smaller) = self.apply(&found, reduction)? {
                 found = smaller;
             }
         }
         Ok(found.graph)
     }
 
-    fn teacher(&self, original: &Graph) -> Result<Arc<Teacher>, CompressError> {
-        let share = if self.training.data.labels().is_some() { TAUGHT } else { 1.0 };
-        Ok(Arc::new(Teacher::new(original.clone(), share, self.exec.clone())?))
-    }
-
     /// The network after a step and a training; `None` when there is nothing left to take.
-    fn apply(
-        &self,
-        from: &Reduced,
-        reduction: Reduction,
-        teacher: &Arc<Teacher>,
-    ) -> Result<Option<Reduced>, CompressError> {
+    fn apply(&self, from: &Reduced, reduction: Reduction) -> Result<Option<Reduced>, CompressError> {
         let stage = format!("Training {}", reduction.words());
         match reduction {
             Reduction::Narrow(share) => {
                 let Some(narrower) = self.narrower(&from.graph, share)? else { return Ok(None) };
-                let graph = self.train(&narrower, teacher, [from.density; 2], &stage)?;
+                let graph = self.train(&narrower, [from.density; 2], &stage)?;
                 Ok(Some(Reduced { graph, density: from.density }))
             }
             Reduction::Sparse(share) if share < LEAST => Ok(None),
             Reduction::Sparse(share) => {
-                let graph = self.train(&from.graph, teacher, [from.density, share], &stage)?;
+                let graph = self.train(&from.graph, [from.density, share], &stage)?;
                 Ok(Some(Reduced { graph, density: share }))
             }
         }
@@ -186,12 +149,12 @@ impl Reducing<'_> {
 
     /// The network without the units that matter least for what they cost; `None` where none may go.
     fn narrower(&self, graph: &Graph, share: f64) -> Result<Option<Graph>, CompressError> {
-        let data = &self.training.data;
+        let Tutor { training, preprocess, .. } = self.tutor;
+        let data = &training.data;
         let stride = (data.len() / OBSERVED).max(1);
         let samples: Vec<usize> = (0..data.len()).step_by(stride).take(OBSERVED).collect();
         let groups = prune::groups(graph)?;
-        let seen =
-            prune::observe(graph, &groups, (data, self.preprocess), &samples, self.exec, self.progress)?;
+        let seen = prune::observe(graph, &groups, (data, preprocess), &samples, self.exec, self.progress)?;
         let scores = prune::importance(graph, &groups, Some(&seen));
         let keep = prune::by_saving(&groups, &scores, 1.0 - share, LEAST_UNITS, prune::LANES);
         if keep.iter().flatten().all(|&keep| keep) {
@@ -229,7 +192,11 @@ impl Reducing<'_> {
         let within = drop.likely() <= self.options.max_drop;
         let (mut fits, mut verdict) = (within, if within { "which is kept" } else { "too much" }.to_owned());
         if let (true, Reduction::Narrow(_)) = (within, reduction) {
-            let ratio = self.ratio(&before.graph, &session)?;
+            let ratio = || self.ratio(&before.graph, &session);
+            let ratio = match self.tutor.journal {
+                Some(journal) => journal.measured(&fingerprint(&after.graph, "ratio"), ratio)?,
+                None => ratio()?,
+            };
             fits = ratio < FASTER;
             verdict = format!("{verdict}; it takes {ratio:.2} of the time");
             if !fits {
@@ -251,71 +218,24 @@ impl Reducing<'_> {
     }
 
     /// The network after a training on the way from one share of weights to another.
-    fn train(
-        &self,
-        graph: &Graph,
-        teacher: &Arc<Teacher>,
-        [from, to]: [f64; 2],
-        stage: &str,
-    ) -> Result<Graph, CompressError> {
-        let Training { data, epochs, batch, rate } = self.training;
-        let (none, seed) = (BTreeMap::new(), self.options.seed);
+    fn train(&self, graph: &Graph, [from, to]: [f64; 2], stage: &str) -> Result<Graph, CompressError> {
+        let seed = self.tutor.seed;
         let tuning =
             FineTuning { freeze: Vec::new(), rate: 1.0, batch_statistics: false, classes: None, seed };
         let network = Trainable::imported(graph.clone(), &tuning)?;
-        let indices: Vec<usize> = (0..data.len()).collect();
-        let loading = LoaderOptions { batch: *batch, seed, ..LoaderOptions::default() };
-        let loader = Loader::new(data, &indices, None, self.preprocess, loading)?;
-        let all = loader.steps() as u64 * u64::from(*epochs);
         let pruning = Pruning {
             sparsity: 1.0 - to,
             initial: 1.0 - from,
             begin: 0.0,
             end: PRUNED_BY,
-            every: ((PRUNED_BY * all as f64) as u64 / TIMES).max(1),
+            every: 1,
             scope: PruningScope::Lamp,
         };
-        let recipe = Recipe {
-            pruning: (to < 1.0).then_some(pruning),
-            seed,
-            ..Recipe::new(Loss::new("categorical_crossentropy", &none)?, Optimizer::new("adam", &none)?)
-        };
-        let plan = Plan {
-            epochs: *epochs,
-            rate: *rate,
-            schedule: Schedule::new("cosine", &none)?,
-            patience: None,
-            swa: None,
-            save_every: None,
-            teacher: Some(Arc::clone(teacher)),
-            name: String::new(),
-        };
-        self.progress.stage(stage, Some(all));
-        let mut trainer = Trainer::new(network, *batch, recipe, self.exec.clone())?;
-        let mut watch = Watching { progress: self.progress };
-        let Fitted { state, stopped, .. } = fit(&mut trainer, &plan, &loader, None, None, &mut watch)?;
-        match stopped {
-            true => Err(CompressError::Cancelled),
-            false => Ok(trainer.graph_of(&state)),
-        }
+        self.tutor.teach(network, (to < 1.0).then_some(pruning), stage)
     }
 }
 
 /// A share in words.
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
-}
-
-struct Watching<'a> {
-    progress: &'a dyn Progress,
-}
-
-impl Watch for Watching<'_> {
-    fn step(&mut self, _epoch: u32, _step: u64, _steps: u64, _so_far: &Epoch) {
-        self.progress.advance(1);
-    }
-
-    fn stops(&self) -> bool {
-        self.progress.cancelled()
-    }
 }

@@ -116,15 +116,19 @@ pub(super) struct Compress {
     /// What to prefer where speed and size disagree
     #[arg(long, value_enum, default_value_t = Prefer::Latency)]
     pub(super) prefer: Prefer,
-    /// Also prune weights, as far as those that are left learn on these samples to do the same; --data stays unseen
+    /// Also prune weights, as far as those that are left learn on these samples to do the same, and train the quantized network
+    /// where rounding costs too much; --data stays unseen
     #[arg(long, value_name = "DATA")]
     pub(super) train: Option<PathBuf>,
-    /// Passes over the samples of --train each time that weights have been pruned
+    /// Passes over the samples of --train each time
     #[arg(long, default_value_t = 2, requires = "train", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) epochs: u32,
     /// Learning rate of Adam with --train
     #[arg(long, default_value_t = 1e-3, requires = "train", value_parser = rate)]
     pub(super) rate: f64,
+    /// Keep trainings in this folder; the same command continues from there when it was interrupted
+    #[arg(long, value_name = "FOLDER", requires = "train")]
+    pub(super) checkpoint: Option<PathBuf>,
     /// Do what a recipe says instead of searching: the file that --save-recipe wrote, or one of your own
     #[arg(long, value_name = "R.toml", conflicts_with_all = ["prefer", "epochs", "rate", "seed"])]
     pub(super) recipe: Option<PathBuf>,

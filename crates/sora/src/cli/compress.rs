@@ -49,6 +49,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
             .map(|path| training(args, recipe.as_ref(), &model, path))
             .transpose()?,
         recipe,
+        checkpoint: args.checkpoint.clone(),
         ..compress::Options::default()
     };
     let bars = Bars::new();
@@ -87,6 +88,10 @@ pub(super) fn compress(args: &Compress) -> Printed {
         drafts.push(vec![Draft::of(path, recipe_text(&outcome.recipe)?)]);
     }
     write_together(drafts.into_iter().flatten().collect())?;
+    // What is complete must not be continued.
+    if let Some(folder) = &args.checkpoint {
+        let _ = compress::forget(folder);
+    }
     Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
 }
 
