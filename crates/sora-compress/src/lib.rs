@@ -34,6 +34,7 @@ mod search;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod train_quantized;
 mod tutor;
 pub mod weights;
 

@@ -194,6 +194,7 @@ pub fn compress(
         options,
         exec: &exec,
         progress,
+        tutor: tutor.as_ref(),
         labels,
         decision: &parts.decision,
         before: &before.correct,
@@ -214,12 +215,13 @@ pub fn compress(
     let times: Vec<LayerTimes> = search.profile(&chosen, &session)?.times;
     let [latency_before, latency_after] = measure::latencies([&original, &session], &sample, progress)?;
     let layers = explain::layers(&network, &chosen.placement, &chosen.plan, &sqnr, &times);
-    let trainings = options.training.as_ref().filter(|_| !reductions.is_empty());
+    let trainings = options.training.as_ref().filter(|_| !reductions.is_empty() || chosen.trained);
     let trainings = trainings.map(|&Training { epochs, batch, rate, .. }| Trainings {
         epochs,
         batch,
         rate,
         steps: reductions,
+        quantized: chosen.trained,
     });
     let recipe = Recipe::of(&network, &chosen.plan, options.seed, trainings);
     let note = note(&network, &chosen, options, within, &given_up, &drop);
@@ -284,7 +286,10 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
     let (network, options) = (search.network, search.options);
     search.progress.stage("Quantizing", None);
     if let Some(recipe) = &options.recipe {
-        let chosen = search.candidate(recipe.plan(network)?)?;
+        let mut chosen = search.candidate(recipe.plan(network)?)?;
+        if let (true, Some(tutor)) = (recipe.training.as_ref().is_some_and(|t| t.quantized), search.tutor) {
+            chosen = search.trained(&chosen, tutor)?;
+        }
         let within = chosen.drop <= options.max_drop;
         let what = format!("followed the recipe: the drop is {:.2} points", 100.0 * chosen.drop);
         steps.push(SearchStep { stage: "recipe", what, layers: Vec::new(), drop: chosen.drop });
@@ -300,6 +305,21 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
     let what = format!("quantized {int8} layers: the drop is {drop:.2} points, the budget {budget:.2}");
     steps.push(SearchStep { stage: "quantize", what, layers: Vec::new(), drop: first.drop });
 
+    if let (true, Some(tutor)) = (first.drop > options.max_drop, search.tutor) {
+        // What is not faster goes first: a network that was trained keeps its plan.
+        search.progress.stage("Finding layers that are not faster", None);
+        let fitting = search.fit_latency(first.clone(), steps)?;
+        if !fitting.placement.is_empty()
+            && let Some(mut trained) = search.try_trained(&fitting, tutor, steps)?
+            && trained.likely <= options.max_drop
+        {
+            if options.fewer_bits {
+                search.progress.stage("Finding how coarse weights may be", None);
+                trained = search.coarsen(trained, steps)?;
+            }
+            return Ok(Found { chosen: trained, within: true, given_up: Vec::new() });
+        }
+    }
     search.progress.stage("Finding layers that cost accuracy", None);
     let (last, nearest) = search.fit_accuracy(first, steps)?;
     if last.drop > options.max_drop || last.placement.is_empty() {

@@ -41,7 +41,11 @@ pub struct Trainings {
     /// Learning rate of Adam.
     pub rate: f64,
     /// What comes before each of them.
+    #[serde(default)]
     pub steps: Vec<Reduction>,
+    /// Whether the quantized network is trained in the end, behind its roundings.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quantized: bool,
 }
 
 /// What a layer computes in.

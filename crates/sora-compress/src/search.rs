@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use sora_data::paired_drop;
+use sora_data::{Drop, paired_drop};
 use sora_exec::{Options as ExecOptions, Session};
 use sora_ir::Graph;
 
@@ -13,12 +13,13 @@ use crate::layers::Network;
 use crate::measure::{self, LayerProfile, Noise};
 use crate::method::{self, Cx, Observations};
 use crate::placement::{Placement, Plan, Ranges};
+use crate::tutor::Tutor;
 use crate::{CompressError, Options, Prefer, Progress};
 
 /// One thing that the search did.
 #[derive(Clone, Debug, Serialize)]
 pub struct SearchStep {
-    /// `reduce`, `quantize`, `accuracy`, `latency` or `size`; `recipe` where there was no search.
+    /// `reduce`, `quantize`, `train`, `accuracy`, `latency` or `size`; `recipe` where there was no search.
     pub stage: &'static str,
     /// What was done, in words.
     pub what: String,
@@ -38,6 +39,8 @@ pub(crate) struct Candidate {
     pub(crate) drop: f64,
     /// The drop and its standard error.
     pub(crate) likely: f64,
+    /// Whether it was trained behind its roundings, so that the plan alone does not tell its weights.
+    pub(crate) trained: bool,
 }
 
 /// What the search works with.
@@ -49,6 +52,8 @@ pub(crate) struct Search<'a> {
     pub(crate) options: &'a Options,
     pub(crate) exec: &'a ExecOptions,
     pub(crate) progress: &'a dyn Progress,
+    /// Who trains, where there are samples for it.
+    pub(crate) tutor: Option<&'a Tutor<'a>>,
     /// Class of every sample.
     pub(crate) labels: &'a [usize],
     /// Samples for decisions.
@@ -86,11 +91,26 @@ impl Search<'_> {
 
     fn measured(&self, plan: Plan, samples: &[usize], before: &[bool]) -> Result<Candidate, CompressError> {
         let (placement, graph) = self.quantized(&plan)?;
+        let drop = self.drop(&graph, samples, before)?;
+        Ok(Candidate { plan, placement, graph, drop: drop.drop, likely: drop.likely(), trained: false })
+    }
+
+    /// A network quantized under `plan`, measured on all samples for decisions.
+    pub(crate) fn judged(
+        &self,
+        plan: Plan,
+        placement: Placement,
+        graph: Graph,
+    ) -> Result<Candidate, CompressError> {
+        let drop = self.drop(&graph, self.decision, self.before)?;
+        Ok(Candidate { plan, placement, graph, drop: drop.drop, likely: drop.likely(), trained: false })
+    }
+
+    fn drop(&self, graph: &Graph, samples: &[usize], before: &[bool]) -> Result<Drop, CompressError> {
         let session = Session::new(graph.clone(), self.exec.clone())?;
         let batch = self.options.batch;
         let after = measure::score(&session, self.feed, samples, self.labels, batch, self.progress)?;
-        let drop = paired_drop(before, &after.correct)?;
-        Ok(Candidate { plan, placement, graph, drop: drop.drop, likely: drop.likely() })
+        Ok(paired_drop(before, &after.correct)?)
     }
 
     fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
@@ -265,7 +285,8 @@ impl Search<'_> {
         Ok(candidate)
     }
 
-    /// Takes bits from the levels of all quantized weights, as long as the drop and its standard error are within the budget.
+    /// Takes bits from the levels of all quantized weights, as long as the drop and its standard error are within the budget, if need
+    /// be after a training.
     pub(crate) fn coarsen(
         &self,
         mut current: Candidate,
@@ -275,11 +296,17 @@ impl Search<'_> {
             let mut plan = current.plan.clone();
             plan.coarser += 1;
             let mut next = self.candidate(plan)?;
-            let fits = next.likely <= self.options.max_drop;
+            let mut fits = next.likely <= self.options.max_drop;
             let verdict = if fits { "within the budget" } else { "too much" };
             let (bits, drop) = (next.placement.bits, 100.0 * next.drop);
             let what = format!("weights of {bits} bits in the file: the drop is {drop:.2} points, {verdict}");
             steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
+            if let (false, Some(tutor)) = (fits, self.tutor)
+                && let Some(trained) = self.try_trained(&next, tutor, steps)?
+            {
+                next = trained;
+                fits = next.likely <= self.options.max_drop;
+            }
             if !fits {
                 break;
             }

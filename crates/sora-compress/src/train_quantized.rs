@@ -1,0 +1,77 @@
+//! The last rung of the ladder: the quantized network itself learns what the original did, integers and scales and all.
+//!
+//! Sources: quantization-aware training, Jacob et al. 2018; learnt scales, Esser et al. 2020 (LSQ), both in [`Trainable::quantized`];
+//! the original teaches, Mishra & Marr 2018 (Apprentice).
+
+use std::collections::HashMap;
+
+use sora_tensor::Tensor;
+use sora_train::{Pruning, PruningScope, TrainError, Trainable, with_integers, zeros};
+
+use crate::CompressError;
+use crate::quantize::dequantize_name;
+use crate::search::{Candidate, Search, SearchStep};
+use crate::tutor::Tutor;
+
+impl Search<'_> {
+    /// The candidate after a training behind its roundings; weights that are 0 by pruning stay so.
+    pub(crate) fn trained(&self, candidate: &Candidate, tutor: &Tutor) -> Result<Candidate, CompressError> {
+        let Candidate { placement, graph, .. } = candidate;
+        let network = Trainable::quantized(graph.clone(), &self.exact(candidate), placement.bits)?;
+        let share = zeros(&network);
+        let pruning = Pruning {
+            sparsity: share,
+            initial: share,
+            begin: 0.0,
+            end: 1.0,
+            every: 1,
+            scope: PruningScope::Global,
+        };
+        let stage = format!("Training with weights of {} bits", placement.bits);
+        let trained = tutor.teach(network, (share > 0.0).then_some(pruning), &stage)?;
+        let found = self.judged(candidate.plan.clone(), placement.clone(), with_integers(trained)?)?;
+        Ok(Candidate { trained: true, ..found })
+    }
+
+    /// As [`Search::trained`], with what to say about it; `None` where the network cannot be trained.
+    pub(crate) fn try_trained(
+        &self,
+        candidate: &Candidate,
+        tutor: &Tutor,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Option<Candidate>, CompressError> {
+        let bits = candidate.placement.bits;
+        let say = |what: String, drop: f64| SearchStep { stage: "train", what, layers: Vec::new(), drop };
+        match self.trained(candidate, tutor) {
+            Ok(trained) => {
+                let verdict =
+                    if trained.likely <= self.options.max_drop { "within the budget" } else { "too much" };
+                let (before, after) = (100.0 * candidate.drop, 100.0 * trained.drop);
+                let what = format!(
+                    "trained with weights of {bits} bits and learnt scales: the drop is {after:.2} points instead of \
+                     {before:.2}, {verdict}"
+                );
+                steps.push(say(what, trained.drop));
+                Ok(Some(trained))
+            }
+            Err(CompressError::Train(why @ TrainError::NotDifferentiable { .. })) => {
+                steps.push(say(format!("cannot be trained as it is quantized: {why}"), candidate.drop));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What quantized weights and biases were, by the names of what they are now.
+    fn exact(&self, candidate: &Candidate) -> HashMap<String, Tensor> {
+        let graph = &self.network.graph;
+        let layers = self.network.layers.iter().enumerate().filter(|(i, _)| candidate.placement.in_bytes(*i));
+        let constants = layers.flat_map(|(_, layer)| {
+            let bias = layer.linear().and_then(|linear| linear.bias);
+            let bias = bias.and_then(|(node, slot)| graph.node(node)?.inputs.get(slot).copied()?);
+            layer.weights().into_iter().map(|(weight, _)| weight).chain(bias)
+        });
+        let named = |v| Some((dequantize_name(&graph.value(v).name), graph.const_value(v)?.clone()));
+        constants.filter_map(named).collect()
+    }
+}
