@@ -27,6 +27,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
     let mut rounded: HashMap<ValueId, ValueId> = HashMap::new();
     for (index, layer) in cx.network.layers.iter().enumerate().filter(|(i, _)| cx.placement.dynamic[*i]) {
         let Some(&first) = layer.nodes.first() else { continue };
+        let bits = cx.placement.bits[index];
         // Methods before this one may have given the node another place.
         let Some(id) = counterpart(cx, &graph, first) else { continue };
         // So may they have given the values.
@@ -42,7 +43,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
             Role::Linear(linear) => {
                 let Some(weight) = input(&graph, 1) else { continue };
                 let Some(exact) = graph.const_value(weight).cloned() else { continue };
-                let quantized = weights::quantize(&exact, linear.axis, &[], cx.placement.bits)?;
+                let quantized = weights::quantize(&exact, linear.axis, &[], bits)?;
                 let name = graph.value(weight).name.clone();
                 let zeros = Tensor::zeros(DType::I8, &[quantized.scales.len()])?;
                 let axis = i64::try_from(linear.axis).unwrap_or(0);
@@ -53,7 +54,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
             Role::Recurrent(_) => {
                 for slot in [1, 2] {
                     let Some(matrix) = input(&graph, slot) else { continue };
-                    let real = quantize_rows(&mut graph, matrix, cx.placement.bits)?;
+                    let real = quantize_rows(&mut graph, matrix, bits)?;
                     graph.set_input(id, slot, real);
                 }
                 round_state(&mut graph, id)?;

@@ -7,6 +7,7 @@ use sora_ir::{NodeId, Op, ValueId};
 
 use crate::layers::{Network, Role};
 use crate::placement::{Placement, Plan};
+use crate::sensitivity::{Alternative, Sensitivity};
 
 /// The number format that a layer computes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -49,6 +50,11 @@ pub enum Reason {
     CostsAccuracy {
         /// How far the metric's drop fell when it was given back, as a fraction.
         regained: f64,
+    },
+    /// The bounds are met without it in 8 bits.
+    NotNeeded {
+        /// Signal to noise at the network's output, in dB, with it alone in 8 bits.
+        output_sqnr_db: f64,
     },
     /// The recipe says so.
     Prescribed,
@@ -100,6 +106,9 @@ impl Reason {
                 "one of its operands is a constant, which has no 8-bit form here".to_owned()
             }
             Reason::NotF32 => "does not work on f32 values".to_owned(),
+            Reason::NotNeeded { output_sqnr_db } => format!(
+                "kept in f32: with the layers in int8 that were chosen it need not be (alone it leaves {output_sqnr_db:.1} dB at the output)"
+            ),
             Reason::Prescribed => "kept in f32: the recipe says so".to_owned(),
             Reason::CostsAccuracy { regained } if *regained <= 0.0 => {
                 "kept in f32: given back on the way to the accuracy budget".to_owned()
@@ -152,6 +161,10 @@ pub struct LayerReport {
     pub range: Option<&'static str>,
     /// Signal to noise that this range was expected to leave on its own, in dB.
     pub range_sqnr_db: Option<f64>,
+    /// The formats that the search tried, this one among them; none where there was no search, or nothing to choose from.
+    pub alternatives: Vec<Alternative>,
+    /// Where channels were to be taken out: what forbids taking them from this layer, a clause that names the node, input or output.
+    pub not_pruned: Option<String>,
 }
 
 /// Figures about one layer that were measured.
@@ -163,13 +176,24 @@ pub struct LayerTimes {
     pub after: Option<f64>,
 }
 
+/// What was found out about layers, for their reports.
+pub(crate) struct Found<'a> {
+    /// Signal to noise of outputs in dB.
+    pub(crate) sqnr: HashMap<ValueId, f64>,
+    /// Times by layer.
+    pub(crate) times: Vec<LayerTimes>,
+    /// What was tried.
+    pub(crate) sensitivity: &'a Sensitivity,
+    /// By name of a node: what forbids taking channels from it.
+    pub(crate) forbidden: &'a HashMap<String, String>,
+}
+
 /// The reports of all layers that compute on activations.
 pub(crate) fn layers(
     network: &Network,
     placement: &Placement,
     plan: &Plan,
-    sqnr: &HashMap<ValueId, f64>,
-    times: &[LayerTimes],
+    Found { sqnr, times, sensitivity, forbidden }: &Found,
 ) -> Vec<LayerReport> {
     let graph = &network.graph;
     // Conversions that came with the model are part of what they convert.
@@ -197,13 +221,17 @@ pub(crate) fn layers(
         let time = times.get(index).copied().unwrap_or_default();
         let output = layer.outputs.first().copied();
         let choice = output.and_then(|v| placement.choices.get(&v));
+        let nodes: Vec<String> =
+            layer.nodes.iter().filter_map(|&id| Some(graph.node(id)?.name.clone())).collect();
         LayerReport {
             name: layer.name.clone(),
             op: layer.op.clone(),
-            nodes: layer.nodes.iter().filter_map(|&id| Some(graph.node(id)?.name.clone())).collect(),
+            alternatives: sensitivity.alternatives(index),
+            not_pruned: nodes.iter().find_map(|name| forbidden.get(name).cloned()),
+            nodes,
             precision: if int8 || came { Precision::Int8 } else { Precision::F32 },
             sqnr_db: output.and_then(|v| sqnr.get(&v)).copied().filter(|db| db.is_finite()),
-            weight_bits: (int8 && layer.has_weights()).then_some(placement.bits),
+            weight_bits: (int8 && layer.has_weights()).then_some(placement.bits[index]),
             reason: reason.words(),
             reason_code: reason,
             ms_before: time.before,

@@ -79,6 +79,11 @@ impl Layer {
         }
     }
 
+    /// Whether its activations may be quantized by rows in place of a fixed range.
+    pub fn by_rows(&self) -> bool {
+        self.op == "MatMul" && self.linear().is_some()
+    }
+
     /// Whether it multiplies by constant weights.
     pub fn has_weights(&self) -> bool {
         matches!(self.role, Role::Linear(_) | Role::Recurrent(_))

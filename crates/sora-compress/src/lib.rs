@@ -11,13 +11,16 @@
 #![forbid(unsafe_code)]
 
 mod bias_correct;
+mod bounds;
 mod calibrate;
+pub mod choose;
 mod dynamic;
 mod error;
 mod explain;
 mod feed;
 pub mod histogram;
 mod journal;
+mod latency;
 pub mod layers;
 mod measure;
 pub mod method;
@@ -30,6 +33,7 @@ pub mod range;
 mod recipe;
 mod reduce;
 mod search;
+mod sensitivity;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -42,18 +46,22 @@ pub use calibrate::distributions;
 pub use error::CompressError;
 pub use explain::{LayerReport, LayerTimes, Precision, Reason};
 pub use journal::forget;
+pub use latency::LatencyTable;
 pub use measure::{Evaluation, Latency, evaluate};
-pub use outcome::{Measured, Outcome, SplitSizes, compress};
+pub use outcome::{Measured, Outcome, SplitSizes, compress, pareto};
 pub use outputs::outputs;
 pub use recipe::{Format, Recipe, Trainings};
 pub use reduce::Reduction;
 pub use search::SearchStep;
+pub use sensitivity::Alternative;
 pub use sora_data::Drop;
 pub use tutor::Training;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
+use sora_ir::Graph;
 use sora_kernels::Isa;
 
 /// What to prefer where size and speed disagree.
@@ -67,11 +75,38 @@ pub enum Prefer {
     Size,
 }
 
+/// A limit on what a network takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// In ms.
+    Value(f64),
+    /// As a share of what the original takes.
+    Share(f64),
+}
+
+/// Says how many bytes the file of a network has.
+#[derive(Clone)]
+pub struct FileSize(pub Arc<dyn Fn(&Graph) -> u64 + Send + Sync>);
+
+impl std::fmt::Debug for FileSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FileSize")
+    }
+}
+
 /// How to compress.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How far the metric may fall, as a fraction: 0.01 is one point of accuracy.
     pub max_drop: f64,
+    /// The most time that one run may take. With this bound or the next one, the result is the network of least drop within them.
+    pub max_latency: Option<Bound>,
+    /// The most bytes that the file may have.
+    pub max_bytes: Option<u64>,
+    /// What makes a file of the result, to count its bytes; without it, bytes of constants count.
+    pub file_size: Option<FileSize>,
+    /// Times of layers on the machine that the result is for; without them, times are measured here.
+    pub table: Option<LatencyTable>,
     /// What to prefer where size and speed disagree.
     pub prefer: Prefer,
     /// Threads of every run; 0 means one per core.
@@ -98,6 +133,10 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             max_drop: 0.01,
+            max_latency: None,
+            max_bytes: None,
+            file_size: None,
+            table: None,
             prefer: Prefer::Latency,
             threads: 1,
             seed: 0,
@@ -107,6 +146,34 @@ impl Default for Options {
             recipe: None,
             training: None,
             checkpoint: None,
+        }
+    }
+}
+
+impl Options {
+    /// Whether there is a bound on time or size.
+    pub fn is_bounded(&self) -> bool {
+        self.max_latency.is_some() || self.max_bytes.is_some()
+    }
+
+    /// Which bound these figures exceed: times of the original and of the result in ms, bytes of the result.
+    pub(crate) fn exceeded(&self, [before, after]: [f64; 2], bytes: u64) -> Option<String> {
+        let most = self.max_latency.map(|bound| match bound {
+            Bound::Value(ms) => ms,
+            Bound::Share(share) => share * before,
+        });
+        if let Some(most) = most.filter(|most| after > *most) {
+            return Some(format!("it takes {after:.4} ms, more than {most:.4}"));
+        }
+        let most = self.max_bytes.filter(|most| bytes > *most)?;
+        Some(format!("it has {bytes} bytes, more than {most}"))
+    }
+
+    /// The size in bytes that bounds speak of.
+    pub(crate) fn bytes(&self, graph: &Graph) -> u64 {
+        match &self.file_size {
+            Some(FileSize(size)) => size(graph),
+            None => outcome::weight_bytes(graph) as u64,
         }
     }
 }

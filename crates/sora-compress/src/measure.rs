@@ -98,7 +98,7 @@ pub fn evaluate(
 }
 
 /// Runs `session` over the samples and calls `visit` with the scores of each batch and the samples it holds.
-fn predict(
+pub(crate) fn predict(
     session: &Session,
     feed: &Feed,
     indices: &[usize],

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
-use sora_data::{Dataset, Drop, Interval, Preprocess, SplitOptions, paired_drop, split};
+use sora_data::{Dataset, Drop, Interval, Preprocess, Split, SplitOptions, paired_drop, split};
 use sora_exec::{Options as ExecOptions, Session};
 use sora_ir::{Graph, QuantRule, ValueId};
 
+use crate::bounds::Bounded;
 use crate::calibrate::calibrate;
 use crate::explain::{self, LayerReport, LayerTimes, Reason};
 use crate::feed::Feed;
@@ -16,10 +17,11 @@ use crate::measure::{self, Evaluation, Latency};
 use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
 use crate::recipe::{Recipe, Trainings};
-use crate::reduce::Reducing;
+use crate::reduce::{Reducing, Reduction};
 use crate::search::{Candidate, Search, SearchStep, quoted};
+use crate::sensitivity::Sensitivity;
 use crate::tutor::{Training, Tutor};
-use crate::{CompressError, Options, Progress};
+use crate::{CompressError, Options, Prefer, Progress, prune};
 
 /// What a network achieves and costs.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -85,6 +87,8 @@ pub struct Outcome {
     pub isa: sora_kernels::Isa,
     /// Sizes of the parts of the data.
     pub split: SplitSizes,
+    /// Samples for decisions that layers were tried on one by one; 0 where they were not.
+    pub tried_samples: usize,
     /// What gives the same result without a search.
     pub recipe: Recipe,
     /// What the reader should know: why the budget was not met, or why nothing was quantized.
@@ -111,38 +115,95 @@ pub fn compress(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Outcome, CompressError> {
+    prepared(graph, data, preprocess, options, progress, |mut job| {
+        let found = find(&job.search, &mut job.steps)?;
+        job.outcome(found)
+    })
+}
+
+/// Networks that trade drop, size and time against each other: at most `count`, none of which beats another in all three on the samples
+/// for decisions, by drop, least first. None drops more than [`Options::max_drop`] there, nor exceeds the bounds, if any does not.
+///
+/// # Errors
+/// As [`compress`].
+pub fn pareto(
+    graph: &Graph,
+    data: &Dataset,
+    preprocess: &Preprocess,
+    options: &Options,
+    count: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Outcome>, CompressError> {
+    prepared(graph, data, preprocess, options, progress, |mut job| {
+        let first = job.search.candidate(Plan::default())?;
+        let sensitivity = job.search.tried(&first)?;
+        let found = job.search.unbeaten(&sensitivity, count, &mut job.steps)?;
+        let outcome = |chosen: Candidate| {
+            let within = chosen.drop <= options.max_drop;
+            let sensitivity = sensitivity.clone();
+            job.outcome(Found { chosen, within, given_up: Vec::new(), missed: None, sensitivity })
+        };
+        found.into_iter().map(outcome).collect()
+    })
+}
+
+/// Everything that is known before a search.
+struct Job<'a> {
+    search: Search<'a>,
+    graph: &'a Graph,
+    /// The original network, optimized.
+    baseline: &'a Graph,
+    parts: &'a Split,
+    labelled: bool,
+    /// The original network on the samples for the report.
+    before: Evaluation,
+    steps: Vec<SearchStep>,
+    /// How the network was made smaller before anything was quantized.
+    reductions: Vec<Reduction>,
+    rewrites: sora_rewrite::Report,
+    /// By name of a node: what forbids taking channels from it.
+    forbidden: HashMap<String, String>,
+}
+
+/// Measures the original, trains where that is asked for, calibrates, and lets `act` go on.
+fn prepared<T>(
+    graph: &Graph,
+    data: &Dataset,
+    preprocess: &Preprocess,
+    options: &Options,
+    progress: &dyn Progress,
+    act: impl FnOnce(Job) -> Result<T, CompressError>,
+) -> Result<T, CompressError> {
     check(graph, options)?;
     progress.stage("Optimizing the graph", None);
-    let mut baseline = graph.clone();
-    let rewrites = sora_rewrite::optimize(&mut baseline, &sora_rewrite::Options::default())?;
-    let mut network = Network::new(baseline)?;
+    let mut optimized = graph.clone();
+    let rewrites = sora_rewrite::optimize(&mut optimized, &sora_rewrite::Options::default())?;
+    let mut network = Network::new(optimized)?;
     let feed = Feed::new(&network.graph, data, preprocess)?;
     let parts =
         split(data.len(), data.labels(), &SplitOptions { seed: options.seed, ..SplitOptions::default() })?;
     let exec = ExecOptions { isa: options.isa, threads: options.threads, ..ExecOptions::default() };
-    let original = Session::new(network.graph.clone(), exec.clone())?;
-    let size = |indices: &[usize]| Some(indices.len() as u64);
+    let baseline = network.graph.clone();
+    let original = Session::new(baseline.clone(), exec.clone())?;
 
     let predicted: Vec<usize>;
     let labels = match data.labels() {
         Some(labels) => labels,
         None => {
             let both = [parts.decision.as_slice(), &parts.report].concat();
-            progress.stage("Recording the original's predictions", size(&both));
+            progress.stage("Recording the original's predictions", Some(both.len() as u64));
             predicted = measure::predicted_labels(&original, &feed, &both, options.batch, progress)?;
             &predicted
         }
     };
     progress.stage("Measuring the original", Some((parts.decision.len() + parts.report.len()) as u64));
-    let score = |session: &Session, samples: &[usize]| {
-        measure::score(session, &feed, samples, labels, options.batch, progress)
-    };
-    let before = score(&original, &parts.decision)?;
-    let report_before = score(&original, &parts.report)?;
+    let score =
+        |samples: &[usize]| measure::score(&original, &feed, samples, labels, options.batch, progress);
+    let before = score(&parts.decision)?;
+    let report_before = score(&parts.report)?;
 
     let mut steps = Vec::new();
     let mut reductions = Vec::new();
-    let baseline = network.graph.clone();
     let journal =
         options.checkpoint.as_deref().map(|folder| Journal::open(folder, graph, (data, preprocess), options));
     let journal = journal.transpose()?;
@@ -171,10 +232,14 @@ pub fn compress(
         reductions = taken;
     }
     let network = network;
+    let forbidden = match narrowed(options) {
+        true => prune::groups(&network.graph)?.forbidden.into_iter().map(|f| (f.layer, f.why)).collect(),
+        false => HashMap::new(),
+    };
     // What layers are compared with: the pruned network before it is quantized.
     let reference = Session::new(network.graph.clone(), exec.clone())?;
 
-    progress.stage("Calibrating", size(&parts.calibration));
+    progress.stage("Calibrating", Some(parts.calibration.len() as u64));
     let wanted = requests(&network);
     let observations = match wanted.is_empty() {
         true => Observations::default(),
@@ -200,53 +265,89 @@ pub fn compress(
         before: &before.correct,
         probes: &probes,
         reference: &reference,
+        original: &original,
         sample: &sample,
     };
-    let Found { chosen, within, given_up } = find(&search, &mut steps)?;
-
-    progress.stage("Measuring the result", size(&parts.report));
-    let session = Session::new(chosen.graph.clone(), exec.clone())?;
-    let after = score(&session, &parts.report)?;
-    let drop = paired_drop(&report_before.correct, &after.correct)?;
-    let sqnr: HashMap<ValueId, f64> = match chosen.placement.is_empty() {
-        true => HashMap::new(),
-        false => measure::in_decibels(&search.noise(&chosen)?),
-    };
-    let times: Vec<LayerTimes> = search.profile(&chosen, &session)?.times;
-    let [latency_before, latency_after] = measure::latencies([&original, &session], &sample, progress)?;
-    let layers = explain::layers(&network, &chosen.placement, &chosen.plan, &sqnr, &times);
-    let trainings = options.training.as_ref().filter(|_| !reductions.is_empty() || chosen.trained);
-    let trainings = trainings.map(|&Training { epochs, batch, rate, .. }| Trainings {
-        epochs,
-        batch,
-        rate,
-        steps: reductions,
-        quantized: chosen.trained,
-    });
-    let recipe = Recipe::of(&network, &chosen.plan, options.seed, trainings);
-    let note = note(&network, &chosen, options, within, &given_up, &drop);
-    Ok(Outcome {
-        met: within && drop.drop <= options.max_drop,
-        metric: if data.labels().is_some() { "accuracy" } else { "agreement" },
-        before: measured(&report_before, latency_before, weight_bytes(graph)),
-        after: measured(&after, latency_after, weight_bytes(&chosen.graph)),
-        drop,
-        decision_drop: chosen.drop,
-        layers,
+    act(Job {
+        search,
+        graph,
+        baseline: &baseline,
+        parts: &parts,
+        labelled: data.labels().is_some(),
+        before: report_before,
         steps,
-        methods: METHODS.iter().map(|m| m.name).collect(),
+        reductions,
         rewrites,
-        isa: session.isa(),
-        split: SplitSizes {
-            calibration: parts.calibration.len(),
-            decision: parts.decision.len(),
-            report: parts.report.len(),
-        },
-        recipe,
-        note,
-        graph: chosen.graph,
-        baseline,
+        forbidden,
     })
+}
+
+/// Whether channels are taken out where they may be.
+fn narrowed(options: &Options) -> bool {
+    options.training.is_some() && options.recipe.is_none() && options.prefer == Prefer::Latency
+}
+
+impl Job<'_> {
+    /// Measures what was found, on samples that no decision saw.
+    fn outcome(&self, found: Found) -> Result<Outcome, CompressError> {
+        let Search { network, options, exec, progress, feed, .. } = self.search;
+        let Found { chosen, within, given_up, missed, sensitivity } = found;
+        progress.stage("Measuring the result", Some(self.parts.report.len() as u64));
+        let session = Session::new(chosen.graph.clone(), exec.clone())?;
+        let after =
+            measure::score(&session, feed, &self.parts.report, self.search.labels, options.batch, progress)?;
+        let drop = paired_drop(&self.before.correct, &after.correct)?;
+        let sqnr: HashMap<ValueId, f64> = match chosen.placement.is_empty() {
+            true => HashMap::new(),
+            false => measure::in_decibels(&self.search.noise(&chosen)?),
+        };
+        let times: Vec<LayerTimes> = self.search.profile(&chosen.placement, &session)?.times;
+        let [latency_before, latency_after] = self.search.latencies(&chosen.placement, &session)?;
+        let known = explain::Found { sqnr, times, sensitivity: &sensitivity, forbidden: &self.forbidden };
+        let layers = explain::layers(network, &chosen.placement, &chosen.plan, &known);
+        let trainings = options.training.as_ref().filter(|_| !self.reductions.is_empty() || chosen.trained);
+        let trainings = trainings.map(|&Training { epochs, batch, rate, .. }| Trainings {
+            epochs,
+            batch,
+            rate,
+            steps: self.reductions.clone(),
+            quantized: chosen.trained,
+        });
+        let recipe = Recipe::of(network, &chosen.plan, options.seed, trainings);
+        let both = [latency_before.median_ms, latency_after.median_ms];
+        let exceeded = options.exceeded(both, options.bytes(&chosen.graph));
+        let met = within && drop.drop <= options.max_drop && exceeded.is_none();
+        let of_bounds = match (missed, exceeded) {
+            (None, Some(exceeded)) => Some(format!(
+                "the bounds were met when the network was chosen, but in the end {exceeded}: measured anew it may do"
+            )),
+            (missed, _) => missed,
+        };
+        let note = of_bounds.or_else(|| note(network, &chosen, options, within, &given_up, &drop));
+        Ok(Outcome {
+            met,
+            metric: if self.labelled { "accuracy" } else { "agreement" },
+            before: measured(&self.before, latency_before, weight_bytes(self.graph)),
+            after: measured(&after, latency_after, weight_bytes(&chosen.graph)),
+            drop,
+            decision_drop: chosen.drop,
+            layers,
+            steps: self.steps.clone(),
+            methods: METHODS.iter().map(|m| m.name).collect(),
+            rewrites: self.rewrites.clone(),
+            isa: session.isa(),
+            split: SplitSizes {
+                calibration: self.parts.calibration.len(),
+                decision: self.parts.decision.len(),
+                report: self.parts.report.len(),
+            },
+            tried_samples: sensitivity.samples,
+            recipe,
+            note,
+            graph: chosen.graph,
+            baseline: self.baseline.clone(),
+        })
+    }
 }
 
 /// Refuses options and weights with which no result would mean anything.
@@ -280,6 +381,10 @@ struct Found {
     within: bool,
     /// Names of the layers whose precision was given back in vain.
     given_up: Vec<String>,
+    /// Why no network is within the bounds on time and size, where none is.
+    missed: Option<String>,
+    /// What was tried with each layer alone.
+    sensitivity: Sensitivity,
 }
 
 fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressError> {
@@ -293,13 +398,32 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         let within = chosen.drop <= options.max_drop;
         let what = format!("followed the recipe: the drop is {:.2} points", 100.0 * chosen.drop);
         steps.push(SearchStep { stage: "recipe", what, layers: Vec::new(), drop: chosen.drop });
-        return Ok(Found { chosen, within, given_up: Vec::new() });
+        return Ok(Found {
+            chosen,
+            within,
+            given_up: Vec::new(),
+            missed: None,
+            sensitivity: Sensitivity::default(),
+        });
     }
     let first = search.candidate(Plan::default())?;
+    if options.is_bounded() {
+        let sensitivity = search.tried(&first)?;
+        let Bounded { candidate, missed } = search.meet(&sensitivity, steps)?;
+        let within = missed.is_none() && candidate.drop <= options.max_drop;
+        return Ok(Found { chosen: candidate, within, given_up: Vec::new(), missed, sensitivity });
+    }
     if first.placement.is_empty() {
         let within = first.drop <= options.max_drop;
-        return Ok(Found { chosen: first, within, given_up: Vec::new() });
+        return Ok(Found {
+            chosen: first,
+            within,
+            given_up: Vec::new(),
+            missed: None,
+            sensitivity: Sensitivity::default(),
+        });
     }
+    let sensitivity = search.tried(&first)?;
     let int8 = (0..network.layers.len()).filter(|&i| first.placement.in_bytes(i)).count();
     let (drop, budget) = (100.0 * first.drop, 100.0 * options.max_drop);
     let what = format!("quantized {int8} layers: the drop is {drop:.2} points, the budget {budget:.2}");
@@ -317,7 +441,13 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
                 search.progress.stage("Finding how coarse weights may be", None);
                 trained = search.coarsen(trained, steps)?;
             }
-            return Ok(Found { chosen: trained, within: true, given_up: Vec::new() });
+            return Ok(Found {
+                chosen: trained,
+                within: true,
+                given_up: Vec::new(),
+                missed: None,
+                sensitivity,
+            });
         }
     }
     search.progress.stage("Finding layers that cost accuracy", None);
@@ -332,7 +462,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         let nearest = search.fit_latency(nearest, steps)?;
         // What is slow goes too, and with it perhaps the rest of the drop.
         let within = nearest.drop <= options.max_drop;
-        return Ok(Found { chosen: nearest, within, given_up });
+        return Ok(Found { chosen: nearest, within, given_up, missed: None, sensitivity });
     }
     search.progress.stage("Finding layers that are not faster", None);
     let mut chosen = search.fit_latency(last, steps)?;
@@ -347,8 +477,9 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
     if within && options.fewer_bits {
         search.progress.stage("Finding how coarse weights may be", None);
         chosen = search.coarsen(chosen, steps)?;
+        chosen = search.refine(chosen, &sensitivity, steps)?;
     }
-    Ok(Found { chosen, within, given_up: Vec::new() })
+    Ok(Found { chosen, within, given_up: Vec::new(), missed: None, sensitivity })
 }
 
 /// What the reader should know beyond the figures.
@@ -370,6 +501,13 @@ fn note(
         };
         return Some(note.to_owned());
     }
+    if !within && options.is_bounded() {
+        return Some(format!(
+            "within the bounds on time and size, the network of least drop loses {:.2} points on the decision samples, more than the \
+             budget of {budget:.2}",
+            100.0 * chosen.drop
+        ));
+    }
     if !within {
         let names = if given_up.is_empty() { "none".to_owned() } else { quoted(given_up) };
         return Some(format!(
@@ -385,6 +523,9 @@ fn note(
             100.0 * chosen.drop,
             100.0 * drop.drop
         ));
+    }
+    if chosen.placement.is_empty() && options.is_bounded() {
+        return Some("the network is within the bounds in f32, optimized".to_owned());
     }
     if chosen.placement.is_empty() && !given_up.is_empty() {
         return Some(format!(
@@ -408,7 +549,7 @@ fn measured(evaluation: &Evaluation, latency: Latency, weight_bytes: usize) -> M
 }
 
 /// Bytes of the constants that something reads.
-fn weight_bytes(graph: &Graph) -> usize {
+pub(crate) fn weight_bytes(graph: &Graph) -> usize {
     let uses = graph.uses();
     let is_output = |id: ValueId| graph.outputs().iter().any(|o| o.value == id);
     let used = graph.values().filter(|(id, _)| !uses[id.index()].is_empty() || is_output(*id));

@@ -9,6 +9,7 @@ use crate::explain::Reason;
 use crate::histogram::Histogram;
 use crate::layers::{Network, Role};
 use crate::range::{self, Choice};
+use crate::recipe::Format;
 use crate::weights::BITS;
 
 /// Which layers are kept from 8 bits, by index, and why.
@@ -18,8 +19,8 @@ pub struct Plan {
     pub kept: BTreeMap<usize, Reason>,
     /// Products whose activations are quantized by rows as they come, because a fixed range cost too much accuracy.
     pub dynamic: BTreeSet<usize>,
-    /// Bits by which quantized weights are coarser than 8: their file is smaller, their kernels are the same.
-    pub coarser: u32,
+    /// Bits of the levels of a layer's weights, where they are fewer than 8: the file is smaller, the kernels are the same.
+    pub bits: BTreeMap<usize, u32>,
 }
 
 impl Plan {
@@ -28,6 +29,28 @@ impl Plan {
         let mut plan = self.clone();
         plan.kept.insert(layer, reason);
         plan
+    }
+
+    /// Gives a layer that is in 8 bits so far a format, and its weights, if they are quantized, so many bits; `reason` says why it is
+    /// in single precision, if that is so.
+    pub fn set(&mut self, layer: usize, format: Format, bits: u32, reason: Reason) {
+        match format {
+            Format::F32 => drop(self.kept.insert(layer, reason)),
+            Format::Int8ByRows => drop(self.dynamic.insert(layer)),
+            Format::Int8 => {}
+        }
+        if bits < BITS {
+            self.bits.insert(layer, bits);
+        }
+    }
+
+    /// What the plan wants a layer with weights to be.
+    pub fn format(&self, layer: usize) -> Format {
+        match () {
+            () if self.kept.contains_key(&layer) => Format::F32,
+            () if self.dynamic.contains(&layer) => Format::Int8ByRows,
+            () => Format::Int8,
+        }
     }
 
     /// The same plan with a layer one step more exact: activations of a product are quantized by rows before the
@@ -55,8 +78,8 @@ pub struct Placement {
     pub sources: BTreeMap<ValueId, BTreeSet<ValueId>>,
     /// Layers that stay in 8 bits for their size though they measure slower, with the ratio of times.
     pub smaller: BTreeMap<usize, f64>,
-    /// Bits of the levels of quantized weights.
-    pub bits: u32,
+    /// For each layer: bits of the levels of its weights, if they are quantized.
+    pub bits: Vec<u32>,
 }
 
 impl Placement {
@@ -137,7 +160,7 @@ impl Placement {
             sources: sources.collect(),
             choices: BTreeMap::new(),
             smaller: BTreeMap::new(),
-            bits: BITS - plan.coarser.min(BITS - 2),
+            bits: (0..layers.len()).map(|i| plan.bits.get(&i).copied().unwrap_or(BITS)).collect(),
             int8,
             dynamic,
         }

@@ -64,7 +64,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         let (Some(linear), true) = (layer.linear(), placement.int8[index]) else { continue };
         let input = layer.reads.first().and_then(|v| placement.choices.get(v));
         if let (Some(input), Some(&first)) = (input, layer.nodes.first()) {
-            quantize_constants(&mut graph, first, linear, input.affine.scale, placement.bits)?;
+            quantize_constants(&mut graph, first, linear, input.affine.scale, placement.bits[index])?;
         }
     }
     graph.compact()?;

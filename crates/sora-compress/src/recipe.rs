@@ -10,6 +10,7 @@ use crate::explain::Reason;
 use crate::layers::{Network, Role};
 use crate::placement::Plan;
 use crate::reduce::Reduction;
+use crate::search::LEAST_BITS;
 use crate::weights::BITS;
 
 /// Every choice of a compression. With the same model, data and seed, on as many threads, it gives the same weights.
@@ -19,7 +20,7 @@ pub struct Recipe {
     /// Seed of the division of the data and of trainings.
     #[serde(default)]
     pub seed: u64,
-    /// Bits of the levels of quantized weights, 3 to 8.
+    /// Bits of the levels of quantized weights, 3 to 8, where `bits` does not say otherwise.
     #[serde(default = "bits")]
     pub weight_bits: u32,
     /// What is trained on the way; needs samples to train on.
@@ -28,6 +29,9 @@ pub struct Recipe {
     /// The format of layers, by name. What is not named is as far in 8 bits as its operator and its neighbours allow.
     #[serde(default)]
     pub layers: BTreeMap<String, Format>,
+    /// Bits of the levels of the weights of layers, by name, where they differ from `weight_bits`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bits: BTreeMap<String, u32>,
 }
 
 /// Trainings one after the other.
@@ -60,6 +64,17 @@ pub enum Format {
     Int8ByRows,
 }
 
+impl Format {
+    /// The name that recipes and reports give it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "f32",
+            Format::Int8 => "int8",
+            Format::Int8ByRows => "int8-by-rows",
+        }
+    }
+}
+
 fn bits() -> u32 {
     BITS
 }
@@ -78,7 +93,18 @@ impl Recipe {
             Some((layer.name.clone(), format))
         };
         let layers = network.layers.iter().enumerate().filter_map(format).collect();
-        Recipe { seed, weight_bits: BITS - plan.coarser.min(BITS - 2), training, layers }
+        let quantized = |index: &usize| {
+            let layer = &network.layers[*index];
+            layer.has_weights() && !plan.kept.contains_key(index)
+        };
+        let own = |index: usize| {
+            (network.layers[index].name.clone(), plan.bits.get(&index).copied().unwrap_or(BITS))
+        };
+        let mut bits: BTreeMap<String, u32> = (0..network.layers.len()).filter(quantized).map(own).collect();
+        let having = |wanted: u32| bits.values().filter(|bits| **bits == wanted).count();
+        let weight_bits = (LEAST_BITS..=BITS).max_by_key(|&wanted| having(wanted)).unwrap_or(BITS);
+        bits.retain(|_, bits| *bits != weight_bits);
+        Recipe { seed, weight_bits, training, layers, bits }
     }
 
     /// The plan for a network.
@@ -87,21 +113,30 @@ impl Recipe {
     /// [`CompressError::Option`] for a layer that the network does not have, or that has no such format.
     pub(crate) fn plan(&self, network: &Network) -> Result<Plan, CompressError> {
         let refused = |what: String| Err(CompressError::Option { what });
-        if !(3..=BITS).contains(&self.weight_bits) {
+        if let Some(bits) =
+            self.bits.values().chain([&self.weight_bits]).find(|b| !(LEAST_BITS..=BITS).contains(b))
+        {
             return refused(format!(
-                "the recipe's weights cannot have {} bits: give 3 to 8",
-                self.weight_bits
+                "the recipe's weights cannot have {bits} bits: give {LEAST_BITS} to {BITS}"
             ));
         }
-        let mut plan = Plan { coarser: BITS - self.weight_bits, ..Plan::default() };
-        for (name, format) in &self.layers {
-            let Some(index) = network.layers.iter().position(|layer| layer.name == *name) else {
+        let named = |name: &String| {
+            network.layers.iter().position(|layer| layer.name == *name).ok_or_else(|| {
                 let names: Vec<&str> = network.layers.iter().map(|layer| layer.name.as_str()).collect();
                 let near = suggestion(name, &names);
-                return refused(format!(
-                    "the recipe names the layer `{name}`, which the model does not have: {near}"
-                ));
-            };
+                let what =
+                    format!("the recipe names the layer `{name}`, which the model does not have: {near}");
+                CompressError::Option { what }
+            })
+        };
+        let mut plan = Plan::default();
+        let weighted = (0..network.layers.len()).filter(|&index| network.layers[index].has_weights());
+        plan.bits.extend(weighted.map(|index| (index, self.weight_bits)));
+        for (name, &bits) in &self.bits {
+            plan.bits.insert(named(name)?, bits);
+        }
+        for (name, format) in &self.layers {
+            let index = named(name)?;
             match (format, &network.layers[index].role) {
                 (Format::F32, _) => drop(plan.kept.insert(index, Reason::Prescribed)),
                 (_, Role::Float(reason)) => {

@@ -10,10 +10,11 @@ use sora_ir::Graph;
 use crate::explain::Reason;
 use crate::feed::{Fed, Feed};
 use crate::layers::Network;
-use crate::measure::{self, LayerProfile, Noise};
+use crate::measure::{self, Latency, LayerProfile, Noise};
 use crate::method::{self, Cx, Observations};
 use crate::placement::{Placement, Plan, Ranges};
 use crate::tutor::Tutor;
+use crate::weights::BITS;
 use crate::{CompressError, Options, Prefer, Progress};
 
 /// One thing that the search did.
@@ -62,8 +63,10 @@ pub(crate) struct Search<'a> {
     pub(crate) before: &'a [bool],
     /// Samples on which layer outputs are compared.
     pub(crate) probes: &'a [usize],
-    /// The original network, and one batch to time.
+    /// The network before it is quantized, and one batch to time.
     pub(crate) reference: &'a Session,
+    /// The network before anything was taken from it.
+    pub(crate) original: &'a Session,
     pub(crate) sample: &'a Fed,
 }
 
@@ -77,11 +80,11 @@ const TRIAL_SAMPLES: usize = 2048;
 const SINGLE_ROUNDS: usize = 8;
 
 /// The fewest bits of a weight that are tried.
-const LEAST_BITS: u32 = 3;
+pub(crate) const LEAST_BITS: u32 = 3;
 
 /// An 8-bit layer is slower when it exceeds its time before by this part, and by this many ms: either row suffices,
 /// as less time is needed to tell a gross difference from noise.
-const SLOWER: [(f64, f64); 2] = [(0.05, 0.002), (1.0, 0.0005)];
+pub(crate) const SLOWER: [(f64, f64); 2] = [(0.05, 0.002), (1.0, 0.0005)];
 
 impl Search<'_> {
     /// The network quantized under `plan`, measured on all samples for decisions.
@@ -113,7 +116,7 @@ impl Search<'_> {
         Ok(paired_drop(before, &after.correct)?)
     }
 
-    fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
+    pub(crate) fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
         let placement = Placement::new(self.network, plan, self.ranges);
         let cx = Cx { network: self.network, placement: &placement, observations: self.observations };
         let graph = method::apply(&cx)?;
@@ -239,13 +242,13 @@ impl Search<'_> {
             }
             let session = Session::new(current.graph.clone(), self.exec.clone())?;
             if !by_size {
-                whole = self.latency(&session)?;
+                whole = self.latency(&current.placement, &session)?;
                 let fits = current.drop <= self.options.max_drop;
                 if fits && fastest.as_ref().is_none_or(|(least, _)| whole < *least) {
                     fastest = Some((whole, current.clone()));
                 }
             }
-            let profile = self.profile(&current, &session)?;
+            let profile = self.profile(&current.placement, &session)?;
             let mut slower = self.slower(&current, &profile);
             let mut what = "measured slower in int8 than in f32";
             if by_size {
@@ -292,13 +295,19 @@ impl Search<'_> {
         mut current: Candidate,
         steps: &mut Vec<SearchStep>,
     ) -> Result<Candidate, CompressError> {
-        while !current.placement.is_empty() && current.placement.bits > LEAST_BITS {
+        if current.placement.is_empty() {
+            return Ok(current);
+        }
+        for bits in (LEAST_BITS..BITS).rev() {
             let mut plan = current.plan.clone();
-            plan.coarser += 1;
+            let quantized = |&layer: &usize| {
+                current.placement.in_bytes(layer) && self.network.layers[layer].has_weights()
+            };
+            plan.bits = (0..self.network.layers.len()).filter(quantized).map(|layer| (layer, bits)).collect();
             let mut next = self.candidate(plan)?;
             let mut fits = next.likely <= self.options.max_drop;
             let verdict = if fits { "within the budget" } else { "too much" };
-            let (bits, drop) = (next.placement.bits, 100.0 * next.drop);
+            let drop = 100.0 * next.drop;
             let what = format!("weights of {bits} bits in the file: the drop is {drop:.2} points, {verdict}");
             steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
             if let (false, Some(tutor)) = (fits, self.tutor)
@@ -317,9 +326,28 @@ impl Search<'_> {
     }
 
     /// The time of a network as a share of the original's.
-    fn latency(&self, session: &Session) -> Result<f64, CompressError> {
+    fn latency(&self, placement: &Placement, session: &Session) -> Result<f64, CompressError> {
+        if let Some(table) = &self.options.table {
+            let [before, after] = table.sums(self.network, placement, self.sample)?;
+            return Ok(after / before.max(1e-9));
+        }
         let [before, after] = measure::latencies([self.reference, session], self.sample, self.progress)?;
         Ok(after.median_ms / before.median_ms.max(1e-6))
+    }
+
+    /// The time of one run of the original, optimized, and of a network, in ms; a table has no percentiles.
+    pub(crate) fn latencies(
+        &self,
+        placement: &Placement,
+        session: &Session,
+    ) -> Result<[Latency; 2], CompressError> {
+        match &self.options.table {
+            Some(table) => {
+                let sums = table.sums(self.network, placement, self.sample)?;
+                Ok(sums.map(|ms| Latency { median_ms: ms, p90_ms: ms }))
+            }
+            None => measure::latencies([self.original, session], self.sample, self.progress),
+        }
     }
 
     /// The 8-bit layers that take longer than before beyond noise. A floating-point layer that got slower because
@@ -367,11 +395,14 @@ impl Search<'_> {
 
     pub(crate) fn profile(
         &self,
-        candidate: &Candidate,
+        placement: &Placement,
         session: &Session,
     ) -> Result<LayerProfile, CompressError> {
+        if let Some(table) = &self.options.table {
+            return table.profile(self.network, placement, self.sample);
+        }
         let sessions = [self.reference, session];
-        measure::profile(self.network, &candidate.placement, sessions, self.sample, self.progress)
+        measure::profile(self.network, placement, sessions, self.sample, self.progress)
     }
 
     pub(crate) fn noise(&self, candidate: &Candidate) -> Result<Noise, CompressError> {

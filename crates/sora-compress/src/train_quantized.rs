@@ -12,12 +12,20 @@ use crate::CompressError;
 use crate::quantize::dequantize_name;
 use crate::search::{Candidate, Search, SearchStep};
 use crate::tutor::Tutor;
+use crate::weights::BITS;
 
 impl Search<'_> {
     /// The candidate after a training behind its roundings; weights that are 0 by pruning stay so.
     pub(crate) fn trained(&self, candidate: &Candidate, tutor: &Tutor) -> Result<Candidate, CompressError> {
         let Candidate { placement, graph, .. } = candidate;
-        let network = Trainable::quantized(graph.clone(), &self.exact(candidate), placement.bits)?;
+        let [least, bits] = self.bits(candidate);
+        if least < bits {
+            let what =
+                "the recipe trains the quantized network, whose weights then have as many bits in all layers"
+                    .to_owned();
+            return Err(CompressError::Option { what });
+        }
+        let network = Trainable::quantized(graph.clone(), &self.exact(candidate), bits)?;
         let share = zeros(&network);
         let pruning = Pruning {
             sparsity: share,
@@ -27,7 +35,7 @@ impl Search<'_> {
             every: 1,
             scope: PruningScope::Global,
         };
-        let stage = format!("Training with weights of {} bits", placement.bits);
+        let stage = format!("Training with weights of {bits} bits");
         let trained = tutor.teach(network, (share > 0.0).then_some(pruning), &stage)?;
         let found = self.judged(candidate.plan.clone(), placement.clone(), with_integers(trained)?)?;
         Ok(Candidate { trained: true, ..found })
@@ -40,7 +48,7 @@ impl Search<'_> {
         tutor: &Tutor,
         steps: &mut Vec<SearchStep>,
     ) -> Result<Option<Candidate>, CompressError> {
-        let bits = candidate.placement.bits;
+        let [_, bits] = self.bits(candidate);
         let say = |what: String, drop: f64| SearchStep { stage: "train", what, layers: Vec::new(), drop };
         match self.trained(candidate, tutor) {
             Ok(trained) => {
@@ -60,6 +68,13 @@ impl Search<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The fewest and the most bits of quantized weights.
+    fn bits(&self, candidate: &Candidate) -> [u32; 2] {
+        let quantized = self.quantizable().filter(|&layer| candidate.placement.in_bytes(layer));
+        let bits = quantized.map(|layer| candidate.placement.bits[layer]);
+        bits.fold([BITS, 0], |[least, most], bits| [least.min(bits), most.max(bits)])
     }
 
     /// What quantized weights and biases were, by the names of what they are now.

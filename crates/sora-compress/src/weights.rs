@@ -21,7 +21,7 @@ pub struct QuantizedWeights {
 }
 
 /// Calls `visit(channel, element)` for the elements of a tensor of `shape`, with the channel along `axis`.
-fn for_each_channel(shape: &[usize], axis: usize, mut visit: impl FnMut(usize, usize)) {
+pub(crate) fn for_each_channel(shape: &[usize], axis: usize, mut visit: impl FnMut(usize, usize)) {
     let extent = shape.get(axis).copied().unwrap_or(1).max(1);
     let inner: usize = shape.iter().skip(axis + 1).product::<usize>().max(1);
     for element in 0..shape.iter().product() {

@@ -356,9 +356,19 @@ fn recipes_give_the_same_network_again() {
     let found = succeed(&again);
     assert!(found.contains("kept in f32: the recipe says so"), "{found}");
     assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap());
+    // Two bits fewer for one layer alone.
+    fs::write(&recipe, text.replace("[layers]", "[bits]\nfirst = 6\n[layers]")).unwrap();
+    let found = succeed_json(&[&again[..], &["--json"]].concat());
+    let bits = |name: &str| {
+        let layers = found["layers"].as_array().unwrap();
+        layers.iter().find(|layer| layer["name"] == name).unwrap()["weight_bits"].clone()
+    };
+    assert_eq!([bits("first"), bits("third")], [Value::from(6), Value::from(8)], "{found}");
     for (from, to, what) in [
         ("second = ", "secnod = ", "`second`"),
         ("weight_bits = 8", "weight_bits = 9", "3 to 8"),
+        ("[layers]", "[bits]\nfirst = 2\n[layers]", "3 to 8"),
+        ("[layers]", "[bits]\nfrist = 4\n[layers]", "`first`"),
         ("seed = 3", "sead = 3", "sead"),
         ("\"f32\"", "\"int4\"", "int4"),
         (

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sora::compress::Bound;
 
 /// Makes trained neural networks small and fast.
 #[derive(Debug, Parser)]
@@ -104,15 +105,30 @@ pub(super) struct Evaluate {
     pub(super) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Compress {
     /// The model: .onnx, .sora or .txt
     pub(super) model: PathBuf,
     #[command(flatten)]
     pub(super) data: Data,
-    /// Accuracy that may be lost, as a share: 0.01 is one point of a hundred
-    #[arg(long, default_value_t = 0.01, value_parser = share)]
-    pub(super) max_drop: f64,
+    /// Accuracy that may be lost, as a share: 0.01 is one point of a hundred [default: 0.01; with a bound on time or size alone: what
+    /// it takes]
+    #[arg(long, value_parser = share)]
+    pub(super) max_drop: Option<f64>,
+    /// The most time that one sample may take, as 2.5ms, or as a share of the original's: 0.5x. The result loses as little accuracy
+    /// as that allows
+    #[arg(long, value_name = "MS|RATIO", value_parser = latency)]
+    pub(super) max_latency: Option<Bound>,
+    /// Choose for another machine, whose times of this model's layers `sora bench MODEL --table` wrote there, in place of measuring here
+    #[arg(long = "for", value_name = "T.toml", conflicts_with_all = ["train", "recipe"])]
+    pub(super) table: Option<PathBuf>,
+    /// The most bytes that the file may have, as 500kB, or as a share of the original's: 0.1x
+    #[arg(long, value_name = "BYTES|RATIO", value_parser = size)]
+    pub(super) max_size: Option<Bound>,
+    /// Write up to N networks to pick from, none of which beats another in accuracy, size and time: OUT-1.sora and so on, each with
+    /// its recipe
+    #[arg(long, value_name = "N", conflicts_with = "recipe", value_parser = clap::value_parser!(u8).range(2..=64))]
+    pub(super) pareto: Option<u8>,
     /// What to prefer where speed and size disagree
     #[arg(long, value_enum, default_value_t = Prefer::Latency)]
     pub(super) prefer: Prefer,
@@ -130,7 +146,7 @@ pub(super) struct Compress {
     #[arg(long, value_name = "FOLDER", requires = "train")]
     pub(super) checkpoint: Option<PathBuf>,
     /// Do what a recipe says instead of searching: the file that --save-recipe wrote, or one of your own
-    #[arg(long, value_name = "R.toml", conflicts_with_all = ["prefer", "epochs", "rate", "seed"])]
+    #[arg(long, value_name = "R.toml", conflicts_with_all = ["prefer", "epochs", "rate", "seed", "max_latency", "max_size"])]
     pub(super) recipe: Option<PathBuf>,
     /// Also write what was chosen as a recipe that gives the same result again
     #[arg(long, value_name = "R.toml")]
@@ -272,13 +288,16 @@ pub(super) struct Bench {
     #[arg(long)]
     pub(super) peak: bool,
     /// Measure at which share of zeros layers of known networks get faster, and by how much; takes no model
-    #[arg(long, conflicts_with_all = ["model", "profile", "peak", "tune"])]
+    #[arg(long, conflicts_with_all = ["model", "profile", "peak", "tune", "table"])]
     pub(super) sparsity: bool,
     /// Measure which kernels are fastest for this model on this machine, and write them to a file for --tuning
     #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["profile", "peak", "tuning"])]
     pub(super) tune: bool,
-    /// Where the choices of --tune go
-    #[arg(short, long, value_name = "FILE", requires = "tune")]
+    /// Time the model's layers in f32 and in int8, and write that to a file with which `sora compress --for` chooses for this machine
+    #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["profile", "peak", "tune"])]
+    pub(super) table: bool,
+    /// Where the choices of --tune or the times of --table go
+    #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
     /// Seconds to measure for, after warming up
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
@@ -321,7 +340,7 @@ pub(super) struct Zoo {
     pub(super) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Data {
     /// Image folder (class = folder), .npz (x, y), .csv[.gz], or IDX folder
     #[arg(long, value_name = "DATA")]
@@ -332,7 +351,7 @@ pub(super) struct Data {
     pub(super) preprocess: Option<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Threads {
     /// Threads to run the network with
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -356,6 +375,28 @@ fn share(text: &str) -> Result<f64, String> {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("expected a number from 0 to 1".to_owned()),
     }
+}
+
+/// A number behind which one of these units stands, or `x`: a share of the original's.
+fn bound(text: &str, units: &[(&str, f64)]) -> Option<Bound> {
+    let number =
+        |text: &str| text.trim().parse::<f64>().ok().filter(|value| *value > 0.0 && value.is_finite());
+    if let Some(share) = text.strip_suffix('x').and_then(number) {
+        return Some(Bound::Share(share));
+    }
+    let of = |(unit, factor): &(&str, f64)| Some(Bound::Value(factor * number(text.strip_suffix(unit)?)?));
+    units.iter().find_map(of)
+}
+
+fn latency(text: &str) -> Result<Bound, String> {
+    let found = bound(text, &[("ms", 1.0), ("us", 1e-3), ("", 1.0)]);
+    found
+        .ok_or_else(|| "expected milliseconds as 2.5ms, or a share of the original's time as 0.5x".to_owned())
+}
+
+fn size(text: &str) -> Result<Bound, String> {
+    let found = bound(text, &[("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("B", 1.0), ("", 1.0)]);
+    found.ok_or_else(|| "expected bytes as 500kB, or a share of the original's size as 0.1x".to_owned())
 }
 
 fn rate(text: &str) -> Result<f64, String> {

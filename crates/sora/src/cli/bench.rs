@@ -10,6 +10,7 @@ use sora::tensor::{DType, Tensor};
 use sora::{Failure, Model};
 
 use super::args::Bench;
+use super::latency_table::latency_table;
 use super::shapes::{check_names, given};
 use super::sparsity::sparsity;
 use super::tune::tune;
@@ -19,6 +20,13 @@ use sora::table;
 pub(super) fn bench(args: &Bench) -> Printed {
     if let (true, Some(model), Some(output)) = (args.tune, &args.model, &args.output) {
         return tune(model, output, args);
+    }
+    if let (true, Some(model), Some(output)) = (args.table, &args.model, &args.output) {
+        return latency_table(model, output, args);
+    }
+    if let Some(output) = &args.output {
+        let hint = "Add --table or --tune, or leave out --output.";
+        return Err(Failure::new("There is nothing to write to a file.", output.display().to_string(), hint));
     }
     if args.sparsity {
         return sparsity(args);

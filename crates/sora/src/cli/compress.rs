@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sora::compress::{self, Outcome, Precision};
+use sora::data::{Dataset, Preprocess};
 use sora::report::{self, Report};
 use sora::{Draft, Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, write_together};
 
 use super::args::{Compress, Prefer};
 use super::evaluate::{compression_failure, open, open_samples};
+use super::goals::{budget, file_size, max_bytes, max_drop};
+use super::latency_table::read_table;
+use super::pareto::{numbered, pareto};
 use super::progress::{self, Bars};
 use super::{Printed, check_output, human_bytes, one_line, warn};
 use sora::table;
@@ -19,8 +23,13 @@ pub(super) fn compress(args: &Compress) -> Printed {
     for path in &args.output {
         Kind::of(path)?;
     }
-    let outputs: Vec<&Path> =
-        args.output.iter().chain(&args.report).chain(&args.save_recipe).map(PathBuf::as_path).collect();
+    let files = |own: &Compress| {
+        own.output.iter().chain(&own.report).chain(&own.save_recipe).cloned().collect::<Vec<PathBuf>>()
+    };
+    let outputs = match args.pareto {
+        Some(count) => (1..=usize::from(count)).flat_map(|number| files(&numbered(args, number))).collect(),
+        None => files(args),
+    };
     for (i, path) in outputs.iter().enumerate() {
         check_output(path, &[&args.model, &args.data.data])?;
         if outputs[..i].contains(path) {
@@ -32,17 +41,22 @@ pub(super) fn compress(args: &Compress) -> Printed {
     warn(&model.warnings);
     let (data, preprocess) = open(&model, &args.data)?;
     let recipe = args.recipe.as_deref().map(read_recipe).transpose()?;
+    // An ONNX file stores a byte for each weight, however few levels there are.
+    let coded = args.output.iter().any(|path| Kind::of(path).is_ok_and(|kind| kind == Kind::Sora));
+    let by_size = matches!(args.prefer, Prefer::Size) || args.max_size.is_some() || args.pareto.is_some();
     let options = compress::Options {
-        max_drop: args.max_drop,
+        max_drop: max_drop(args),
+        max_latency: args.max_latency,
+        max_bytes: max_bytes(args, &model),
+        table: args.table.as_deref().map(read_table).transpose()?,
+        file_size: Some(file_size(args, &model, &preprocess)),
         prefer: match args.prefer {
             Prefer::Latency => compress::Prefer::Latency,
             Prefer::Size => compress::Prefer::Size,
         },
         threads: usize::from(args.parallel.threads),
         seed: recipe.as_ref().map_or(args.seed, |recipe| recipe.seed),
-        // An ONNX file stores a byte for each weight, however few levels there are.
-        fewer_bits: matches!(args.prefer, Prefer::Size)
-            && args.output.iter().any(|path| Kind::of(path).is_ok_and(|kind| kind == Kind::Sora)),
+        fewer_bits: by_size && coded,
         training: args
             .train
             .as_deref()
@@ -52,47 +66,74 @@ pub(super) fn compress(args: &Compress) -> Printed {
         checkpoint: args.checkpoint.clone(),
         ..compress::Options::default()
     };
+    if let Some(count) = args.pareto {
+        return pareto(args, &model, (&data, &preprocess), &options, usize::from(count));
+    }
     let bars = Bars::new();
     let outcome = compress::compress(&model.graph, &data, &preprocess, &options, &bars);
     drop(bars);
     let outcome = outcome.map_err(|e| compression_failure(&e))?;
 
-    let result = Model {
-        metadata: Metadata {
-            producer: PRODUCER.to_owned(),
-            labels: data.classes().map(<[String]>::to_vec).or_else(|| model.metadata.labels.clone()),
-            measured: Some(Measurement {
-                samples: outcome.split.report,
-                accuracy: outcome.after.accuracy,
-                ci95: outcome.after.ci95,
-                original_accuracy: outcome.before.accuracy,
-            }),
-            recipe: Some(record(args, &outcome)),
-            preprocess: Some(preprocess.clone()),
-            text: model.metadata.text.clone(),
-            onnx: model.metadata.onnx.clone(),
-        },
-        graph: outcome.graph.clone(),
-        bytes: 0,
-        warnings: Vec::new(),
-        packed: None,
-    };
-    // Everything is encoded before anything is written: a failure leaves no half of the outputs behind.
-    let drafts = args.output.iter().map(|path| result.drafts(path));
-    let mut drafts = drafts.collect::<Result<Vec<Vec<Draft>>, Failure>>()?;
-    let bytes_after = drafts.first().map_or(0, |files| files.iter().map(Draft::len).sum());
+    let result = result(args, &model, &data, &preprocess, &outcome);
+    let (mut drafts, bytes_after) = drafts(args, &result)?;
     let report = describe(args, &model, &preprocess.to_string(), &outcome, bytes_after);
     progress::check()?;
-    drafts.extend(args.report.iter().map(|path| vec![Draft::of(path, report::html(&report))]));
+    drafts.extend(args.report.iter().map(|path| Draft::of(path, report::html(&report))));
     if let Some(path) = &args.save_recipe {
-        drafts.push(vec![Draft::of(path, recipe_text(&outcome.recipe)?)]);
+        drafts.push(Draft::of(path, recipe_text(&outcome.recipe)?));
     }
-    write_together(drafts.into_iter().flatten().collect())?;
-    // What is complete must not be continued.
+    write_together(drafts)?;
+    finished(args);
+    Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
+}
+
+/// Forgets what a compression could have been continued from: what is complete must not be continued.
+pub(super) fn finished(args: &Compress) {
     if let Some(folder) = &args.checkpoint {
         let _ = compress::forget(folder);
     }
-    Ok(if args.json { one_line(&to_json(args, &report)) } else { to_text(args, &report) })
+}
+
+/// The network with what travels with it.
+pub(super) fn result(
+    args: &Compress,
+    model: &Model,
+    data: &Dataset,
+    preprocess: &Preprocess,
+    outcome: &Outcome,
+) -> Model {
+    let measured = Measurement {
+        samples: outcome.split.report,
+        accuracy: outcome.after.accuracy,
+        ci95: outcome.after.ci95,
+        original_accuracy: outcome.before.accuracy,
+    };
+    let classes = data.classes().map(<[String]>::to_vec);
+    let metadata = metadata(model, preprocess, classes, measured, record(args, outcome));
+    Model { metadata, ..Model::of(outcome.graph.clone()) }
+}
+
+/// The outputs, and the bytes of the first. Everything is encoded before anything is written: a failure leaves no half of the
+/// outputs behind.
+pub(super) fn drafts<'a>(args: &Compress, result: &'a Model) -> Result<(Vec<Draft<'a>>, u64), Failure> {
+    let drafts = args.output.iter().map(|path| result.drafts(path));
+    let drafts = drafts.collect::<Result<Vec<Vec<Draft>>, Failure>>()?;
+    let bytes = drafts.first().map_or(0, |files| files.iter().map(Draft::len).sum());
+    Ok((drafts.into_iter().flatten().collect(), bytes))
+}
+
+/// What travels with the result.
+pub(super) fn metadata(
+    model: &Model,
+    preprocess: &Preprocess,
+    classes: Option<Vec<String>>,
+    measured: Measurement,
+    recipe: Recipe,
+) -> Metadata {
+    let Metadata { labels, text, onnx, .. } = model.metadata.clone();
+    let (producer, labels) = (PRODUCER.to_owned(), classes.or(labels));
+    let (measured, recipe, preprocess) = (Some(measured), Some(recipe), Some(preprocess.clone()));
+    Metadata { producer, labels, measured, recipe, preprocess, text, onnx }
 }
 
 /// The share of zeros from which on weights count as pruned.
@@ -122,7 +163,7 @@ fn read_recipe(path: &Path) -> Result<compress::Recipe, Failure> {
 }
 
 /// A recipe as a file, with what to do with it.
-fn recipe_text(recipe: &compress::Recipe) -> Result<String, Failure> {
+pub(super) fn recipe_text(recipe: &compress::Recipe) -> Result<String, Failure> {
     let text = toml::to_string(recipe)
         .map_err(|e| Failure::new(e.to_string(), "the recipe", "Report this as a defect."))?;
     let train = if recipe.training.is_some() { " --train SAMPLES" } else { "" };
@@ -143,14 +184,20 @@ fn record(args: &Compress, outcome: &Outcome) -> Recipe {
         precision: precision(layer.precision).to_owned(),
         reason: layer.reason.clone(),
     });
-    Recipe { max_drop: args.max_drop, seed: args.seed, layers: layers.collect() }
+    Recipe { max_drop: max_drop(args), seed: args.seed, layers: layers.collect() }
 }
 
 fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
 }
 
-fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome, bytes_after: u64) -> Report {
+pub(super) fn describe(
+    args: &Compress,
+    model: &Model,
+    preprocess: &str,
+    outcome: &Outcome,
+    bytes_after: u64,
+) -> Report {
     let side = |measured: &compress::Measured, bytes: u64| report::Side {
         accuracy: measured.accuracy,
         ci95: measured.ci95,
@@ -170,14 +217,18 @@ fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome,
         zeros: layer.zeros,
         weight_bits: layer.weight_bits,
         reason: layer.reason.clone(),
+        reason_code: code(&layer.reason_code),
+        tried: layer.alternatives.iter().map(tried).collect(),
+        not_pruned: layer.not_pruned.clone(),
     });
     Report {
         model: file_name(&args.model),
         outputs: args.output.iter().map(|p| file_name(p)).collect(),
         data: args.data.data.display().to_string(),
         preprocess: preprocess.to_owned(),
-        max_drop: args.max_drop,
-        met: outcome.met,
+        max_drop: max_drop(args),
+        budget: budget(args),
+        met: outcome.met && max_bytes(args, model).is_none_or(|most| bytes_after <= most),
         note: outcome.note.clone(),
         metric: outcome.metric.to_string(),
         before: side(&outcome.before, model.bytes),
@@ -185,9 +236,13 @@ fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome,
         drop: outcome.drop.drop,
         drop_ci95: outcome.drop.ci95,
         split: [outcome.split.calibration, outcome.split.decision, outcome.split.report],
+        tried_samples: outcome.tried_samples,
+        times_from: args.table.as_deref().map(file_name),
         isa: outcome.isa.to_string(),
         threads: usize::from(args.parallel.threads),
         layers: layers.collect(),
+        decision_drop: outcome.decision_drop,
+        choices: Vec::new(),
         steps: outcome.steps.iter().map(|step| step.what.clone()).collect(),
         rewrites: outcome
             .rewrites
@@ -199,7 +254,22 @@ fn describe(args: &Compress, model: &Model, preprocess: &str, outcome: &Outcome,
     }
 }
 
-fn to_json(args: &Compress, report: &Report) -> Value {
+/// The word for programs.
+fn code(reason: &compress::Reason) -> String {
+    let value = serde_json::to_value(reason).unwrap_or_default();
+    value["code"].as_str().unwrap_or_default().to_owned()
+}
+
+fn tried(alternative: &compress::Alternative) -> report::Tried {
+    let compress::Alternative { format, weight_bits, output_sqnr_db, drop, ms, bytes } = *alternative;
+    let mut name = format.name().to_owned();
+    if let Some(bits) = weight_bits.filter(|&bits| bits < 8) {
+        name += &format!(", {bits}-bit weights");
+    }
+    report::Tried { format: name, output_sqnr_db, drop, ms, bytes }
+}
+
+pub(super) fn to_json(args: &Compress, report: &Report) -> Value {
     let side = |side: &report::Side| {
         json!({
             "accuracy": side.accuracy, "bytes": side.bytes, "median_ms": side.median_ms,
@@ -213,14 +283,18 @@ fn to_json(args: &Compress, report: &Report) -> Value {
         "after": side(&report.after),
         "drop": report.drop,
         "drop_ci95": report.drop_ci95,
+        "decision_drop": report.decision_drop,
         "max_drop": report.max_drop,
+        "budget": report.budget,
         "metric": report.metric,
+        "tried_samples": report.tried_samples,
         "split": {"calibration": report.split[0], "decision": report.split[1], "report": report.split[2]},
         "preprocess": report.preprocess,
         "layers": report.layers,
         "steps": report.steps,
         "note": report.note,
         "output": outputs.first(),
+        "recipe": args.save_recipe.as_ref().map(|path| path.display().to_string()),
         "outputs": outputs,
     })
 }
@@ -253,8 +327,12 @@ fn to_text(args: &Compress, report: &Report) -> String {
     let mut text = table(&["", "before", "after", "change"], &rows);
     text += &format!(
         "\nfigures from {} samples that no decision saw; {} served calibration, {} decisions\n\
-         latency of one sample, {} thread(s), {}; preprocessing {}\n\n",
-        report.split[2], report.split[0], report.split[1], report.threads, report.isa, report.preprocess
+         latency of one sample, {}; preprocessing {}\n\n",
+        report.split[2],
+        report.split[0],
+        report.split[1],
+        report.machine(),
+        report.preprocess
     );
     let pruned = report.layers.iter().any(|layer| layer.zeros.is_some_and(|share| share >= SPARSE));
     let layers: Vec<Vec<String>> = report
@@ -276,6 +354,10 @@ fn to_text(args: &Compress, report: &Report) -> String {
     text += &table(&heads[..if pruned { 7 } else { 6 }], &layers);
     for layer in &report.layers {
         text += &format!("  {}: {}\n", layer.name, layer.reason);
+        text.extend(layer.not_pruned.iter().map(|why| format!("    not pruned: {why}\n")));
+        if args.explain {
+            text.extend(layer.tried.iter().map(|tried| format!("    alone in {}\n", tried.words())));
+        }
     }
     if args.explain {
         text += "\nGraph optimization\n";
@@ -287,7 +369,7 @@ fn to_text(args: &Compress, report: &Report) -> String {
         text += &format!("\n{note}\n");
     }
     let verdict = if report.met { "met" } else { "NOT met: this is the nearest result" };
-    text += &format!("\nbudget of {:.2} points: {verdict}\n", 100.0 * report.max_drop);
+    text += &format!("\nbudget of {}: {verdict}\n", report.budget);
     for path in args.output.iter().chain(&args.report).chain(&args.save_recipe) {
         text += &format!("wrote {}\n", path.display());
     }

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use super::page::{Escaped, page, percent};
-use super::{Layer, Report, Side};
+use super::{Choice, Layer, Report, Side};
 
 /// The page. All text of the report is escaped; the figures stand in it a second time as JSON for programs.
 pub fn html(report: &Report) -> String {
-    let parts = [header, cards, errors, times, layers, search, method];
+    let parts = [header, cards, choices, errors, times, layers, search, method];
     let body: String = parts.iter().map(|part| part(report)).collect();
     page(&format!("{} compressed", report.model), &body, &report.producer, "report", report)
 }
@@ -34,7 +34,7 @@ fn header(report: &Report) -> String {
         Escaped(&report.model),
         Escaped(&report.outputs.join(", ")),
         change(report),
-        points(report.max_drop),
+        Escaped(&report.budget),
     )
 }
 
@@ -53,10 +53,6 @@ fn change(report: &Report) -> String {
 /// A name that may break behind its slashes.
 fn name(name: &str) -> String {
     Escaped(name).to_string().replace('/', "/<wbr>")
-}
-
-fn points(share: f64) -> String {
-    format!("{:.2} points", 100.0 * share)
 }
 
 fn cards(report: &Report) -> String {
@@ -89,6 +85,37 @@ fn cards(report: &Report) -> String {
         );
     }
     text + "</section>\n"
+}
+
+/// The networks that this one was picked from.
+fn choices(report: &Report) -> String {
+    if report.choices.is_empty() {
+        return String::new();
+    }
+    let row = |choice: &Choice| {
+        let this = report.outputs.contains(&choice.output);
+        let (open, close) = if this { ("<b>", "</b>") } else { ("", "") };
+        format!(
+            "<tr><td>{open}{}{close}</td><td>{:+.2} points</td><td>{}</td><td>{}</td><td>{} of {}</td></tr>
+",
+            Escaped(&choice.output),
+            0.0 - 100.0 * choice.drop,
+            bytes(choice.bytes),
+            milliseconds(choice.median_ms),
+            choice.int8,
+            choice.layers
+        )
+    };
+    let rows: String = report.choices.iter().map(row).collect();
+    format!(
+        "<h2>Networks to pick from</h2>
+<p>None beats another in drop, size and time on the samples for decisions; changes are those \
+         on unseen samples.</p>
+<table><tr><th>network</th><th>{}</th><th>file size</th><th>latency</th><th>layers in int8</th></tr>
+{rows}</table>
+",
+        Escaped(&report.metric)
+    )
 }
 
 /// Both accuracies with their intervals on one axis.
@@ -166,10 +193,9 @@ fn times(report: &Report) -> String {
         })
         .collect();
     format!(
-        "<h2>Where the time goes</h2>\n<p>Time of each layer for one sample, with what was fused into it; {} thread(s), {}.</p>\n\
+        "<h2>Where the time goes</h2>\n<p>Time of each layer for one sample, with what was fused into it; {}.</p>\n\
          <div class=\"chart\"><p class=\"legend\"><span><i></i>before</span><span><i class=\"after\"></i>after</span></p>{rows}</div>\n",
-        report.threads,
-        Escaped(&report.isa)
+        Escaped(&report.machine())
     )
 }
 
@@ -195,9 +221,16 @@ fn layers(report: &Report) -> String {
             };
             let zeros = layer.zeros.filter(|&share| share > 0.0);
             let zeros = zeros.map_or(String::new(), |share| format!(", {:.1} % zeros", 100.0 * share));
+            let mut more = String::new();
+            for line in layer.not_pruned.iter().map(|why| format!("not pruned: {why}")) {
+                let _ = write!(more, "<br>{}", Escaped(&capital(&line)));
+            }
+            for tried in &layer.tried {
+                let _ = write!(more, "<br><small>{}</small>", Escaped(&tried.words()));
+            }
             format!(
                 "<div class=\"layer\"><div class=\"name\">{} <small>{}{weights}{zeros}</small></div>\
-                 <span class=\"tag {precision}\">{}</span><p>{}</p></div>\n",
+                 <span class=\"tag {precision}\">{}</span><p>{}{more}</p></div>\n",
                 name(&layer.name),
                 Escaped(&layer.op),
                 Escaped(&layer.format()),
@@ -206,8 +239,14 @@ fn layers(report: &Report) -> String {
             )
         })
         .collect();
+    let tried = match report.tried_samples {
+        0 => String::new(),
+        samples => format!(
+            " Below: what each layer would do in other formats, alone in an otherwise unchanged network, on {samples} samples."
+        ),
+    };
     format!(
-        "<h2>Why each layer is what it is</h2>\n<p>In order of execution.</p>\n<div class=\"layers\">{items}</div>\n"
+        "<h2>Why each layer is what it is</h2>\n<p>In order of execution.{tried}</p>\n<div class=\"layers\">{items}</div>\n"
     )
 }
 
@@ -251,7 +290,10 @@ fn method(report: &Report) -> String {
         ("Intervals", "95 % Wilson score intervals of a proportion".to_owned()),
         (
             "Latency",
-            format!("median of interleaved runs of one sample, {} thread(s), {}", report.threads, report.isa),
+            match report.times_from {
+                Some(_) => report.machine(),
+                None => format!("median of interleaved runs of one sample, {}", report.machine()),
+            },
         ),
     ];
     let items: String =
@@ -285,6 +327,7 @@ fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Tried;
 
     fn sample() -> Report {
         let side = |accuracy: f64, bytes, median_ms| Side {
@@ -300,6 +343,7 @@ mod tests {
             data: "pictures".into(),
             preprocess: "scale=1/255".into(),
             max_drop: 0.005,
+            budget: "0.50 points".into(),
             met: false,
             note: Some("layer </script> is to blame".into()),
             metric: "accuracy".into(),
@@ -308,6 +352,10 @@ mod tests {
             drop: 0.01,
             drop_ci95: [0.0, 0.02],
             split: [10, 40, 50],
+            tried_samples: 32,
+            decision_drop: 0.01,
+            choices: Vec::new(),
+            times_from: None,
             isa: "avx2".into(),
             threads: 1,
             layers: vec![Layer {
@@ -322,6 +370,15 @@ mod tests {
                 zeros: Some(0.5),
                 weight_bits: Some(5),
                 reason: "int8 keeps the accuracy".into(),
+                reason_code: "within-budget".into(),
+                tried: vec![Tried {
+                    format: "int8".into(),
+                    output_sqnr_db: Some(27.5),
+                    drop: 0.002,
+                    ms: Some(0.1),
+                    bytes: 100,
+                }],
+                not_pruned: Some("`y<1>` is an output of the network".into()),
             }],
             steps: vec!["quantized everything".into()],
             rewrites: vec![("fold batch norm".into(), 2)],
@@ -351,10 +408,26 @@ mod tests {
             "accuracy unchanged within chance (-1.00 points)",
             "outside the budget",
             "31.2 dB",
+            "27.5 dB at the output",
+            "Not pruned: `y&lt;1&gt;` is an output",
         ] {
             assert!(page.contains(present), "{present}");
         }
         assert_eq!(page.matches("<div").count(), page.matches("</div>").count());
+    }
+
+    #[test]
+    fn networks_to_pick_from_are_listed_with_this_one_marked() {
+        let mut report = sample();
+        report.choices =
+            vec![Choice::of(&report), Choice { output: "o<2>.sora".into(), ..Choice::of(&report) }];
+        let page = html(&report);
+        assert!(
+            page.contains("<b>out.sora</b>")
+                && page.contains("<td>o&lt;2&gt;.sora</td>")
+                && page.contains("<td>1 of 1</td>")
+        );
+        assert!(!html(&sample()).contains("Networks to pick from"));
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Report {
     pub preprocess: String,
     /// The accuracy budget, 0 to 1.
     pub max_drop: f64,
+    /// What was asked for, in words.
+    pub budget: String,
     /// Whether the result is inside the budget.
     pub met: bool,
     /// Why not, or what else a reader must know.
@@ -38,10 +40,18 @@ pub struct Report {
     pub drop_ci95: [f64; 2],
     /// Samples for calibration, for decisions, and for the report.
     pub split: [usize; 3],
+    /// Samples for decisions that layers were tried on one by one.
+    pub tried_samples: usize,
+    /// The file that times were taken from, where they were not measured here.
+    pub times_from: Option<String>,
     /// Instruction set that the times were taken with.
     pub isa: String,
     /// Threads that the times were taken with.
     pub threads: usize,
+    /// Accuracy lost on the samples for decisions, 0 to 1.
+    pub decision_drop: f64,
+    /// The networks to pick from, this one among them; none where there was one alone.
+    pub choices: Vec<Choice>,
     /// The layers in order of execution.
     pub layers: Vec<Layer>,
     /// What the search did, in words.
@@ -53,9 +63,52 @@ pub struct Report {
 }
 
 impl Report {
+    /// What times were taken with, in words.
+    pub fn machine(&self) -> String {
+        match &self.times_from {
+            Some(table) => format!("by the times of layers in {table}"),
+            None => format!("{} thread(s), {}", self.threads, self.isa),
+        }
+    }
+
     /// The change of the metric in points: negative when it fell, and never minus zero.
     pub fn change(&self) -> f64 {
         0.0 - 100.0 * self.drop
+    }
+}
+
+/// One of several networks to pick from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Choice {
+    /// File name.
+    pub output: String,
+    /// Accuracy lost on the samples that no decision saw, 0 to 1.
+    pub drop: f64,
+    /// 95 % confidence interval of `drop`.
+    pub drop_ci95: [f64; 2],
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Median latency of one sample in milliseconds.
+    pub median_ms: f64,
+    /// Layers with weights in 8 bits.
+    pub int8: usize,
+    /// Layers with weights.
+    pub layers: usize,
+}
+
+impl Choice {
+    /// What a report says of its network.
+    pub fn of(report: &Report) -> Choice {
+        let weighted = || report.layers.iter().filter(|layer| !layer.tried.is_empty());
+        Choice {
+            output: report.outputs.first().cloned().unwrap_or_default(),
+            drop: report.drop,
+            drop_ci95: report.drop_ci95,
+            bytes: report.after.bytes,
+            median_ms: report.after.median_ms,
+            int8: weighted().filter(|layer| layer.precision == "int8").count(),
+            layers: weighted().count(),
+        }
     }
 }
 
@@ -99,6 +152,36 @@ pub struct Layer {
     pub weight_bits: Option<u32>,
     /// Why this precision, in words.
     pub reason: String,
+    /// The same as a word for programs.
+    pub reason_code: String,
+    /// The formats that the search tried, in which the rest of the network stayed as it was.
+    pub tried: Vec<Tried>,
+    /// What forbids taking channels from it, where that was looked at.
+    pub not_pruned: Option<String>,
+}
+
+/// A format of one layer, tried alone.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tried {
+    /// `f32`, `int8` or `int8-by-rows`, perhaps with the bits of its weights.
+    pub format: String,
+    /// Signal to noise at the network's output, in decibels; `None` where nothing differs.
+    pub output_sqnr_db: Option<f64>,
+    /// Accuracy lost on some of the samples for decisions, 0 to 1.
+    pub drop: f64,
+    /// Time in milliseconds.
+    pub ms: Option<f64>,
+    /// Bytes of weights in the file.
+    pub bytes: u64,
+}
+
+impl Tried {
+    /// The figures as a clause.
+    pub fn words(&self) -> String {
+        let db = self.output_sqnr_db.map_or(String::new(), |db| format!(", {db:.1} dB at the output"));
+        let ms = self.ms.map_or(String::new(), |ms| format!(", {ms:.4} ms"));
+        format!("{}: {:+.2} points{db}{ms}, {} bytes", self.format, 0.0 - 100.0 * self.drop, self.bytes)
+    }
 }
 
 impl Layer {

@@ -1,0 +1,381 @@
+//! Networks within bounds on time and size, and those that no other beats: choices over what each layer costs, verified by measuring.
+
+use std::collections::BTreeMap;
+
+use sora_exec::Session;
+
+use crate::choose::{Cost, Point, front};
+use crate::explain::Reason;
+use crate::placement::{Placement, Plan};
+use crate::search::{Candidate, LEAST_BITS, SLOWER, Search, SearchStep, quoted};
+use crate::sensitivity::{Offer, Sensitivity};
+use crate::weights::BITS;
+use crate::{Bound, CompressError, Prefer};
+
+/// A network that was built and measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Verified {
+    pub(crate) candidate: Candidate,
+    /// Time of one run in ms.
+    pub(crate) ms: f64,
+    /// Bytes of the file.
+    pub(crate) bytes: f64,
+    picks: Vec<usize>,
+}
+
+/// What a network may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    ms: f64,
+    bytes: f64,
+}
+
+impl Limits {
+    /// By what factor the figures exceed the limits; at most 1 where they do not.
+    fn excess(&self, ms: f64, bytes: f64) -> f64 {
+        (ms / self.ms).max(bytes / self.bytes)
+    }
+}
+
+/// What the search within bounds settled on.
+pub(crate) struct Bounded {
+    pub(crate) candidate: Candidate,
+    /// Why no network meets the bounds, and which layers are to blame; `None` where one does.
+    pub(crate) missed: Option<String>,
+}
+
+/// Choices that are verified on the way to a bound: each corrects what the next one is expected to take.
+const ROUNDS: usize = 8;
+
+/// The share of a bound on time that a choice may take when it is verified, so that it holds when it is measured once more.
+const MARGIN: f64 = 0.97;
+
+/// Layers that are named as to blame.
+const BLAMED: usize = 3;
+
+/// Most times that a choice of bits is verified.
+const HALVINGS: usize = 6;
+
+/// Times that differ by less count as equal.
+const SAME_TIME: f64 = 0.03;
+
+/// The front of a network's choices with what their picks stand for.
+struct Choices {
+    offers: BTreeMap<usize, Vec<Offer>>,
+    points: Vec<Point>,
+    /// What the network takes beside its layers with weights.
+    rest: Cost,
+    /// Time of the original in ms, and of the network with nothing in 8 bits.
+    original: f64,
+    plain: f64,
+}
+
+impl Choices {
+    /// What a point is expected to take.
+    fn expected(&self, point: &Point) -> Cost {
+        point.cost + self.rest
+    }
+}
+
+impl Search<'_> {
+    /// The network of least drop within the bounds, or the nearest to them.
+    pub(crate) fn meet(
+        &self,
+        sensitivity: &Sensitivity,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Bounded, CompressError> {
+        self.progress.stage("Choosing within the bounds", None);
+        let mut choices = self.choices(sensitivity)?;
+        let limits = self.limits(choices.original);
+        let mut verified: Vec<Verified> = Vec::new();
+        for _ in 0..ROUNDS {
+            let excess = |point: &Point| {
+                let Cost { ms, bytes, .. } = choices.expected(point);
+                limits.excess(ms, bytes)
+            };
+            // By noise, least first.
+            let fitting = choices.points.iter().find(|point| excess(point) <= 1.0);
+            let nearest = || choices.points.iter().min_by(|a, b| excess(a).total_cmp(&excess(b)));
+            let Some(point) = fitting.or_else(nearest).cloned() else { break };
+            if verified.iter().any(|known| known.picks == point.picks) {
+                break;
+            }
+            let expected = choices.expected(&point);
+            let found = self.verify(&choices, &point, sensitivity)?;
+            choices.rest.ms = (choices.rest.ms + found.ms - expected.ms).max(0.0);
+            choices.rest.bytes = (choices.rest.bytes + found.bytes - expected.bytes).max(0.0);
+            let fits = limits.excess(found.ms, found.bytes) <= 1.0;
+            steps.push(self.told(&found, if fits { "within the bounds" } else { "beyond the bounds" }));
+            verified.push(found);
+        }
+        let over = |v: &Verified| limits.excess(v.ms, v.bytes);
+        let within = verified.iter().filter(|v| over(v) <= 1.0);
+        if let Some(best) = within.min_by(|a, b| a.candidate.drop.total_cmp(&b.candidate.drop)) {
+            return Ok(Bounded { candidate: best.candidate.clone(), missed: None });
+        }
+        let nearest = verified.into_iter().min_by(|a, b| over(a).total_cmp(&over(b)));
+        let Some(nearest) = nearest else {
+            let what = "there is no choice to make".to_owned();
+            return Err(CompressError::Option { what });
+        };
+        let missed = Some(self.blame(&nearest, limits, &choices)?);
+        Ok(Bounded { candidate: nearest.candidate, missed })
+    }
+
+    /// Why bounds were missed: what the nearest network takes, and what in it takes most.
+    fn blame(&self, nearest: &Verified, limits: Limits, choices: &Choices) -> Result<String, CompressError> {
+        let Verified { candidate, ms, bytes, .. } = nearest;
+        let too_slow = ms / limits.ms >= bytes / limits.bytes;
+        let mut by: Vec<(usize, f64)> = match too_slow {
+            true => {
+                let session = Session::new(candidate.graph.clone(), self.exec.clone())?;
+                let times = self.profile(&candidate.placement, &session)?.times;
+                times.iter().enumerate().map(|(layer, times)| (layer, times.after.unwrap_or(0.0))).collect()
+            }
+            false => {
+                let of = |(offers, &pick): (&Vec<Offer>, &usize)| offers[pick].cost.bytes;
+                choices
+                    .offers
+                    .keys()
+                    .copied()
+                    .zip(choices.offers.values().zip(&nearest.picks).map(of))
+                    .collect()
+            }
+        };
+        by.sort_by(|a, b| b.1.total_cmp(&a.1));
+        by.truncate(BLAMED);
+        let told = |&(layer, cost): &(usize, f64)| {
+            let cost = if too_slow { format!("{cost:.4} ms") } else { format!("{cost:.0} bytes") };
+            format!("`{}` ({cost})", self.network.layers[layer].name)
+        };
+        let layers = by.iter().map(told).collect::<Vec<_>>().join(", ");
+        let (bound, takes) = match too_slow {
+            true => (format!("{:.4} ms", limits.ms / MARGIN), format!("{ms:.4} ms")),
+            false => (format!("{:.0} bytes", limits.bytes), format!("{bytes:.0} bytes")),
+        };
+        let drop = 100.0 * candidate.drop;
+        Ok(format!(
+            "the bound of {bound} cannot be met: the nearest network takes {takes} and loses {drop:.2} points on the decision samples. \
+             Most of it is in {layers}"
+        ))
+    }
+
+    /// Networks of which none beats another in drop, bytes and time, at most `count` of them, by drop: the extremes, and those
+    /// farthest from each other.
+    pub(crate) fn unbeaten(
+        &self,
+        sensitivity: &Sensitivity,
+        count: usize,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Vec<Candidate>, CompressError> {
+        let choices = self.choices(sensitivity)?;
+        let wanted = self.spread(&choices.points, 2 * count);
+        self.progress.stage("Measuring choices", Some(wanted.len() as u64));
+        let mut verified: Vec<Verified> = Vec::new();
+        for point in wanted {
+            verified.push(self.verify(&choices, point, sensitivity)?);
+            self.progress.advance(1);
+        }
+        let limits = self.limits(choices.original);
+        let allowed =
+            |v: &Verified| limits.excess(v.ms, v.bytes) <= 1.0 && v.candidate.drop <= self.options.max_drop;
+        if verified.iter().any(allowed) {
+            verified.retain(allowed);
+        }
+        let beaten = |v: &Verified| verified.iter().any(|other| other.beats(v));
+        let mut left: Vec<Verified> = verified.iter().filter(|v| !beaten(v)).cloned().collect();
+        left.sort_by(|a, b| a.candidate.drop.total_cmp(&b.candidate.drop).then(b.bytes.total_cmp(&a.bytes)));
+        let mut kept = farthest(&left, count);
+        kept.sort_unstable();
+        let kept: Vec<Verified> = kept.into_iter().map(|at| left[at].clone()).collect();
+        steps.extend(kept.iter().map(|found| self.told(found, "which no other one beats")));
+        Ok(kept.into_iter().map(|v| v.candidate).collect())
+    }
+
+    /// Points of the front: for levels of noise between the least and the most, the fastest and the smallest.
+    fn spread<'p>(&self, points: &'p [Point], levels: usize) -> Vec<&'p Point> {
+        let noise: Vec<f64> = points.iter().map(|p| p.cost.noise).filter(|&noise| noise > 0.0).collect();
+        let (Some(&low), Some(&high)) = (noise.first(), noise.last()) else { return points.iter().collect() };
+        let step = (high / low).powf(1.0 / levels.saturating_sub(1).max(1) as f64);
+        let levels = (0..levels).map(|i| low * step.powi(i32::try_from(i).unwrap_or(0)) * (1.0 + 1e-9));
+        let mut wanted: Vec<usize> = vec![0];
+        for level in levels {
+            for of in [|c: &Cost| c.ms, |c: &Cost| c.bytes] {
+                let within = (0..points.len()).filter(|&i| points[i].cost.noise <= level);
+                wanted.extend(within.min_by(|&a, &b| of(&points[a].cost).total_cmp(&of(&points[b].cost))));
+            }
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted.into_iter().map(|at| &points[at]).collect()
+    }
+
+    /// Takes bits from the levels of weights layer by layer, where that makes the file smaller than `current` within the budget.
+    pub(crate) fn refine(
+        &self,
+        mut current: Candidate,
+        sensitivity: &Sensitivity,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Candidate, CompressError> {
+        let mut offers = self.offers(sensitivity)?;
+        offers.retain(|&layer, _| current.placement.in_bytes(layer));
+        let mut now = Cost::default();
+        for (&layer, own) in &mut offers {
+            own.retain(|offer| offer.format == current.plan.format(layer));
+            own.iter_mut().for_each(|offer| offer.cost.ms = 0.0);
+            now = own.iter().find(|o| o.bits == current.placement.bits[layer]).map_or(now, |o| now + o.cost);
+        }
+        offers.retain(|_, own| !own.is_empty());
+        let costs: Vec<Vec<Cost>> = offers.values().map(|own| own.iter().map(|o| o.cost).collect()).collect();
+        let mut points = front(&costs);
+        points.retain(|point| point.cost.bytes < now.bytes);
+        // The more noise, the fewer bytes: half by half to the last one that is within the budget.
+        for _ in 0..HALVINGS {
+            let Some(point) = points.get(points.len() / 2).cloned() else { break };
+            let mut plan = current.plan.clone();
+            for ((&layer, own), &pick) in offers.iter().zip(&point.picks) {
+                plan.bits.insert(layer, own[pick].bits);
+            }
+            let mut next = self.candidate(plan)?;
+            let fits = next.likely <= self.options.max_drop;
+            let used = (LEAST_BITS..=BITS).filter(|bits| {
+                offers.iter().zip(&point.picks).any(|((_, own), &pick)| own[pick].bits == *bits)
+            });
+            let used: Vec<String> = used.map(|bits| bits.to_string()).collect();
+            let verdict = if fits { "within the budget" } else { "too much" };
+            let what = format!(
+                "weights of {} bits by layer, {:.0} bytes for {:.0}: the drop is {:.2} points, {verdict}",
+                used.join(", "),
+                point.cost.bytes,
+                now.bytes,
+                100.0 * next.drop
+            );
+            steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
+            let half = points.len() / 2;
+            if fits {
+                next.placement.smaller.clone_from(&current.placement.smaller);
+                current = next;
+                points.drain(..=half);
+            } else {
+                points.truncate(half);
+            }
+        }
+        Ok(current)
+    }
+
+    fn limits(&self, original: f64) -> Limits {
+        let asked = self.options.max_latency.map(|bound| match bound {
+            Bound::Value(ms) => ms,
+            Bound::Share(share) => share * original,
+        });
+        let as_given = match self.options.prefer {
+            Prefer::Latency => original * (1.0 + SLOWER[0].0),
+            Prefer::Size => f64::INFINITY,
+        };
+        let ms = asked.map_or(as_given, |asked| (MARGIN * asked).min(as_given));
+        Limits { ms, bytes: self.options.max_bytes.map_or(f64::INFINITY, |bytes| bytes as f64) }
+    }
+
+    fn choices(&self, sensitivity: &Sensitivity) -> Result<Choices, CompressError> {
+        let offers = self.offers(sensitivity)?;
+        let costs: Vec<Vec<Cost>> = offers.values().map(|own| own.iter().map(|o| o.cost).collect()).collect();
+        // What is real is the first of each layer's formats.
+        let real = costs.iter().filter_map(|own| own.first()).fold(Cost::default(), |sum, &cost| sum + cost);
+        let nothing = Placement::without_ranges(self.network, &self.plain());
+        let [original, reference] =
+            self.latencies(&nothing, self.reference)?.map(|latency| latency.median_ms);
+        let plain = if self.options.training.is_some() { reference } else { original };
+        let bytes = self.options.bytes(&self.network.graph) as f64;
+        let rest = Cost { noise: 0.0, ms: (plain - real.ms).max(0.0), bytes: (bytes - real.bytes).max(0.0) };
+        self.progress.stage("Choosing formats", None);
+        Ok(Choices { points: front(&costs), offers, rest, original, plain })
+    }
+
+    /// The plan with nothing in 8 bits.
+    fn plain(&self) -> Plan {
+        let all = 0..self.network.layers.len();
+        Plan { kept: all.map(|layer| (layer, Reason::Prescribed)).collect(), ..Plan::default() }
+    }
+
+    fn verify(
+        &self,
+        choices: &Choices,
+        point: &Point,
+        sensitivity: &Sensitivity,
+    ) -> Result<Verified, CompressError> {
+        let mut plan = Plan::default();
+        for ((&layer, own), &pick) in choices.offers.iter().zip(&point.picks) {
+            let reason =
+                Reason::NotNeeded { output_sqnr_db: sensitivity.output_sqnr_db(layer).unwrap_or(0.0) };
+            plan.set(layer, own[pick].format, own[pick].bits, reason);
+        }
+        let candidate = self.candidate(plan)?;
+        let session = Session::new(candidate.graph.clone(), self.exec.clone())?;
+        let ms = match candidate.placement.is_empty() {
+            // Two timings of one network would differ by chance.
+            true => choices.plain,
+            false => {
+                let both = self.latencies(&candidate.placement, &session)?;
+                let [before, after] = both.map(|latency| latency.median_ms);
+                // In times of the original: the machine may be slower now than it was.
+                choices.original * after / before.max(1e-9)
+            }
+        };
+        let bytes = self.options.bytes(&candidate.graph) as f64;
+        Ok(Verified { candidate, ms, bytes, picks: point.picks.clone() })
+    }
+
+    fn told(&self, found: &Verified, verdict: &str) -> SearchStep {
+        let Verified { candidate, ms, bytes, .. } = found;
+        let layers: Vec<usize> = self.quantizable().filter(|&i| candidate.placement.in_bytes(i)).collect();
+        let names = self.names(&layers);
+        let which = if names.is_empty() { "nothing".to_owned() } else { quoted(&names) };
+        let what = format!(
+            "chose {which} in int8: {ms:.4} ms, {bytes:.0} bytes, the drop is {:.2} points, {verdict}",
+            100.0 * candidate.drop
+        );
+        SearchStep { stage: "choose", what, layers: names, drop: candidate.drop }
+    }
+}
+
+impl Verified {
+    /// Whether this one is at least as good in everything, and better in something.
+    fn beats(&self, other: &Verified) -> bool {
+        let (a, b) = (self.candidate.drop, other.candidate.drop);
+        let as_good = a <= b && self.bytes <= other.bytes && self.ms <= other.ms * (1.0 + SAME_TIME);
+        as_good && (a < b || self.bytes < other.bytes || self.ms < other.ms * (1.0 - SAME_TIME))
+    }
+
+    fn figures(&self) -> [f64; 3] {
+        [self.candidate.drop, self.bytes, self.ms]
+    }
+}
+
+/// At most `count` of these: those of least drop, bytes and time, then again and again the one that is farthest from all taken.
+fn farthest(points: &[Verified], count: usize) -> Vec<usize> {
+    let all: Vec<[f64; 3]> = points.iter().map(Verified::figures).collect();
+    let range = |axis: usize| {
+        let values = all.iter().map(|figures| figures[axis]);
+        let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+        (high - low).max(1e-12)
+    };
+    let ranges = [0, 1, 2].map(range);
+    let apart = |a: usize, b: usize| -> f64 {
+        (0..3).map(|axis| ((all[a][axis] - all[b][axis]) / ranges[axis]).powi(2)).sum()
+    };
+    let least = |axis: usize| (0..all.len()).min_by(|&a, &b| all[a][axis].total_cmp(&all[b][axis]));
+    let mut kept: Vec<usize> = Vec::new();
+    for at in (0..3).filter_map(least) {
+        if !kept.contains(&at) {
+            kept.push(at);
+        }
+    }
+    kept.truncate(count);
+    while kept.len() < count {
+        let left = (0..all.len()).filter(|at| !kept.contains(at));
+        let distance = |at: usize| kept.iter().map(|&k| apart(at, k)).fold(f64::MAX, f64::min);
+        let Some(next) = left.max_by(|&a, &b| distance(a).total_cmp(&distance(b))) else { break };
+        kept.push(next);
+    }
+    kept
+}
