@@ -58,6 +58,11 @@ impl Feed {
         &self.data
     }
 
+    /// How its samples become inputs, with what was inferred.
+    pub(crate) fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
     /// The graph's own batch size, or `wanted` when it takes any.
     pub(crate) fn batch_size(&self, wanted: usize) -> usize {
         self.fixed.unwrap_or(wanted).max(1)

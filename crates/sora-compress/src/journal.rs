@@ -136,7 +136,8 @@ fn owner(
     (data, preprocess): (&Dataset, &Preprocess),
     options: &Options,
 ) -> Result<String, CompressError> {
-    let Options { max_drop, prefer, threads, seed, batch, isa, fewer_bits, recipe, training, .. } = options;
+    let Options { max_drop, prefer, threads, seed, batch, isa, fewer_bits, recipe, training, robust, .. } =
+        options;
     let mut text = format!(
         "version: {}\nmodel: {}\ndata: {}\n",
         env!("CARGO_PKG_VERSION"),
@@ -148,7 +149,7 @@ fn owner(
         text += &format!("training: {} {} {}\n", training.epochs, training.batch, training.rate);
     }
     text += &format!(
-        "budget: {max_drop}\npreference: {prefer:?} {fewer_bits}\nseed: {seed}\nthreads and batch: {threads} {batch} {isa:?}\n\
+        "budget: {max_drop} {robust:?}\npreference: {prefer:?} {fewer_bits}\nseed: {seed}\nthreads and batch: {threads} {batch} {isa:?}\n\
          recipe: {}\n",
         hash(&format!("{recipe:?}"))
     );

@@ -32,6 +32,7 @@ mod quantize;
 pub mod range;
 mod recipe;
 mod reduce;
+mod robust;
 mod search;
 mod sensitivity;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use outcome::{Measured, Outcome, SplitSizes, compress, pareto};
 pub use outputs::outputs;
 pub use recipe::{Format, Recipe, Trainings};
 pub use reduce::Reduction;
+pub use robust::{Corrupted, Robust, Robustness, robustness};
 pub use search::SearchStep;
 pub use sensitivity::Alternative;
 pub use sora_data::Drop;
@@ -126,6 +128,8 @@ pub struct Options {
     pub training: Option<Training>,
     /// The folder where trainings are kept, so that the same compression continues from there; see [`forget`].
     pub checkpoint: Option<PathBuf>,
+    /// What to measure on corrupted samples, and how much may be lost there.
+    pub robust: Option<Robust>,
 }
 
 impl Default for Options {
@@ -146,6 +150,7 @@ impl Default for Options {
             recipe: None,
             training: None,
             checkpoint: None,
+            robust: None,
         }
     }
 }

@@ -63,7 +63,7 @@ impl Evaluation {
 }
 
 /// Batch size of [`evaluate`].
-const EVALUATION_BATCH: usize = 64;
+pub(crate) const EVALUATION_BATCH: usize = 64;
 
 /// Measures `graph` on the samples `indices`, all of them by default: the highest score of its first output against the
 /// label. One score a sample is the probability of class 1 of two.
@@ -97,14 +97,14 @@ pub fn evaluate(
     counted(&session, &feed, indices, labels, EVALUATION_BATCH, progress, new)
 }
 
-/// Runs `session` over the samples and calls `visit` with the scores of each batch and the samples it holds.
-pub(crate) fn predict(
-    session: &Session,
+/// Runs the sessions over the samples and calls `visit` with the number of each, its scores of a batch and the samples it holds.
+pub(crate) fn predict<const N: usize>(
+    sessions: [&Session; N],
     feed: &Feed,
     indices: &[usize],
     batch: usize,
     progress: &dyn Progress,
-    mut visit: impl FnMut(&Tensor, &[usize]) -> Result<(), CompressError>,
+    mut visit: impl FnMut(usize, &Tensor, &[usize]) -> Result<(), CompressError>,
 ) -> Result<(), CompressError> {
     let mut left = indices;
     for fed in feed.batches(indices, batch) {
@@ -112,18 +112,21 @@ pub(crate) fn predict(
             return Err(CompressError::Cancelled);
         }
         let fed = fed?;
-        let outputs = session.run(&fed.refs())?;
         let (now, later) = left.split_at(fed.len.min(left.len()));
         left = later;
-        if let Some((name, scores)) = outputs.first() {
-            let scores = head(scores, fed.len)?;
-            if scores.rank() < 2 || scores.shape().first() != Some(&fed.len) || !scores.dtype().is_float() {
-                let found = sora_ir::TensorType::of(&scores).to_string();
-                return Err(CompressError::Output { output: name.clone(), found });
+        for (number, session) in sessions.iter().enumerate() {
+            let outputs = session.run(&fed.refs())?;
+            if let Some((name, scores)) = outputs.first() {
+                let scores = head(scores, fed.len)?;
+                let fits = scores.rank() >= 2 && scores.shape().first() == Some(&fed.len);
+                if !fits || !scores.dtype().is_float() {
+                    let found = sora_ir::TensorType::of(&scores).to_string();
+                    return Err(CompressError::Output { output: name.clone(), found });
+                }
+                visit(number, &both_classes(scores)?, now)?;
             }
-            visit(&both_classes(scores)?, now)?;
+            progress.advance(fed.len as u64);
         }
-        progress.advance(fed.len as u64);
     }
     Ok(())
 }
@@ -162,7 +165,7 @@ fn counted(
     new: impl Fn(usize) -> Classification,
 ) -> Result<Evaluation, CompressError> {
     let mut count: Option<Classification> = None;
-    predict(session, feed, indices, batch, progress, |scores, samples| {
+    predict([session], feed, indices, batch, progress, |_, scores, samples| {
         let classes = scores.shape().iter().skip(1).product();
         if count.is_none() && feed.data().labels().is_some() {
             feed.data().check_labels(classes)?;
@@ -171,6 +174,24 @@ fn counted(
         Ok(count.get_or_insert_with(|| new(classes)).add(scores, &wanted)?)
     })?;
     Ok(Evaluation::of(&count.unwrap_or_else(|| Classification::new(0))))
+}
+
+/// Whether each session is right on each of the samples `indices`, which are read once.
+pub(crate) fn correct<const N: usize>(
+    sessions: [&Session; N],
+    feed: &Feed,
+    indices: &[usize],
+    labels: &[usize],
+    batch: usize,
+    progress: &dyn Progress,
+) -> Result<[Vec<bool>; N], CompressError> {
+    let mut counts = [const { None::<Classification> }; N];
+    predict(sessions, feed, indices, batch, progress, |number, scores, samples| {
+        let classes = scores.shape().iter().skip(1).product();
+        let wanted: Vec<usize> = samples.iter().filter_map(|&i| labels.get(i).copied()).collect();
+        Ok(counts[number].get_or_insert_with(|| Classification::new(classes)).add(scores, &wanted)?)
+    })?;
+    Ok(counts.map(|count| count.map_or(Vec::new(), |count| count.correct().to_vec())))
 }
 
 /// The class of highest score for every sample of the dataset that is in `indices`, 0 for the others: what stands
@@ -183,7 +204,7 @@ pub(crate) fn predicted_labels(
     progress: &dyn Progress,
 ) -> Result<Vec<usize>, CompressError> {
     let mut labels = vec![0; feed.data().len()];
-    predict(session, feed, indices, batch, progress, |scores, samples| {
+    predict([session], feed, indices, batch, progress, |_, scores, samples| {
         let classes = scores.shape().iter().skip(1).product::<usize>().max(1);
         for (row, &sample) in scores.to_f32s().chunks_exact(classes).zip(samples) {
             // The first of equal scores, as the count of right predictions has it.

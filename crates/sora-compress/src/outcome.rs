@@ -18,6 +18,7 @@ use crate::method::{METHODS, Observations, requests};
 use crate::placement::{Placement, Plan, Ranges};
 use crate::recipe::{Recipe, Trainings};
 use crate::reduce::{Reducing, Reduction};
+use crate::robust::{Grid, Judge, Robustness};
 use crate::search::{Candidate, Search, SearchStep, quoted};
 use crate::sensitivity::Sensitivity;
 use crate::tutor::{Training, Tutor};
@@ -60,7 +61,8 @@ pub struct Outcome {
     /// The original network, optimized.
     #[serde(skip)]
     pub baseline: Graph,
-    /// Whether the drop is within the budget, both where decisions were made and on the unseen samples.
+    /// Whether the drop is within the budget, both where decisions were made and on the unseen samples; so the drop on corrupted samples, where it has
+    /// one.
     pub met: bool,
     /// What accuracy means here: `accuracy` against labels, or `agreement` with the original network where the
     /// data has no labels.
@@ -91,6 +93,8 @@ pub struct Outcome {
     pub tried_samples: usize,
     /// What gives the same result without a search.
     pub recipe: Recipe,
+    /// Both networks on corrupted report samples, where [`Options::robust`] asks for it.
+    pub robustness: Option<Robustness>,
     /// What the reader should know: why the budget was not met, or why nothing was quantized.
     pub note: Option<String>,
 }
@@ -202,6 +206,16 @@ fn prepared<T>(
     let before = score(&parts.decision)?;
     let report_before = score(&parts.report)?;
 
+    let judge = Judge::new(
+        options.robust.as_ref(),
+        &network.graph,
+        &original,
+        (data, preprocess),
+        (&parts.decision, labels),
+        (options.seed, options.batch),
+        progress,
+    )?;
+
     let mut steps = Vec::new();
     let mut reductions = Vec::new();
     let journal =
@@ -221,6 +235,7 @@ fn prepared<T>(
             labels,
             decision: &parts.decision,
             before: &before.correct,
+            judge: judge.as_ref(),
         };
         let followed = options.recipe.as_ref().map(|recipe| &recipe.training);
         let (reduced, taken) = match followed {
@@ -263,6 +278,7 @@ fn prepared<T>(
         labels,
         decision: &parts.decision,
         before: &before.correct,
+        judge: judge.as_ref(),
         probes: &probes,
         reference: &reference,
         original: &original,
@@ -303,6 +319,13 @@ impl Job<'_> {
         };
         let times: Vec<LayerTimes> = self.search.profile(&chosen.placement, &session)?.times;
         let [latency_before, latency_after] = self.search.latencies(&chosen.placement, &session)?;
+        let robustness = options.robust.as_ref().map(|robust| {
+            let (data, preprocess, report) = (feed.data(), feed.preprocess(), &self.parts.report);
+            let grid = Grid::new(self.baseline, data, preprocess, report, robust.samples, options.seed)?;
+            let sessions = [self.search.original, &session];
+            grid.compare(sessions, self.search.labels, robust, options.batch, progress)
+        });
+        let robustness = robustness.transpose()?;
         let known = explain::Found { sqnr, times, sensitivity: &sensitivity, forbidden: &self.forbidden };
         let layers = explain::layers(network, &chosen.placement, &chosen.plan, &known);
         let trainings = options.training.as_ref().filter(|_| !self.reductions.is_empty() || chosen.trained);
@@ -316,7 +339,10 @@ impl Job<'_> {
         let recipe = Recipe::of(network, &chosen.plan, options.seed, trainings);
         let both = [latency_before.median_ms, latency_after.median_ms];
         let exceeded = options.exceeded(both, options.bytes(&chosen.graph));
-        let met = within && drop.drop <= options.max_drop && exceeded.is_none();
+        let met = within
+            && drop.drop <= options.max_drop
+            && exceeded.is_none()
+            && robustness.as_ref().is_none_or(Robustness::met);
         let of_bounds = match (missed, exceeded) {
             (None, Some(exceeded)) => Some(format!(
                 "the bounds were met when the network was chosen, but in the end {exceeded}: measured anew it may do"
@@ -343,7 +369,8 @@ impl Job<'_> {
             },
             tried_samples: sensitivity.samples,
             recipe,
-            note,
+            note: note.or_else(|| robustness.as_ref().and_then(fragile)),
+            robustness,
             graph: chosen.graph,
             baseline: self.baseline.clone(),
         })
@@ -540,6 +567,19 @@ fn note(
         );
     }
     None
+}
+
+/// What the reader should know where corrupted samples lose more than they may.
+fn fragile(robustness: &Robustness) -> Option<String> {
+    let (drop, most) = (robustness.drop?, robustness.max_drop?);
+    (drop > most).then(|| {
+        format!(
+            "the mean drop on corrupted samples was within the budget of {:.2} points where decisions were made, but is {:.2} on the unseen ones: \
+             give more data, or a tighter budget",
+            100.0 * most,
+            100.0 * drop
+        )
+    })
 }
 
 fn measured(evaluation: &Evaluation, latency: Latency, weight_bytes: usize) -> Measured {

@@ -11,6 +11,7 @@ use sora_train::{FineTuning, Pruning, PruningScope, Trainable};
 
 use crate::feed::Feed;
 use crate::journal::fingerprint;
+use crate::robust::{Judge, counting};
 use crate::search::SearchStep;
 use crate::tutor::Tutor;
 use crate::{CompressError, Options, Prefer, Progress, measure, prune};
@@ -80,6 +81,8 @@ pub(crate) struct Reducing<'a> {
     pub(crate) decision: &'a [usize],
     /// Whether the original network is right on each of them.
     pub(crate) before: &'a [bool],
+    /// Judges corrupted samples, too, where they have a budget.
+    pub(crate) judge: Option<&'a Judge<'a>>,
 }
 
 impl Reducing<'_> {
@@ -188,8 +191,9 @@ impl Reducing<'_> {
         self.progress.stage("Measuring the smaller network", Some(samples.len() as u64));
         let score = measure::score(&session, self.feed, samples, self.labels, batch, self.progress)?;
         let drop: Drop = paired_drop(self.before, &score.correct)?;
+        let [drop, likely] = counting(self.judge, &drop, self.options.max_drop, &session, self.progress)?;
         // A network that was trained again errs elsewhere, so its drop is known less well than that of a quantized one.
-        let within = drop.likely() <= self.options.max_drop;
+        let within = likely <= self.options.max_drop;
         let (mut fits, mut verdict) = (within, if within { "which is kept" } else { "too much" }.to_owned());
         if let (true, Reduction::Narrow(_)) = (within, reduction) {
             let ratio = || self.ratio(&before.graph, &session);
@@ -204,8 +208,8 @@ impl Reducing<'_> {
             }
         }
         let what =
-            format!("trained {}: the drop is {:.2} points, {verdict}", reduction.words(), 100.0 * drop.drop);
-        Ok((fits, SearchStep { stage: "reduce", what, layers: Vec::new(), drop: drop.drop }))
+            format!("trained {}: the drop is {:.2} points, {verdict}", reduction.words(), 100.0 * drop);
+        Ok((fits, SearchStep { stage: "reduce", what, layers: Vec::new(), drop }))
     }
 
     /// The time of a session as a share of that of a graph.

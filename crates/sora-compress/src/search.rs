@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use sora_data::{Drop, paired_drop};
+use sora_data::paired_drop;
 use sora_exec::{Options as ExecOptions, Session};
 use sora_ir::Graph;
 
@@ -13,6 +13,7 @@ use crate::layers::Network;
 use crate::measure::{self, Latency, LayerProfile, Noise};
 use crate::method::{self, Cx, Observations};
 use crate::placement::{Placement, Plan, Ranges};
+use crate::robust::{Judge, counting};
 use crate::tutor::Tutor;
 use crate::weights::BITS;
 use crate::{CompressError, Options, Prefer, Progress};
@@ -36,7 +37,7 @@ pub(crate) struct Candidate {
     pub(crate) plan: Plan,
     pub(crate) placement: Placement,
     pub(crate) graph: Graph,
-    /// Drop of the metric on the samples for decisions.
+    /// Drop of the metric on the samples for decisions; with a budget for corrupted ones, the drop that counts.
     pub(crate) drop: f64,
     /// The drop and its standard error.
     pub(crate) likely: f64,
@@ -61,6 +62,8 @@ pub(crate) struct Search<'a> {
     pub(crate) decision: &'a [usize],
     /// Whether the original network is right on each of them.
     pub(crate) before: &'a [bool],
+    /// Judges corrupted samples, too, where they have a budget.
+    pub(crate) judge: Option<&'a Judge<'a>>,
     /// Samples on which layer outputs are compared.
     pub(crate) probes: &'a [usize],
     /// The network before it is quantized, and one batch to time.
@@ -94,8 +97,8 @@ impl Search<'_> {
 
     fn measured(&self, plan: Plan, samples: &[usize], before: &[bool]) -> Result<Candidate, CompressError> {
         let (placement, graph) = self.quantized(&plan)?;
-        let drop = self.drop(&graph, samples, before)?;
-        Ok(Candidate { plan, placement, graph, drop: drop.drop, likely: drop.likely(), trained: false })
+        let [drop, likely] = self.drop(&graph, samples, before)?;
+        Ok(Candidate { plan, placement, graph, drop, likely, trained: false })
     }
 
     /// A network quantized under `plan`, measured on all samples for decisions.
@@ -105,15 +108,17 @@ impl Search<'_> {
         placement: Placement,
         graph: Graph,
     ) -> Result<Candidate, CompressError> {
-        let drop = self.drop(&graph, self.decision, self.before)?;
-        Ok(Candidate { plan, placement, graph, drop: drop.drop, likely: drop.likely(), trained: false })
+        let [drop, likely] = self.drop(&graph, self.decision, self.before)?;
+        Ok(Candidate { plan, placement, graph, drop, likely, trained: false })
     }
 
-    fn drop(&self, graph: &Graph, samples: &[usize], before: &[bool]) -> Result<Drop, CompressError> {
+    /// The drop that counts, alone and with its standard error.
+    fn drop(&self, graph: &Graph, samples: &[usize], before: &[bool]) -> Result<[f64; 2], CompressError> {
         let session = Session::new(graph.clone(), self.exec.clone())?;
         let batch = self.options.batch;
         let after = measure::score(&session, self.feed, samples, self.labels, batch, self.progress)?;
-        Ok(paired_drop(before, &after.correct)?)
+        let drop = paired_drop(before, &after.correct)?;
+        counting(self.judge, &drop, self.options.max_drop, &session, self.progress)
     }
 
     pub(crate) fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {

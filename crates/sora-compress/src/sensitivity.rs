@@ -275,13 +275,13 @@ impl Search<'_> {
     fn scores(&self, session: &Session, samples: &[usize]) -> Result<Scores, CompressError> {
         let mut values = Vec::new();
         let mut count: Option<Classification> = None;
-        let visit = |scores: &Tensor, samples: &[usize]| {
+        let visit = |_: usize, scores: &Tensor, samples: &[usize]| {
             let classes = scores.shape().iter().skip(1).product();
             let wanted: Vec<usize> = samples.iter().filter_map(|&i| self.labels.get(i).copied()).collect();
             values.extend(scores.to_f32s());
             Ok(count.get_or_insert_with(|| Classification::new(classes)).add(scores, &wanted)?)
         };
-        measure::predict(session, self.feed, samples, self.options.batch, self.progress, visit)?;
+        measure::predict([session], self.feed, samples, self.options.batch, self.progress, visit)?;
         if self.ends_in_softmax() {
             // Its inputs, but for what all classes of a sample share.
             values.iter_mut().for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());

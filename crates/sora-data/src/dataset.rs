@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use sora_tensor::{DType, Tensor};
 
-use crate::{DataError, ErrorKind, TextInput, folder, idx, npy, npz, parquet, suggestion, table};
+use crate::{
+    Corruption, DataError, ErrorKind, TextInput, Tokenizer, folder, idx, npy, npz, parquet, suggestion, table,
+};
 
 const KINDS: &str = "give a folder with one sub-folder of PNG or JPEG pictures or of WAV files per class, an .npz with `x` and `y`, .parquet files of pictures, \
                      a .csv or .csv.gz, a .jsonl of texts for a model that was trained on texts, or an IDX pair (…-images-idx3-ubyte and …-labels-idx1-ubyte, also .gz)";
@@ -103,7 +105,10 @@ impl fmt::Display for SampleKind {
 
 /// Samples with labels. Clones share the samples.
 #[derive(Clone, Debug)]
-pub struct Dataset(Arc<Inner>);
+pub struct Dataset {
+    inner: Arc<Inner>,
+    corruption: Option<Corruption>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -125,9 +130,32 @@ pub(crate) enum Source {
     /// Files of sounds.
     Sounds(Vec<PathBuf>),
     /// The tokens of texts.
-    Tokens(Vec<Vec<u32>>),
+    Tokens(Tokens),
     /// Arrays with the sample axis first.
     Arrays(Vec<(Option<String>, Tensor)>),
+}
+
+/// The tokens of texts, and how they came to be.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) tokens: Vec<Vec<u32>>,
+    texts: Arc<[String]>,
+    tokenizer: Tokenizer,
+    most: usize,
+}
+
+impl Tokens {
+    /// The first `most` tokens of each text.
+    pub(crate) fn new(texts: Arc<[String]>, tokenizer: &Tokenizer, most: usize) -> Self {
+        let tokens = texts.iter().map(|text| tokenizer.encode(text, most)).collect();
+        Tokens { tokens, texts, tokenizer: tokenizer.clone(), most }
+    }
+
+    /// Those of a text, which is corrupted first.
+    pub(crate) fn corrupted(&self, index: usize, corruption: Corruption) -> Option<Vec<u32>> {
+        let text = corruption.text(self.texts.get(index)?, index);
+        Some(self.tokenizer.encode(&text, self.most))
+    }
 }
 
 impl Dataset {
@@ -224,7 +252,7 @@ impl Dataset {
     /// A dataset of the tokens of texts.
     pub(crate) fn from_tokens(
         place: String,
-        texts: Vec<Vec<u32>>,
+        texts: Tokens,
         labels: Option<Vec<usize>>,
         classes: Option<Vec<String>>,
     ) -> Result<Self, DataError> {
@@ -244,12 +272,13 @@ impl Dataset {
             let named = targets.iter().map(|(name, array)| (Some(name.clone()), array.clone()));
             check_arrays(&[&arrays[..], &named.collect::<Vec<_>>()].concat(), &place)?;
         }
-        let data = Dataset(Arc::new(Inner { place, source, labels, targets, classes, max_pixels }));
+        let inner = Arc::new(Inner { place, source, labels, targets, classes, max_pixels });
+        let data = Dataset { inner, corruption: None };
         if data.is_empty() {
             let hint = "give data with at least one sample";
             return Err(DataError::new(ErrorKind::Empty, "there are no samples", data.place(), hint));
         }
-        if let Some(found) = data.0.labels.as_ref().map(Vec::len).filter(|&found| found != data.len()) {
+        if let Some(found) = data.inner.labels.as_ref().map(Vec::len).filter(|&found| found != data.len()) {
             let what = format!("there are {} samples, but {found} labels", data.len());
             return Err(DataError::new(
                 ErrorKind::Label,
@@ -269,10 +298,10 @@ impl Dataset {
 
     /// The number of samples; never zero.
     pub fn len(&self) -> usize {
-        match &self.0.source {
+        match &self.inner.source {
             Source::Files(paths) | Source::Sounds(paths) => paths.len(),
             Source::Encoded(pictures) => pictures.len(),
-            Source::Tokens(texts) => texts.len(),
+            Source::Tokens(texts) => texts.tokens.len(),
             Source::Arrays(arrays) => samples(arrays),
         }
     }
@@ -284,21 +313,30 @@ impl Dataset {
 
     /// Where the data lies.
     pub fn place(&self) -> &str {
-        &self.0.place
+        &self.inner.place
     }
 
     pub(crate) fn source(&self) -> &Source {
-        &self.0.source
+        &self.inner.source
+    }
+
+    /// What happens to samples as they are read.
+    pub(crate) fn corruption(&self) -> Option<Corruption> {
+        self.corruption
+    }
+
+    pub(crate) fn with_corruption(&self, corruption: Corruption) -> Self {
+        Dataset { corruption: Some(corruption), ..self.clone() }
     }
 
     pub(crate) fn max_pixels(&self) -> u64 {
-        self.0.max_pixels
+        self.inner.max_pixels
     }
 
     /// What one sample is.
     pub fn sample_kind(&self) -> SampleKind {
         let rest = |t: &Tensor| t.shape().get(1..).unwrap_or_default().to_vec();
-        match &self.0.source {
+        match &self.inner.source {
             Source::Files(_) | Source::Encoded(_) => SampleKind::Files,
             Source::Sounds(_) => SampleKind::Sounds,
             Source::Tokens(_) => SampleKind::Tokens,
@@ -316,25 +354,25 @@ impl Dataset {
 
     /// The length of every sample, where they differ in it: the number of tokens of texts.
     pub fn lengths(&self) -> Option<Vec<usize>> {
-        match &self.0.source {
-            Source::Tokens(texts) => Some(texts.iter().map(Vec::len).collect()),
+        match &self.inner.source {
+            Source::Tokens(texts) => Some(texts.tokens.iter().map(Vec::len).collect()),
             _ => None,
         }
     }
 
     /// The names of the classes, by label.
     pub fn classes(&self) -> Option<&[String]> {
-        self.0.classes.as_deref()
+        self.inner.classes.as_deref()
     }
 
     /// The class of every sample, unless the data is unlabelled.
     pub fn labels(&self) -> Option<&[usize]> {
-        self.0.labels.as_deref()
+        self.inner.labels.as_deref()
     }
 
     /// What a model is to tell of the samples besides their class, by name, the first axis being the sample.
     pub fn targets(&self) -> &[(String, Tensor)] {
-        &self.0.targets
+        &self.inner.targets
     }
 
     /// The class of sample `index`.
@@ -357,7 +395,7 @@ impl Dataset {
     }
 
     pub(crate) fn sample_place(&self, index: usize) -> String {
-        match &self.0.source {
+        match &self.inner.source {
             Source::Files(paths) | Source::Sounds(paths) => {
                 paths.get(index).map_or(String::new(), |p| p.display().to_string())
             }

@@ -2,7 +2,7 @@
 //!
 //! [`Dataset::open`] reads folders of pictures and sounds, `.npz`, CSV and IDX, [`Texts`] JSONL and CSV of texts; a [`Preprocess`] describes how its samples
 //! become a model's input, and [`Dataset::batches`] makes them; for training, a [`Loader`] shuffles them anew in every
-//! epoch. [`split()`] divides a dataset reproducibly, and
+//! epoch. [`Dataset::corrupted`] makes them worse in ways of the world. [`split()`] divides a dataset reproducibly, and
 //! [`Classification`], [`paired_drop`] and [`Agreement`] measure what a model does with it.
 //!
 //! All files are treated as hostile: sizes are checked before memory is taken, and everything that is wrong
@@ -13,6 +13,7 @@ mod agreement;
 mod augment;
 mod batches;
 mod cache;
+mod corrupt;
 mod dataset;
 mod error;
 mod folder;
@@ -38,6 +39,7 @@ mod text;
 pub use agreement::{Agreement, AgreementSummary};
 pub use augment::{AUGMENTATIONS, Augmentation, AugmentationRow};
 pub use batches::{Batch, Batches};
+pub use corrupt::{CORRUPTIONS, Corruption, CorruptionRow, SEVERITIES};
 pub use dataset::{Dataset, LabelColumn, OpenOptions, SampleKind};
 pub use error::{DataError, ErrorKind};
 pub use loader::{Loader, LoaderOptions};

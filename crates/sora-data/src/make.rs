@@ -8,7 +8,7 @@ use sora_tensor::{Tensor, TensorError};
 
 use crate::augment::{Augmentation, Mixable};
 use crate::cache::{Bytes, Cache};
-use crate::dataset::Source;
+use crate::dataset::{Source, Tokens};
 use crate::picture::Picture;
 use crate::preprocess::{
     ArrayPictures, Layout, Prepared, assemble, check_alike, from_array, pass_through, prepare,
@@ -127,7 +127,7 @@ impl Dataset {
             Source::Arrays(arrays) => arrays.as_slice(),
         };
         let inputs = match arrays {
-            [(name, one)] if !changes.augment.is_empty() => {
+            [(name, one)] if !changes.augment.is_empty() || self.corruption().is_some() => {
                 let source = ArrayPictures::of(one, pre, self.place())?;
                 let lift = |index: usize| source.levels(index).ok_or_else(|| self.no_sample(index));
                 let mut batch = self.pictures(lift, indices, source.pre(), changes)?;
@@ -152,7 +152,11 @@ impl Dataset {
         pre: &Preprocess,
         changes: Changes,
     ) -> Result<Batch, DataError> {
-        let prepare = |picture, index: usize| prepare(picture, pre, || self.sample_place(index));
+        let prepare = |picture, index: usize| {
+            let mut ready = prepare(picture, pre, || self.sample_place(index))?;
+            self.corruption().iter().for_each(|corruption| corruption.picture(&mut ready, index));
+            Ok(ready)
+        };
         let change = |mut picture: Picture<u8>, random: &mut Random| {
             changes.augment.iter().for_each(|augmentation| augmentation.change(&mut picture, random));
             picture
@@ -171,7 +175,11 @@ impl Dataset {
     ) -> Result<Batch, DataError> {
         let sound = pre.sound.clone().unwrap_or_default();
         let features = Features::new(&sound);
-        let decode = |index: usize| wav::read(self.path(paths, index)?, sound.rate(), sound.length());
+        let decode = |index: usize| {
+            let mut wave = wav::read(self.path(paths, index)?, sound.rate(), sound.length())?;
+            self.corruption().iter().for_each(|corruption| corruption.wave(&mut wave, sound.rate(), index));
+            Ok(wave)
+        };
         let change = |mut wave: Vec<f32>, random: &mut Random| {
             for augmentation in changes.augment {
                 augmentation.change_wave(&mut wave, sound.rate(), random);
@@ -191,12 +199,18 @@ impl Dataset {
     /// A batch of texts: their tokens, as many as the preprocessing's shape says or the longest one has.
     fn tokens(
         &self,
-        texts: &[Vec<u32>],
+        texts: &Tokens,
         indices: &[usize],
         pre: &Preprocess,
         changes: &Changes,
     ) -> Result<Batch, DataError> {
-        let find = |index: usize| texts.get(index).cloned().ok_or_else(|| self.no_sample(index));
+        let find = |index: usize| {
+            let found = match self.corruption() {
+                Some(corruption) => texts.corrupted(index, corruption),
+                None => texts.tokens.get(index).cloned(),
+            };
+            found.ok_or_else(|| self.no_sample(index))
+        };
         let change = |mut tokens: Vec<u32>, random: &mut Random| {
             changes.augment.iter().for_each(|augmentation| augmentation.change_tokens(&mut tokens, random));
             tokens

@@ -5,10 +5,11 @@ mod tokenizer;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::integer_label;
+use crate::dataset::{Tokens, integer_label};
 use crate::{DataError, Dataset, ErrorKind, OpenOptions};
 
 pub use tokenizer::{PADDING, Tokenizer, UNKNOWN};
@@ -69,7 +70,7 @@ impl Default for TextOptions {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Texts {
     place: String,
-    texts: Vec<String>,
+    texts: Arc<[String]>,
     labels: Option<Vec<usize>>,
     classes: Option<Vec<String>>,
 }
@@ -94,7 +95,7 @@ impl Texts {
             let (numbers, names) = number(&words, options.classes.as_deref(), &place)?;
             (labels, classes) = (Some(numbers), names);
         }
-        Ok(Texts { place, texts, labels, classes })
+        Ok(Texts { place, texts: texts.into(), labels, classes })
     }
 
     /// The texts.
@@ -121,7 +122,7 @@ impl Texts {
             let hint = "keep at least one token of a text";
             return Err(DataError::new(ErrorKind::Usage, "texts of no token", self.place.clone(), hint));
         }
-        let tokens = self.texts.iter().map(|text| tokenizer.encode(text, most)).collect();
+        let tokens = Tokens::new(Arc::clone(&self.texts), tokenizer, most);
         Dataset::from_tokens(self.place.clone(), tokens, self.labels.clone(), self.classes.clone())
     }
 }

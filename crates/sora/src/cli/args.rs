@@ -95,6 +95,8 @@ pub(super) struct Evaluate {
     pub(super) model: PathBuf,
     #[command(flatten)]
     pub(super) data: Data,
+    #[command(flatten)]
+    pub(super) robust: Robust,
     /// Also write the model's outputs for all samples, in order
     #[arg(long, value_name = "OUT.npz")]
     pub(super) outputs: Option<PathBuf>,
@@ -129,6 +131,11 @@ pub(super) struct Compress {
     /// its recipe
     #[arg(long, value_name = "N", conflicts_with = "recipe", value_parser = clap::value_parser!(u8).range(2..=64))]
     pub(super) pareto: Option<u8>,
+    #[command(flatten)]
+    pub(super) robust: Robust,
+    /// Mean accuracy on corrupted samples that may be lost, a budget beside --max-drop
+    #[arg(long, value_name = "SHARE", requires = "robust", value_parser = share)]
+    pub(super) max_robust_drop: Option<f64>,
     /// What to prefer where speed and size disagree
     #[arg(long, value_enum, default_value_t = Prefer::Latency)]
     pub(super) prefer: Prefer,
@@ -349,6 +356,17 @@ pub(super) struct Data {
     /// file with the same keys. Default: what the model file says, else what its input shape implies
     #[arg(long, value_name = "SPEC")]
     pub(super) preprocess: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Robust {
+    /// Also measure on corrupted samples: pictures with 15 common corruptions, sounds with noise and reverberation, texts
+    /// with typos, at five severities each
+    #[arg(long)]
+    pub(super) robust: bool,
+    /// Samples for each corruption and severity
+    #[arg(long, default_value_t = 500, value_name = "N", requires = "robust", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) robust_samples: u32,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -14,7 +14,7 @@ use super::goals::{budget, file_size, max_bytes, max_drop};
 use super::latency_table::read_table;
 use super::pareto::{numbered, pareto};
 use super::progress::{self, Bars};
-use super::{Printed, check_output, human_bytes, one_line, warn};
+use super::{Printed, check_output, human_bytes, one_line, robust, warn};
 use sora::table;
 
 const PRODUCER: &str = concat!("sora ", env!("CARGO_PKG_VERSION"));
@@ -62,6 +62,7 @@ pub(super) fn compress(args: &Compress) -> Printed {
             .as_deref()
             .map(|path| training(args, recipe.as_ref(), &model, path))
             .transpose()?,
+        robust: robust::wanted(&args.robust, args.max_robust_drop),
         recipe,
         checkpoint: args.checkpoint.clone(),
         ..compress::Options::default()
@@ -244,6 +245,7 @@ pub(super) fn describe(
         decision_drop: outcome.decision_drop,
         choices: Vec::new(),
         steps: outcome.steps.iter().map(|step| step.what.clone()).collect(),
+        robustness: outcome.robustness.clone(),
         rewrites: outcome
             .rewrites
             .counts()
@@ -293,6 +295,7 @@ pub(super) fn to_json(args: &Compress, report: &Report) -> Value {
         "layers": report.layers,
         "steps": report.steps,
         "note": report.note,
+        "robustness": report.robustness,
         "output": outputs.first(),
         "recipe": args.save_recipe.as_ref().map(|path| path.display().to_string()),
         "outputs": outputs,
@@ -358,6 +361,9 @@ fn to_text(args: &Compress, report: &Report) -> String {
         if args.explain {
             text.extend(layer.tried.iter().map(|tried| format!("    alone in {}\n", tried.words())));
         }
+    }
+    if let Some(robustness) = &report.robustness {
+        text += &format!("\n{}", robust::text(robustness));
     }
     if args.explain {
         text += "\nGraph optimization\n";

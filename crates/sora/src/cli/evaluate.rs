@@ -9,7 +9,7 @@ use sora::{Failure, Metadata, Model, compress, write_atomically};
 
 use super::args::{Data, Evaluate};
 use super::progress::Bars;
-use super::{Printed, check_output, npz_bytes, one_line, warn};
+use super::{Printed, check_output, npz_bytes, one_line, robust, warn};
 
 pub(super) fn evaluate(args: &Evaluate) -> Printed {
     if let Some(path) = &args.outputs {
@@ -26,6 +26,9 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
         let outputs = compress::outputs(&model.graph, &data, &preprocess, &options, &bars);
         write_atomically(path, &npz_bytes(path, &outputs.map_err(|e| compression_failure(&e))?)?)?;
     }
+    let robustness = robust::wanted(&args.robust, None)
+        .map(|robust| compress::robustness(&model.graph, &data, &preprocess, &robust, &options, &bars));
+    let robustness = robustness.transpose().map_err(|e| compression_failure(&e))?;
     drop(bars);
     let [low, high] = result.ci95;
     if args.json {
@@ -34,17 +37,22 @@ pub(super) fn evaluate(args: &Evaluate) -> Printed {
                 "samples": class.total, "precision": class.precision(), "recall": class.recall(), "f1": class.f1(),
             })
         };
-        let object = json!({
+        let mut object = json!({
             "samples": result.samples, "metrics": metrics(&result), "ci95": {"accuracy": [low, high]},
             "per_class": result.per_class.iter().map(class).collect::<Vec<_>>(),
             "confusion": result.confusion, "preprocess": preprocess,
         });
+        if let Some(robustness) = robustness {
+            object["robustness"] = json!(robustness);
+        }
         return Ok(one_line(&object));
     }
+    let corrupted =
+        robustness.map(|robustness| format!("\n\n{}", robust::text(&robustness))).unwrap_or_default();
     let top5 = result.top5.map(|v| format!(", top-5 {:.2} %", 100.0 * v)).unwrap_or_default();
     let auc = result.auc.map(|auc| format!(", AUC {auc:.4}")).unwrap_or_default();
     Ok(format!(
-        "accuracy {:.2} % (95 % interval {:.2} to {:.2}){top5} on {} samples\nmacro F1 {:.4}{auc}\npreprocessing {preprocess}",
+        "accuracy {:.2} % (95 % interval {:.2} to {:.2}){top5} on {} samples\nmacro F1 {:.4}{auc}\npreprocessing {preprocess}{corrupted}",
         100.0 * result.accuracy,
         100.0 * low,
         100.0 * high,

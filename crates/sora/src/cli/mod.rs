@@ -12,6 +12,7 @@ mod inspect;
 mod latency_table;
 mod pareto;
 mod progress;
+mod robust;
 mod run;
 mod shapes;
 mod sparsity;

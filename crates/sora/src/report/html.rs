@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
+use sora_compress::Corrupted;
+
 use super::page::{Escaped, page, percent};
 use super::{Choice, Layer, Report, Side};
 
 /// The page. All text of the report is escaped; the figures stand in it a second time as JSON for programs.
 pub fn html(report: &Report) -> String {
-    let parts = [header, cards, choices, errors, times, layers, search, method];
+    let parts = [header, cards, choices, robustness, errors, times, layers, search, method];
     let body: String = parts.iter().map(|part| part(report)).collect();
     page(&format!("{} compressed", report.model), &body, &report.producer, "report", report)
 }
@@ -144,6 +146,51 @@ fn intervals(before: &Side, after: &Side) -> String {
         percent(high)
     );
     svg
+}
+
+/// Accuracy under each corruption, as a mean over its severities with all of them in words.
+fn robustness(report: &Report) -> String {
+    let Some(robustness) = &report.robustness else { return String::new() };
+    let mean = |shares: &[f64]| shares.iter().sum::<f64>() / shares.len().max(1) as f64;
+    let row = |corrupted: &Corrupted| {
+        let bar = |shares: &[f64], class: &str| {
+            format!("<div class=\"bar {class}\" style=\"width:{:.1}%\"></div>", 100.0 * mean(shares))
+        };
+        let levels = |shares: &[f64]| {
+            shares.iter().map(|share| format!("{:.1}", 100.0 * share)).collect::<Vec<_>>().join(", ")
+        };
+        let original = corrupted.original.as_deref().unwrap_or_default();
+        format!(
+            "<div class=\"row\"><div class=\"name\">{}<small>{} → {}</small></div><div class=\"bars\">{}{}</div>\
+             <div class=\"value\">{}<small>{}</small></div></div>\n",
+            Escaped(&capital(&corrupted.name.replace('_', " "))),
+            levels(original),
+            levels(&corrupted.accuracy),
+            bar(original, ""),
+            bar(&corrupted.accuracy, "after"),
+            percent(mean(original)),
+            percent(mean(&corrupted.accuracy)),
+        )
+    };
+    let rows: String = robustness.corruptions.iter().map(row).collect();
+    let [drop, low, high] = {
+        let [low, high] = robustness.drop_ci95.unwrap_or_default();
+        [robustness.drop.unwrap_or_default(), high, low].map(|drop| 0.0 - 100.0 * drop)
+    };
+    let budget = match robustness.max_drop {
+        Some(most) if robustness.met() => format!(" The budget of {:.2} points is met.", 100.0 * most),
+        Some(most) => format!(" The budget of {:.2} points is not met.", 100.0 * most),
+        None => String::new(),
+    };
+    format!(
+        "<h2>On corrupted samples</h2>\n<p>{} of {} samples under each corruption, at severities 1 to 5, and their mean. Over all of them {} became \
+         {}: {drop:+.2} points, 95 % interval {low:+.2} to {high:+.2}.{budget}</p>\n\
+         <div class=\"chart\"><p class=\"legend\"><span><i></i>before</span><span><i class=\"after\"></i>after</span></p>{rows}</div>\n",
+        Escaped(&capital(&report.metric)),
+        robustness.samples,
+        percent(robustness.original.unwrap_or_default()),
+        percent(robustness.accuracy),
+    )
 }
 
 fn errors(report: &Report) -> String {
@@ -326,6 +373,8 @@ fn bytes(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sora_compress::Robustness;
+
     use super::*;
     use crate::report::Tried;
 
@@ -381,6 +430,19 @@ mod tests {
                 not_pruned: Some("`y<1>` is an output of the network".into()),
             }],
             steps: vec!["quantized everything".into()],
+            robustness: Some(Robustness {
+                samples: 40,
+                corruptions: vec![Corrupted {
+                    name: "shot_noise",
+                    accuracy: vec![0.8, 0.7, 0.6, 0.5, 0.4],
+                    original: Some(vec![0.85, 0.75, 0.65, 0.55, 0.45]),
+                }],
+                accuracy: 0.6,
+                original: Some(0.65),
+                drop: Some(0.05),
+                drop_ci95: Some([0.04, 0.06]),
+                max_drop: Some(0.03),
+            }),
             rewrites: vec![("fold batch norm".into(), 2)],
             producer: "sora".into(),
         }
@@ -410,6 +472,8 @@ mod tests {
             "31.2 dB",
             "27.5 dB at the output",
             "Not pruned: `y&lt;1&gt;` is an output",
+            "Shot noise<small>85.0, 75.0, 65.0, 55.0, 45.0 → 80.0, 70.0, 60.0, 50.0, 40.0",
+            "-5.00 points, 95 % interval -6.00 to -4.00. The budget of 3.00 points is not met",
         ] {
             assert!(page.contains(present), "{present}");
         }

@@ -8,6 +8,7 @@ pub use history::history;
 pub use html::html;
 
 use serde::Serialize;
+use sora_compress::Robustness;
 
 /// Everything that the report shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -56,6 +57,8 @@ pub struct Report {
     pub layers: Vec<Layer>,
     /// What the search did, in words.
     pub steps: Vec<String>,
+    /// Both models on corrupted samples, where that was asked for.
+    pub robustness: Option<Robustness>,
     /// What graph optimization did: rule and how often.
     pub rewrites: Vec<(String, usize)>,
     /// The program that made the report, with its version.
