@@ -49,7 +49,7 @@ pub struct OpenOptions {
     pub classes: Option<Vec<String>>,
     /// Arrays of an `.npz` that are no inputs but what a model is to tell of a sample: [`Dataset::targets`].
     pub targets: Vec<String>,
-    /// What makes tokens of the texts in a `.jsonl` or `.csv` file; without it, a `.csv` file holds numbers.
+    /// What makes tokens of the texts in a `.jsonl` or `.csv` file; without it, a `.csv` file holds numbers. An `.npz` holds tokens.
     pub text: Option<TextInput>,
 }
 
@@ -187,7 +187,9 @@ impl Dataset {
         let names = class_names(home)?;
         let mut classes = names.clone();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if let (true, Some(text)) = (metadata.is_file(), &options.text) {
+        // Tokens lie in arrays, if somebody else made them.
+        let texts = metadata.is_file() && !name.ends_with(".npz");
+        if let (true, Some(text)) = (texts, &options.text) {
             return text.open(path, options);
         }
         let mut targets = Vec::new();

@@ -191,6 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_others_are_read_as_arrays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.npz");
+        let x = sora_tensor::Tensor::from_slice(&[2, 3], &[2i64, 3, 0, 4, 0, 0]).unwrap();
+        crate::npz::write(fs::File::create(&path).unwrap(), &[("x", &x)]).unwrap();
+        let tokenizer = Tokenizer::words(["a b"], 9);
+        let input = TextInput { tokenizer, length: 3, column: "text".into(), label: "label".into() };
+        let options = OpenOptions { text: Some(input), ..OpenOptions::default() };
+        let data = Dataset::open(&path, &options).unwrap();
+        let (dtype, shape) = (sora_tensor::DType::I64, vec![3]);
+        assert_eq!(data.sample_kind(), SampleKind::Array { dtype, shape });
+    }
+
+    #[test]
     fn errors_name_the_line_and_what_is_near() {
         let options = TextOptions::default();
         for (name, content, parts) in [
