@@ -4,6 +4,7 @@
 mod aarch64;
 mod fuzz;
 mod graphs;
+mod headline;
 mod inlined;
 mod large;
 mod models;
@@ -69,6 +70,11 @@ const TASKS: &[Task] = &[
         "peers",
         "time other runtimes beside Sora and write the tables of docs/PERFORMANCE.md",
         Run::With(peers::run),
+    ),
+    (
+        "headline",
+        "compress networks with Sora and with others: accuracy, size, latency; `cargo xtask headline ROW…`",
+        Run::With(headline::run),
     ),
     (
         "training",

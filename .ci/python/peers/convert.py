@@ -91,6 +91,11 @@ class Converter:
     # onnxruntime's quantization
 
     def static(self, network, batch, to):
+        batches = self.batches(network, batch, 8 if batch == 1 else 1)
+        self.quantized(self.path(network, batch, "f32.onnx"), to, batches, network in plan.SEQUENCES)
+
+    @staticmethod
+    def quantized(source, to, batches, weighted_products_only=False):
         """QDQ with u8 activations and i8 weights per channel: the other choice, i8 activations, is slower in
         onnxruntime on x86-64."""
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -105,10 +110,10 @@ class Converter:
 
         with tempfile.TemporaryDirectory() as folder:
             prepared = pathlib.Path(folder, "prepared.onnx")
-            quant_pre_process(str(self.path(network, batch, "f32.onnx")), str(prepared), skip_symbolic_shape=True)
-            chosen = self.weighted_products(prepared) if network in plan.SEQUENCES else {}
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            chosen = Converter.weighted_products(prepared) if weighted_products_only else {}
             quantize_static(
-                str(prepared), str(to), Reader(self.batches(network, batch, 8 if batch == 1 else 1)),
+                str(prepared), str(to), Reader(batches),
                 quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8, **chosen)
 
