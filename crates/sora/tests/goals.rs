@@ -181,6 +181,24 @@ fn a_table_from_another_machine_decides_what_is_faster() {
     let sum: f64 = halves.iter().map(|(_, half)| 2.0 * half).sum();
     assert!((number(&result["before"]["median_ms"]) / sum - 1.0).abs() < 0.5, "{sum} {result}");
 
+    // Bounds by the same table: what was found meets one that is hardly wider, and nothing one that is much tighter.
+    let share = number(&result["after"]["median_ms"]) / number(&result["before"]["median_ms"]);
+    let within = |share: f64| {
+        let bound = format!("{share}x");
+        let goals = ["--max-latency", &bound, "--for", &file, "-o", &out, "--json"];
+        succeed_json(&[&["compress", &model, "--data", &data], &goals[..]].concat())
+    };
+    let result = within(1.01 * share);
+    assert_eq!(result["met"], true, "{share} {result}");
+    let ms = |side: &str| number(&result[side]["median_ms"]);
+    assert!(ms("after") <= 1.01 * share * ms("before"), "{share} {result}");
+    let half_way = within(0.5 + 0.5 * share);
+    let int8 = |of: &Value| tried(of).iter().filter(|layer| layer["precision"] == "int8").count();
+    assert!(half_way["met"] == true && (1..int8(&result)).contains(&int8(&half_way)), "{half_way}");
+    let missed = within(0.5 * share);
+    let note = missed["note"].as_str().unwrap();
+    assert!(missed["met"] == false && note.contains(kept["name"].as_str().unwrap()), "{missed}");
+
     table["int8"].as_table_mut().unwrap().remove(&slow.0);
     std::fs::write(&file, table.to_string()).unwrap();
     let error = fail(&arguments[..arguments.len() - 1]);
