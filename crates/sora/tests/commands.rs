@@ -400,6 +400,22 @@ fn explain_shows_why_and_how_values_are_spread() {
             spread["histogram"].as_array().unwrap().iter().map(|line| line["count"].as_u64().unwrap());
         assert_eq!(counts.sum::<u64>(), elements as u64, "{spread}");
     }
+    // A report tells what else was tried; so does its JSON.
+    let (page, object) = (folder.path().join("r.html"), folder.path().join("r.json"));
+    let again = ["compress", &model, "--data", &data, "-o", out, "--max-drop", "0.05", "--prefer", "size"];
+    fs::write(&object, succeed(&[&again[..], &["--report", text(&page), "--json"]].concat())).unwrap();
+    for report in [&page, &object] {
+        let found = succeed_json(&["explain", out, "second", "--report", text(report), "--json"]);
+        let tried = found["tried"].as_array().unwrap();
+        let drop = |format: &str| {
+            tried.iter().find(|tried| tried["format"] == format).unwrap()["drop"].as_f64().unwrap()
+        };
+        // No scale serves all of what the second layer reads.
+        assert!(drop("f32") == 0.0 && drop("int8") > 0.02, "{found}");
+    }
+    assert!(succeed(&["explain", out, "second", "--report", text(&page)]).contains("alone in int8: -"));
+    assert!(fail(&["explain", out, "secnod", "--report", &data]).contains("`second`"));
+    assert!(fail(&["explain", out, "second", "--report", out]).contains(out));
     // The first column is drawn from ±5000.
     let extremes = &of("weights")["extremes"];
     assert!(extremes[0].as_f64().unwrap() < -1000.0 && extremes[1].as_f64().unwrap() > 1000.0, "{extremes}");

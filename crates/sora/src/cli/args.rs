@@ -189,6 +189,9 @@ pub(super) struct Explain {
     /// How a sample becomes an input, as in `sora evaluate`
     #[arg(long, value_name = "SPEC", requires = "data")]
     pub(super) preprocess: Option<String>,
+    /// The report or the JSON that `sora compress` wrote, of which is shown what else was tried for the layer
+    #[arg(long, value_name = "R.html|R.json")]
+    pub(super) report: Option<PathBuf>,
     /// How many of the samples
     #[arg(long, default_value_t = 256, requires = "data", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) samples: u32,

@@ -1,8 +1,12 @@
 //! `sora explain`: one layer of a model, with the distributions of its weights and activations.
 
+use std::path::Path;
+
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sora::compress::histogram::Histogram;
 use sora::ir::{Graph, Node, Op, ValueId, evaluate};
+use sora::report::Tried;
 use sora::tensor::{DType, Tensor};
 use sora::{Failure, Model, compress, data};
 
@@ -44,13 +48,16 @@ pub(super) fn explain(args: &Explain) -> Printed {
         }
     }
     let choice = model.metadata.recipe.as_ref().and_then(|r| r.layers.iter().find(|l| l.name == args.layer));
+    let reported = args.report.as_deref().map(|path| reported(path, &args.layer)).transpose()?;
     if args.json {
         let ports = |role: &str| -> Vec<Value> {
             let of_role = roles.iter().filter(|(own, _)| *own == role);
             let port = |(_, v): &(&str, ValueId)| json!({"name": graph.value(*v).name, "type": graph.ty(*v).to_string()});
             of_role.map(port).collect()
         };
+        let (tried, not_pruned) = reported.map(|layer| (layer.tried, layer.not_pruned)).unwrap_or_default();
         return Ok(one_line(&json!({
+            "tried": tried, "not_pruned": not_pruned,
             "layer": node.name, "op": node.op.label(), "inputs": ports("input"), "outputs": ports("output"),
             "precision": choice.map(|c| &c.precision), "reason": choice.map(|c| &c.reason),
             "distributions": shown.iter().map(Shown::json).collect::<Vec<_>>(),
@@ -67,11 +74,45 @@ pub(super) fn explain(args: &Explain) -> Printed {
         }
         None => {}
     }
+    if let Some(layer) = &reported {
+        text.extend(layer.not_pruned.iter().map(|why| format!("  not pruned: {why}\n")));
+        text.extend(layer.tried.iter().map(|tried| format!("  alone in {}\n", tried.words())));
+    }
     text.extend(shown.iter().map(Shown::text));
     if args.data.is_none() {
         text += "\nWith --data, the distributions of what it reads and gives are shown as well.\n";
     }
     Ok(text)
+}
+
+/// What a report says of a layer.
+#[derive(Deserialize)]
+struct Reported {
+    name: String,
+    tried: Vec<Tried>,
+    not_pruned: Option<String>,
+}
+
+/// What the report or the JSON of a compression says of a layer.
+fn reported(path: &Path, layer: &str) -> Result<Reported, Failure> {
+    #[derive(Deserialize)]
+    struct Layers {
+        layers: Vec<Reported>,
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::io("read the report", path, &e))?;
+    // A report holds its figures as JSON once more.
+    let json = text.split_once("id=\"report\">").map_or(text.as_str(), |(_, rest)| rest);
+    let json = json.split_once("</script>").map_or(json, |(json, _)| json);
+    let place = path.display().to_string();
+    let Layers { layers } = serde_json::from_str(json).map_err(|error| {
+        let hint = "`sora compress` writes such files with --report and, to standard output, with --json.";
+        Failure::new(format!("This is no report of a compression: {error}."), place.clone(), hint)
+    })?;
+    let names: Vec<String> = layers.iter().map(|layer| layer.name.clone()).collect();
+    layers.into_iter().find(|known| known.name == layer).ok_or_else(|| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Failure::new(format!("The report has no layer `{layer}`."), place, data::suggestion(layer, &names))
+    })
 }
 
 /// The node of this name.

@@ -7,7 +7,7 @@ mod page;
 pub use history::history;
 pub use html::html;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sora_compress::Robustness;
 
 /// Everything that the report shows.
@@ -164,7 +164,7 @@ pub struct Layer {
 }
 
 /// A format of one layer, tried alone.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
     /// `f32`, `int8` or `int8-by-rows`, perhaps with the bits of its weights.
     pub format: String,
