@@ -234,6 +234,7 @@ impl Reducing<'_> {
             end: PRUNED_BY,
             every: 1,
             scope: PruningScope::Lamp,
+            regrow: 0.0,
         };
         self.tutor.teach(network, (to < 1.0).then_some(pruning), stage)
     }

@@ -34,6 +34,7 @@ impl Search<'_> {
             end: 1.0,
             every: 1,
             scope: PruningScope::Global,
+            regrow: 0.0,
         };
         let stage = format!("Training with weights of {bits} bits");
         let trained = tutor.teach(network, (share > 0.0).then_some(pruning), &stage)?;

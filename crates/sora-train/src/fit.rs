@@ -221,7 +221,7 @@ fn prune(trainer: &mut Trainer, plan: &Plan, steps: u64, progress: &Progress) ->
     let Some(pruning) = trainer.recipe().pruning else { return Ok(()) };
     let (step, all) = (u64::from(progress.epoch) * steps + progress.batch, steps * u64::from(plan.epochs));
     match pruning.due(step, all) {
-        Some(share) => trainer.prune(share),
+        Some(share) => trainer.prune(share, pruning.exchanged(step, all)),
         None => Ok(()),
     }
 }

@@ -25,6 +25,7 @@ mod penalty;
 mod precision;
 mod pruning;
 mod quantized;
+mod regrowth;
 mod schedule;
 mod statistics;
 mod step;

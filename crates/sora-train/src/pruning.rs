@@ -33,6 +33,11 @@ pub struct Pruning {
     /// How the zeros are divided among layers.
     #[serde(default)]
     pub scope: PruningScope,
+    /// The share of each layer's weights that is exchanged each time, at first: those of least magnitude for those that are 0 and have
+    /// the greatest gradients. It falls along a cosine to 0 at the end. Takes an optimizer that keeps a mean of gradients: adam, adamw,
+    /// momentum, nesterov or rmsprop. Source: Evci et al. 2020 (RigL).
+    #[serde(default)]
+    pub regrow: f64,
 }
 
 fn half() -> f64 {
@@ -89,6 +94,7 @@ impl Pruning {
             ("begin", self.begin, inside(self.begin)),
             ("end", self.end, self.end > self.begin && self.end <= 1.0),
             ("every", self.every as f64, self.every > 0),
+            ("regrow", self.regrow, inside(self.regrow)),
         ]
         .into_iter()
         .find_map(|(name, number, fits)| (!fits).then_some((name, number)))
@@ -187,7 +193,7 @@ fn relative(layer: &mut [f32]) {
 }
 
 /// Marks the `count` greatest; of equal ones the first.
-fn greatest(scores: &[f32], count: usize) -> Vec<bool> {
+pub(crate) fn greatest(scores: &[f32], count: usize) -> Vec<bool> {
     let count = count.min(scores.len());
     let mut order: Vec<usize> = (0..scores.len()).collect();
     if count > 0 && count < order.len() {
@@ -302,6 +308,7 @@ mod tests {
             end: 0.6,
             every: 10,
             scope: PruningScope::Lamp,
+            regrow: 0.0,
         };
         for (at, expected) in [(0.0, 0.4), (0.2, 0.4), (0.4, 0.4 + 0.4 * 0.875), (0.6, 0.8), (1.0, 0.8)] {
             assert!((pruning.share(at) - expected).abs() < 1e-9, "{at}");

@@ -11,6 +11,7 @@ use crate::head::{Head, target_name};
 use crate::network::{Parameter, Trainable};
 use crate::penalty;
 use crate::pruning::{MASK, masked, masks};
+use crate::regrowth::{MEANS, exchange};
 use crate::statistics::moments_graph;
 use crate::step::{AVERAGE, CORRECT, LOSS, RATE, Recipe, STEP, training_step};
 
@@ -217,18 +218,30 @@ impl Trainer {
         Ok(())
     }
 
-    /// Prunes weights until this share of them is 0, by the scope of [`Recipe::pruning`]; without that, does nothing.
+    /// Prunes weights until this share of them is 0, by the scope of [`Recipe::pruning`]; without that, does nothing. Of the weights of
+    /// each layer that are left, the share `exchanged` then makes room for others, as [`Pruning::regrow`](crate::Pruning::regrow) says.
     ///
     /// # Errors
-    /// As [`Trainer::state`] and [`Trainer::set_state`].
-    pub fn prune(&mut self, share: f64) -> Result<(), TrainError> {
+    /// [`TrainError::Network`] where weights are to be exchanged and the optimizer keeps no mean of gradients; as [`Trainer::state`] and [`Trainer::set_state`].
+    pub fn prune(&mut self, share: f64, exchanged: f64) -> Result<(), TrainError> {
         let Some(pruning) = self.recipe.pruning else { return Ok(()) };
         let mut state = self.state()?;
         let masked: Vec<String> =
             state.iter().filter_map(|(name, _)| Some(name.strip_suffix(MASK)?.to_owned())).collect();
         let find = |name: &String| state.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor);
         let weights: Vec<&Tensor> = masked.iter().filter_map(find).collect();
-        let new = masks(&weights, share, pruning.scope)?;
+        let mut new = masks(&weights, share, pruning.scope)?;
+        if exchanged > 0.0 {
+            for ((name, weight), mask) in masked.iter().zip(&weights).zip(&mut new) {
+                let mean = MEANS.iter().find_map(|slot| find(&format!("{name}/{slot}")));
+                let none = || {
+                    TrainError::Network(
+                        "regrowth takes an optimizer that keeps a mean of gradients, as adam".to_owned(),
+                    )
+                };
+                *mask = exchange(weight, mask, mean.ok_or_else(none)?, exchanged)?;
+            }
+        }
         for (name, mask) in masked.iter().zip(new) {
             let own = state.iter_mut().filter(|(known, _)| known.strip_suffix(MASK) == Some(name));
             own.for_each(|(_, kept)| *kept = mask.clone());

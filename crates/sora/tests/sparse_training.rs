@@ -120,8 +120,15 @@ fn zeros(graph: &Graph) -> f64 {
 
 #[test]
 fn pruned_networks_learn_with_the_weights_that_are_left_and_go_on_after_an_interruption() {
-    let pruning =
-        Pruning { sparsity: 0.8, initial: 0.2, begin: 0.1, end: 0.5, every: 7, scope: PruningScope::Lamp };
+    let pruning = Pruning {
+        sparsity: 0.8,
+        initial: 0.2,
+        begin: 0.1,
+        end: 0.5,
+        every: 7,
+        scope: PruningScope::Lamp,
+        regrow: 0.0,
+    };
     let training = Training::new(true, Some(pruning), None);
     let (graph, whole) = training.run(network(64), None, &mut Until(u64::MAX, None));
     assert!((zeros(&graph) - 0.8).abs() < 0.01, "{}", zeros(&graph));
@@ -135,6 +142,32 @@ fn pruned_networks_learn_with_the_weights_that_are_left_and_go_on_after_an_inter
     }
 }
 
+/// Weights of a network that began with the least possible number of them, which magnitudes alone chose.
+#[test]
+fn exchanged_weights_find_what_the_first_ones_missed() {
+    let pruning = Pruning {
+        sparsity: 0.95,
+        initial: 0.95,
+        begin: 0.0,
+        end: 0.8,
+        every: 5,
+        scope: PruningScope::Layer,
+        regrow: 0.0,
+    };
+    let run = |regrow: f64| {
+        let training = Training::new(true, Some(Pruning { regrow, ..pruning }), None);
+        let found = training.run(network(64), None, &mut Until(u64::MAX, None));
+        (training, found)
+    };
+    let (_, (fixed, _)) = run(0.0);
+    let (training, (exchanged, whole)) = run(0.3);
+    assert!((zeros(&exchanged) - 0.95).abs() < 0.01, "{}", zeros(&exchanged));
+    assert!(accuracy(&exchanged) > accuracy(&fixed) + 0.02, "{} {}", accuracy(&exchanged), accuracy(&fixed));
+    let mut watch = Until(52, None);
+    training.run(network(64), None, &mut watch);
+    assert_eq!(training.run(network(64), watch.1, &mut Until(u64::MAX, None)).1, whole);
+}
+
 #[test]
 fn moving_averages_and_other_pruned_results_have_as_many_zeros() {
     let pruning = Pruning {
@@ -144,6 +177,7 @@ fn moving_averages_and_other_pruned_results_have_as_many_zeros() {
         end: 1.0,
         every: 1000,
         scope: PruningScope::Layer,
+        regrow: 0.0,
     };
     let mut training = Training::new(true, Some(pruning), None);
     training.recipe.average = Some(0.99);

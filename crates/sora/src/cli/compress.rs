@@ -73,7 +73,13 @@ pub(super) fn compress(args: &Compress) -> Printed {
     let bars = Bars::new();
     let outcome = compress::compress(&model.graph, &data, &preprocess, &options, &bars);
     drop(bars);
-    let outcome = outcome.map_err(|e| compression_failure(&e))?;
+    let outcome = outcome.map_err(|e| match (&e, &args.checkpoint) {
+        (compress::CompressError::Cancelled, Some(folder)) => {
+            let hint = format!("Start the command again to continue from {}.", folder.display());
+            Failure::new("Interrupted.", "Ctrl-C", hint)
+        }
+        _ => compression_failure(&e),
+    })?;
 
     let result = result(args, &model, &data, &preprocess, &outcome);
     let (mut drafts, bytes_after) = drafts(args, &result)?;
