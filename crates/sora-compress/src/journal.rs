@@ -136,8 +136,24 @@ fn owner(
     (data, preprocess): (&Dataset, &Preprocess),
     options: &Options,
 ) -> Result<String, CompressError> {
-    let Options { max_drop, prefer, threads, seed, batch, isa, fewer_bits, recipe, training, robust, .. } =
-        options;
+    // Each option is named, so that a new one is thought of here.
+    let Options {
+        max_drop,
+        max_latency,
+        max_bytes,
+        file_size: _,
+        table,
+        prefer,
+        threads,
+        seed,
+        batch,
+        isa,
+        fewer_bits,
+        recipe,
+        training,
+        checkpoint: _,
+        robust,
+    } = options;
     let mut text = format!(
         "version: {}\nmodel: {}\ndata: {}\n",
         env!("CARGO_PKG_VERSION"),
@@ -149,9 +165,11 @@ fn owner(
         text += &format!("training: {} {} {}\n", training.epochs, training.batch, training.rate);
     }
     text += &format!(
-        "budget: {max_drop} {robust:?}\npreference: {prefer:?} {fewer_bits}\nseed: {seed}\nthreads and batch: {threads} {batch} {isa:?}\n\
-         recipe: {}\n",
-        hash(&format!("{recipe:?}"))
+        "budget: {max_drop} {robust:?}\nbounds: {max_latency:?} {max_bytes:?}\npreference: {prefer:?} {fewer_bits}\nseed: {seed}\n\
+         threads and batch: {threads} {batch} {isa:?}\n\
+         recipe: {}\ntimes: {}\n",
+        hash(&format!("{recipe:?}")),
+        hash(&format!("{table:?}"))
     );
     Ok(text)
 }

@@ -3,29 +3,21 @@
 //! Sources: quantization-aware training, Jacob et al. 2018; learnt scales, Esser et al. 2020 (LSQ), both in [`Trainable::quantized`];
 //! the original teaches, Mishra & Marr 2018 (Apprentice).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use sora_tensor::Tensor;
-use sora_train::{Pruning, PruningScope, TrainError, Trainable, with_integers, zeros};
+use sora_ir::ValueId;
+use sora_train::{Levels, Pruning, PruningScope, TrainError, Trainable, with_integers, zeros};
 
 use crate::CompressError;
 use crate::quantize::dequantize_name;
 use crate::search::{Candidate, Search, SearchStep};
 use crate::tutor::Tutor;
-use crate::weights::BITS;
 
 impl Search<'_> {
     /// The candidate after a training behind its roundings; weights that are 0 by pruning stay so.
     pub(crate) fn trained(&self, candidate: &Candidate, tutor: &Tutor) -> Result<Candidate, CompressError> {
         let Candidate { placement, graph, .. } = candidate;
-        let [least, bits] = self.bits(candidate);
-        if least < bits {
-            let what =
-                "the recipe trains the quantized network, whose weights then have as many bits in all layers"
-                    .to_owned();
-            return Err(CompressError::Option { what });
-        }
-        let network = Trainable::quantized(graph.clone(), &self.exact(candidate), bits)?;
+        let network = Trainable::quantized(graph.clone(), &self.known(candidate))?;
         let share = zeros(&network);
         let pruning = Pruning {
             sparsity: share,
@@ -36,7 +28,7 @@ impl Search<'_> {
             scope: PruningScope::Global,
             regrow: 0.0,
         };
-        let stage = format!("Training with weights of {bits} bits");
+        let stage = format!("Training with weights of {} bits", self.bits(candidate));
         let trained = tutor.teach(network, (share > 0.0).then_some(pruning), &stage)?;
         let found = self.judged(candidate.plan.clone(), placement.clone(), with_integers(trained)?)?;
         Ok(Candidate { trained: true, ..found })
@@ -49,7 +41,7 @@ impl Search<'_> {
         tutor: &Tutor,
         steps: &mut Vec<SearchStep>,
     ) -> Result<Option<Candidate>, CompressError> {
-        let [_, bits] = self.bits(candidate);
+        let bits = self.bits(candidate);
         let say = |what: String, drop: f64| SearchStep { stage: "train", what, layers: Vec::new(), drop };
         match self.trained(candidate, tutor) {
             Ok(trained) => {
@@ -71,23 +63,27 @@ impl Search<'_> {
         }
     }
 
-    /// The fewest and the most bits of quantized weights.
-    fn bits(&self, candidate: &Candidate) -> [u32; 2] {
+    /// The bits of quantized weights, in words.
+    fn bits(&self, candidate: &Candidate) -> String {
         let quantized = self.quantizable().filter(|&layer| candidate.placement.in_bytes(layer));
-        let bits = quantized.map(|layer| candidate.placement.bits[layer]);
-        bits.fold([BITS, 0], |[least, most], bits| [least.min(bits), most.max(bits)])
+        let bits: BTreeSet<u32> = quantized.map(|layer| candidate.placement.bits[layer]).collect();
+        bits.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
     }
 
     /// What quantized weights and biases were, by the names of what they are now.
-    fn exact(&self, candidate: &Candidate) -> HashMap<String, Tensor> {
+    fn known(&self, candidate: &Candidate) -> HashMap<String, Levels> {
         let graph = &self.network.graph;
         let layers = self.network.layers.iter().enumerate().filter(|(i, _)| candidate.placement.in_bytes(*i));
-        let constants = layers.flat_map(|(_, layer)| {
+        let constants = layers.flat_map(|(index, layer)| {
             let bias = layer.linear().and_then(|linear| linear.bias);
             let bias = bias.and_then(|(node, slot)| graph.node(node)?.inputs.get(slot).copied()?);
-            layer.weights().into_iter().map(|(weight, _)| weight).chain(bias)
+            let values = layer.weights().into_iter().map(|(weight, _)| weight).chain(bias);
+            values.map(move |value| (value, candidate.placement.bits[index]))
         });
-        let named = |v| Some((dequantize_name(&graph.value(v).name), graph.const_value(v)?.clone()));
+        let named = |(v, bits): (ValueId, u32)| {
+            let real = graph.const_value(v)?.clone();
+            Some((dequantize_name(&graph.value(v).name), Levels { real: Some(real), bits }))
+        };
         constants.filter_map(named).collect()
     }
 }

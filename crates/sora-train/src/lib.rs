@@ -48,7 +48,7 @@ pub use optimizer::{OPTIMIZERS, Optimizer, OptimizerRow};
 pub use penalty::Penalty;
 pub use precision::MixedPrecision;
 pub use pruning::{Pruning, PruningScope, masks, zeros};
-pub use quantized::with_integers;
+pub use quantized::{Levels, with_integers};
 pub use schedule::{SCHEDULES, Schedule, ScheduleRow};
 pub use step::{Recipe, StepGraph, evaluation, training_step};
 pub use teacher::Teacher;

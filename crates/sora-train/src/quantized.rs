@@ -23,24 +23,32 @@ const INSIDE: f64 = 0.498;
 /// Integers beyond this are no floats, so that limits there make no difference.
 const EXACT: i128 = 1 << 24;
 
+/// What is known of quantized weights beyond their levels.
+#[derive(Clone, Debug)]
+pub struct Levels {
+    /// What they were before they were rounded.
+    pub real: Option<Tensor>,
+    /// Bits of the levels, from 2 to 8: they lie between `±(2^(bits − 1) − 1)`.
+    pub bits: u32,
+}
+
 impl Trainable {
     /// A quantized network, to be trained as such. It begins with the integers that it has.
     ///
     /// Trained are the float weights that it still has, and of DequantizeLinear over constants
-    /// - `i8` without zero points: the weights behind the levels, between `±(2^(bits − 1) − 1)`. They begin with what `exact` says
-    ///   under the name of the dequantized value, as near as rounds to the same level;
+    /// - `i8` without zero points: the weights behind the levels. They begin with what `known` says under the name of the dequantized
+    ///   value, as near as rounds to the same level, and have 8 bits where it says nothing;
     /// - `i32` that are added to a product of dequantized values: the bias, whose unit is the product of both scales;
     /// - and all other constant scales, as a share of what they begin with, so that steps are as large for all. Their gradients
     ///   have LSQ's factor `1 / √(elements · greatest level)`, elements being those that share the scale in one sample.
     ///
     /// # Errors
     /// [`TrainError`] when the graph is inconsistent.
-    pub fn quantized(graph: Graph, exact: &HashMap<String, Tensor>, bits: u32) -> Result<Self, TrainError> {
+    pub fn quantized(graph: Graph, known: &HashMap<String, Levels>) -> Result<Self, TrainError> {
         let tuning =
             FineTuning { freeze: Vec::new(), rate: 1.0, batch_statistics: false, classes: None, seed: 0 };
-        let greatest = ((1i32 << (bits.clamp(2, 8) - 1)) - 1) as f32;
         let parameters = weights(&graph, &tuning, &[]);
-        let mut opened = Opened { graph, parameters, exact, greatest, first: HashMap::new() };
+        let mut opened = Opened { graph, parameters, known, first: HashMap::new() };
         for step in [Opened::scale, Opened::weight, Opened::bias] {
             let ids: Vec<NodeId> = opened.graph.nodes().map(|(id, _)| id).collect();
             for id in ids {
@@ -57,9 +65,7 @@ impl Trainable {
 struct Opened<'a> {
     graph: Graph,
     parameters: Vec<Parameter>,
-    exact: &'a HashMap<String, Tensor>,
-    /// The greatest level of weights.
-    greatest: f32,
+    known: &'a HashMap<String, Levels>,
     /// By a scale that is learnt: what it begins with.
     first: HashMap<ValueId, Tensor>,
 }
@@ -67,6 +73,7 @@ struct Opened<'a> {
 impl Opened<'_> {
     /// Makes the scale of a quantization something learnt.
     fn scale(&mut self, _: NodeId, node: &Node) -> Result<(), TrainError> {
+        let greatest = self.greatest(node);
         let graph = &mut self.graph;
         let (&[Some(x), Some(scale), ..], true) =
             (&node.inputs[..], matches!(node.op, Op::QuantizeLinear(_) | Op::DequantizeLinear(_)))
@@ -82,7 +89,7 @@ impl Opened<'_> {
         };
         let Some((low, high)) = levels.int_range().filter(|_| levels != DType::I32) else { return Ok(()) };
         let (elements, span) = match graph.const_value(x) {
-            Some(levels) => (levels.len() / first.len().max(1), f64::from(self.greatest)),
+            Some(levels) => (levels.len() / first.len().max(1), greatest),
             None => (graph.ty(x).shape.iter().skip(1).filter_map(Dim::known).product(), (high - low) as f64),
         };
         let name = graph.value(scale).name.clone();
@@ -112,12 +119,12 @@ impl Opened<'_> {
             return Ok(());
         };
         let Some(real) = self.begin(node, &levels, &first, axis)? else { return Ok(()) };
-        let name = self.take_name(node);
+        let (name, greatest) = (self.take_name(node), self.greatest(node));
         let weight = self.graph.constant(&format!("{name}/real"), real);
         self.learn(weight, 1.0);
         let mut w = Writer::new(&mut self.graph, format!("{name}/bounds"));
         let line = w.along(scale, weight, axis)?;
-        let high = w.times(line, f64::from(self.greatest))?;
+        let high = w.times(line, greatest)?;
         let low = w.unary(UnaryKind::Neg, high)?;
         let above = w.binary(BinaryKind::Max, weight, low)?;
         let bounded = w.binary(BinaryKind::Min, above, high)?;
@@ -164,6 +171,16 @@ impl Opened<'_> {
         (levels.dtype() == dtype).then(|| Some((axis, levels.clone(), node.inputs.get(1).copied()??)))?
     }
 
+    fn known(&self, node: &Node) -> Option<&Levels> {
+        self.known.get(&self.graph.value(*node.outputs.first()?).name)
+    }
+
+    /// The greatest level of the weights that a node dequantizes.
+    fn greatest(&self, node: &Node) -> f64 {
+        let bits = self.known(node).map_or(8, |known| known.bits.clamp(2, 8));
+        f64::from((1i32 << (bits - 1)) - 1)
+    }
+
     /// What weights begin with: what they were before they were rounded, as near as rounds to these levels. `None` where scales lie
     /// in blocks.
     fn begin(
@@ -182,8 +199,8 @@ impl Opened<'_> {
                 return Ok(None);
             }
         }
-        let name = node.outputs.first().map(|&y| self.graph.value(y).name.as_str());
-        let exact = name.and_then(|name| self.exact.get(name)).filter(|t| t.len() == levels.len());
+        let exact =
+            self.known(node).and_then(|known| known.real.as_ref()).filter(|t| t.len() == levels.len());
         let exact = exact.map(Tensor::to_f32s);
         let real = |(i, &level): (usize, &f64)| {
             let step = f64::from(scales[i / inner % extent]);
@@ -452,14 +469,16 @@ mod tests {
         for bits in [3, 5, 8] {
             let graph = network(u64::from(bits), bits, false);
             // What the weights were is close for some and far off for others.
-            let exact: HashMap<String, Tensor> = [
+            let exact: HashMap<String, Levels> = [
                 ("conv.weight_dq", vec![4, 2, 3, 3]),
                 ("dense.weight_dq", vec![100, 3]),
                 ("dense.bias_dq", vec![3]),
             ]
-            .map(|(name, shape)| (name.to_owned(), random(&mut rng, &shape, 1.0)))
+            .map(|(name, shape)| {
+                (name.to_owned(), Levels { real: Some(random(&mut rng, &shape, 1.0)), bits })
+            })
             .into();
-            let network = Trainable::quantized(graph.clone(), &exact, bits).unwrap();
+            let network = Trainable::quantized(graph.clone(), &exact).unwrap();
             let names: Vec<&str> = network.parameters.iter().map(|p| p.name.as_str()).collect();
             for name in ["x_scale/share", "conv.weight_levels/real", "dense.bias_levels/real"] {
                 assert!(names.contains(&name), "{names:?}");
@@ -474,7 +493,9 @@ mod tests {
 
     fn trained(graph: &Graph, bits: u32, steps: usize, rate: f64) -> (Vec<f64>, Trainer, Tensor) {
         let mut rng = fastrand::Rng::with_seed(3);
-        let network = Trainable::quantized(graph.clone(), &HashMap::new(), bits).unwrap();
+        let known =
+            ["conv.weight_dq", "dense.weight_dq"].map(|name| (name.to_owned(), Levels { real: None, bits }));
+        let network = Trainable::quantized(graph.clone(), &known.into()).unwrap();
         let none = BTreeMap::new();
         let loss = Loss::new("sparse_categorical_crossentropy", &none).unwrap();
         let recipe = Recipe::new(loss, Optimizer::new("adam", &none).unwrap());

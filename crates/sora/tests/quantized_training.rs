@@ -103,6 +103,19 @@ fn quantized_networks_learn_what_rounding_cost() {
     assert!(read(folder, "r.toml").contains("quantized = true"), "{}", read(folder, "r.toml"));
     follow("r.toml", "again.txt");
     assert!(read(folder, "trained.txt") == read(folder, "again.txt"));
+    // Layers may differ in bits.
+    let graph = sora::Model::load(folder.join("m.onnx")).unwrap().graph;
+    let last = graph.nodes().filter(|(_, node)| node.op.name() == "MatMul").last().unwrap().1.name.clone();
+    let mixed = format!("{text}quantized = true\n\n[bits]\n\"{last}\" = 6\n");
+    std::fs::write(folder.join("mixed.toml"), mixed).unwrap();
+    follow("mixed.toml", "mixed.txt");
+    let graph = sora::Model::load(folder.join("mixed.txt")).unwrap().graph;
+    let weights = graph.values().filter_map(|(id, _)| graph.const_value(id));
+    let weights = weights.filter(|t| t.dtype() == DType::I8 && t.rank() == 2);
+    let most = weights.map(|w| w.to_i64s().into_iter().map(i64::abs).max().unwrap_or(0));
+    let mut most: Vec<i64> = most.collect();
+    most.sort_unstable();
+    assert!(most[1] <= 3 && most[2] > 3 && most[2] <= 31, "{most:?}");
 }
 
 #[test]
