@@ -27,7 +27,7 @@ pub(crate) const BIAS_CORRECTION: Method = Method {
 fn observe(network: &Network) -> Vec<Request> {
     let request = |layer: &Layer| {
         let linear = layer.linear().filter(|l| l.bias.is_some())?;
-        let statistic = Statistic::ChannelMean { axis: linear.input_axis };
+        let statistic = Statistic::Channels { axis: linear.input_axis };
         Some(Request { value: *layer.reads.first()?, statistic })
     };
     network.layers.iter().filter_map(request).collect()
@@ -36,9 +36,10 @@ fn observe(network: &Network) -> Vec<Request> {
 fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
     for (index, layer) in cx.network.layers.iter().enumerate() {
         let (Some(linear), true) = (layer.linear(), cx.placement.int8[index]) else { continue };
-        let means = layer.reads.first().and_then(|v| cx.observations.means.get(v));
-        if let Some(means) = means {
-            correct(cx.network, layer, linear, means, &mut graph)?;
+        let read = layer.reads.first().map(|&v| (v, linear.input_axis));
+        let channels = read.and_then(|read| cx.observations.channels.get(&read));
+        if let Some(channels) = channels {
+            correct(cx.network, layer, linear, &channels.means, &mut graph)?;
         }
     }
     graph.compact()?;
@@ -105,7 +106,7 @@ fn constants(graph: &Graph, node: NodeId, slot: usize) -> Option<Constants> {
 }
 
 /// The input channel that the weight at a position multiplies; `None` for operators where it is not one.
-fn input_channel(op: &Op, shape: &[usize], axis: usize) -> Option<Box<dyn Fn(usize) -> usize>> {
+pub(crate) fn input_channel(op: &Op, shape: &[usize], axis: usize) -> Option<Box<dyn Fn(usize) -> usize>> {
     match (op, shape) {
         (Op::Conv(conv), [outputs, per_group, kernel @ ..]) => {
             let (taps, per_group): (usize, usize) = (kernel.iter().product(), *per_group);
@@ -178,7 +179,7 @@ mod tests {
         let observations = calibrate(&network, &feed, &samples, &wanted, 16, &exec, &Silent).unwrap();
         let ranges = Ranges::new(observations.histograms.clone());
         let placement = Placement::new(&network, &Plan::default(), &ranges);
-        let cx = Cx { network: &network, placement: &placement, observations: &observations };
+        let cx = Cx { network: &network, placement: &placement, observations: &observations, rounding: None };
         let plain = (METHODS[0].apply)(&cx, network.graph.clone()).unwrap();
         let corrected = (METHODS[1].apply)(&cx, plain.clone()).unwrap();
         verify(&plain).unwrap();

@@ -10,7 +10,7 @@ use sora_tensor::Tensor;
 use crate::feed::{Feed, head};
 use crate::histogram::Histogram;
 use crate::layers::Network;
-use crate::method::{Observations, Request, Statistic};
+use crate::method::{Channels, Observations, Request, Statistic};
 use crate::{CompressError, Progress};
 
 /// Bytes that the watched values of one batch may take together.
@@ -97,7 +97,8 @@ fn batch_within(
 #[derive(Default)]
 struct Gathered {
     histograms: HashMap<ValueId, Histogram>,
-    sums: HashMap<ValueId, (Vec<f64>, u64)>,
+    /// Sums of elements and squares so far, and how many elements of each channel were seen.
+    channels: HashMap<(ValueId, usize), (Channels, u64)>,
     samples: usize,
 }
 
@@ -114,17 +115,17 @@ impl Gathered {
         for statistic in statistics {
             match *statistic {
                 Statistic::Histogram => self.histograms.entry(value).or_default().add(elements),
-                Statistic::ChannelMean { axis } => {
-                    let channels = tensor.shape().get(axis).copied().unwrap_or(1).max(1);
+                Statistic::Channels { axis } => {
+                    let extent = tensor.shape().get(axis).copied().unwrap_or(1).max(1);
                     let inner: usize = tensor.shape().iter().skip(axis + 1).product::<usize>().max(1);
-                    let (sums, count) = self.sums.entry(value).or_insert_with(|| (vec![0.0; channels], 0));
-                    for (run, values) in elements.chunks_exact(inner).enumerate() {
-                        let sum: f64 = values.iter().copied().map(f64::from).sum();
-                        if let Some(channel) = sums.get_mut(run % channels) {
-                            *channel += sum;
+                    let (channels, count) =
+                        self.channels.entry((value, axis)).or_insert_with(|| (Channels::new(extent), 0));
+                    if channels.means.len() == extent {
+                        for (run, values) in elements.chunks_exact(inner).enumerate() {
+                            channels.add(run % extent, values);
                         }
+                        *count += (elements.len() / extent) as u64;
                     }
-                    *count += (elements.len() / channels) as u64;
                 }
             }
         }
@@ -132,11 +133,13 @@ impl Gathered {
     }
 
     fn finish(self) -> Observations {
-        let mean = |(value, (sums, count)): (ValueId, (Vec<f64>, u64))| {
-            (value, sums.into_iter().map(|s| s / count.max(1) as f64).collect())
+        let mean = |(value, (mut channels, count)): ((ValueId, usize), (Channels, u64))| {
+            let sums = channels.means.iter_mut().chain(&mut channels.squares);
+            sums.for_each(|sum| *sum /= count.max(1) as f64);
+            (value, channels)
         };
-        let means = self.sums.into_iter().map(mean).collect();
-        Observations { histograms: self.histograms, means, samples: self.samples }
+        let channels = self.channels.into_iter().map(mean).collect();
+        Observations { histograms: self.histograms, channels, samples: self.samples }
     }
 }
 
@@ -176,13 +179,16 @@ mod tests {
         assert_eq!((a.total(), a.zeros(), whole.samples), (b.total(), b.zeros(), parts.samples));
         let x = network.graph.find("x").unwrap();
         assert_eq!(whole.histograms[&x], parts.histograms[&x]);
-        for (value, means) in &whole.means {
-            let other = &parts.means[value];
-            assert!(means.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-5));
+        for (value, channels) in &whole.channels {
+            let other = &parts.channels[value];
+            assert!(channels.means.iter().zip(&other.means).all(|(a, b)| (a - b).abs() < 1e-5));
+            assert!(channels.squares.iter().zip(&other.squares).all(|(a, b)| (a - b).abs() < 1e-4));
+            let ends = |c: &Channels| c.least.iter().chain(&c.greatest).copied().collect::<Vec<f32>>();
+            assert!(ends(channels).iter().zip(ends(other)).all(|(a, b)| (a - b).abs() < 1e-4));
         }
         let (_, many) = observe(600, 60);
         assert!(many.histograms.values().all(|h| h.bins().count() <= BINS));
-        let channels = |seen: &Observations| seen.means.values().map(Vec::len).sum::<usize>();
+        let channels = |seen: &Observations| seen.channels.values().map(|c| c.means.len()).sum::<usize>();
         assert_eq!((many.histograms.len(), channels(&many)), (whole.histograms.len(), channels(&whole)));
         assert_eq!(many.samples, 600);
     }

@@ -43,7 +43,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
             Role::Linear(linear) => {
                 let Some(weight) = input(&graph, 1) else { continue };
                 let Some(exact) = graph.const_value(weight).cloned() else { continue };
-                let quantized = weights::quantize(&exact, linear.axis, &[], bits)?;
+                let quantized = cx.weights(index, &exact, linear.axis, &[])?;
                 let name = graph.value(weight).name.clone();
                 let zeros = Tensor::zeros(DType::I8, &[quantized.scales.len()])?;
                 let axis = i64::try_from(linear.axis).unwrap_or(0);

@@ -54,7 +54,8 @@ impl LatencyTable {
         progress.stage("Timing layers", None);
         let timed = |plan: &Plan| -> Result<Vec<LayerTimes>, CompressError> {
             let placement = Placement::new(&network, plan, &ranges);
-            let cx = Cx { network: &network, placement: &placement, observations: &observations };
+            let cx =
+                Cx { network: &network, placement: &placement, observations: &observations, rounding: None };
             let session = Session::new(method::apply(&cx)?, exec.clone())?;
             Ok(measure::profile(&network, &placement, [&reference, &session], &fed, progress)?.times)
         };

@@ -1,7 +1,8 @@
 //! Compression inside an accuracy budget: pruning with training in the loop, 8-bit quantization, explanations.
 //!
 //! With samples to train on, [`compress`] first prunes weights, step by step, as long as what is left learns to do the same. Then it
-//! observes the network on a part of the data, quantizes everything that its operators allow, and gives
+//! observes the network on a part of the data, quantizes everything that its operators allow, climbs the [`ladder`] of methods that
+//! make rounding cost less while the budget is exceeded, and gives
 //! precision back where the metric on a second part says so or where a layer measures slower than before. What
 //! it reports comes from a third part that no decision saw.
 //!
@@ -20,6 +21,7 @@ mod explain;
 mod feed;
 pub mod histogram;
 mod journal;
+pub mod ladder;
 mod latency;
 pub mod layers;
 mod measure;
@@ -47,6 +49,7 @@ pub use calibrate::distributions;
 pub use error::CompressError;
 pub use explain::{LayerReport, LayerTimes, Precision, Reason};
 pub use journal::forget;
+pub use ladder::{LayerTrial, RungTrial};
 pub use latency::LatencyTable;
 pub use measure::{Evaluation, Latency, evaluate};
 pub use outcome::{Measured, Outcome, SplitSizes, compress, pareto};

@@ -8,14 +8,14 @@ use sora_exec::{Options as ExecOptions, Session};
 use sora_ir::{Graph, QuantRule, ValueId};
 
 use crate::bounds::Bounded;
-use crate::calibrate::calibrate;
 use crate::explain::{self, LayerReport, LayerTimes, Reason};
 use crate::feed::Feed;
 use crate::journal::Journal;
+use crate::ladder::{Bases, Calibration, RUNGS, RungTrial};
 use crate::layers::{Network, Role};
 use crate::measure::{self, Evaluation, Latency};
-use crate::method::{METHODS, Observations, requests};
-use crate::placement::{Placement, Plan, Ranges};
+use crate::method::METHODS;
+use crate::placement::{Placement, Plan};
 use crate::recipe::{Recipe, Trainings};
 use crate::reduce::{Reducing, Reduction};
 use crate::robust::{Grid, Judge, Robustness};
@@ -79,8 +79,10 @@ pub struct Outcome {
     pub layers: Vec<LayerReport>,
     /// What the search did.
     pub steps: Vec<SearchStep>,
-    /// Names of the methods that were applied, in order.
+    /// Names of the methods that were applied, in order, and then of the rungs of the ladder.
     pub methods: Vec<&'static str>,
+    /// The rungs of the ladder that were tried, and what each did.
+    pub rungs: Vec<RungTrial>,
     /// What graph optimization did to both networks before anything else.
     #[serde(skip)]
     pub rewrites: sora_rewrite::Report,
@@ -145,7 +147,7 @@ pub fn pareto(
         let outcome = |chosen: Candidate| {
             let within = chosen.drop <= options.max_drop;
             let sensitivity = sensitivity.clone();
-            job.outcome(Found { chosen, within, given_up: Vec::new(), missed: None, sensitivity })
+            job.outcome(Found { sensitivity, ..Found::only(chosen, within) })
         };
         found.into_iter().map(outcome).collect()
     })
@@ -254,13 +256,9 @@ fn prepared<T>(
     // What layers are compared with: the pruned network before it is quantized.
     let reference = Session::new(network.graph.clone(), exec.clone())?;
 
-    progress.stage("Calibrating", Some(parts.calibration.len() as u64));
-    let wanted = requests(&network);
-    let observations = match wanted.is_empty() {
-        true => Observations::default(),
-        false => calibrate(&network, &feed, &parts.calibration, &wanted, options.batch, &exec, progress)?,
-    };
-    let ranges = Ranges::new(observations.histograms.clone());
+    let calibration =
+        Calibration { feed: &feed, samples: &parts.calibration, batch: options.batch, exec: &exec, progress };
+    let bases = Bases::new(&network, calibration)?;
     let Some(sample) = feed.batches(&parts.decision[..1], 1).next().transpose()? else {
         return Err(CompressError::Option { what: "there is no sample to time".to_owned() });
     };
@@ -268,8 +266,7 @@ fn prepared<T>(
     let probes: Vec<usize> = parts.calibration.iter().copied().step_by(stride).collect();
     let search = Search {
         network: &network,
-        observations: &observations,
-        ranges: &ranges,
+        bases: &bases,
         feed: &feed,
         options,
         exec: &exec,
@@ -307,7 +304,7 @@ impl Job<'_> {
     /// Measures what was found, on samples that no decision saw.
     fn outcome(&self, found: Found) -> Result<Outcome, CompressError> {
         let Search { network, options, exec, progress, feed, .. } = self.search;
-        let Found { chosen, within, given_up, missed, sensitivity } = found;
+        let Found { chosen, within, given_up, missed, sensitivity, rungs } = found;
         progress.stage("Measuring the result", Some(self.parts.report.len() as u64));
         let session = Session::new(chosen.graph.clone(), exec.clone())?;
         let after =
@@ -359,7 +356,12 @@ impl Job<'_> {
             decision_drop: chosen.drop,
             layers,
             steps: self.steps.clone(),
-            methods: METHODS.iter().map(|m| m.name).collect(),
+            methods: METHODS
+                .iter()
+                .map(|m| m.name)
+                .chain(chosen.plan.rungs.iter().map(|&r| RUNGS[r].name))
+                .collect(),
+            rungs,
             rewrites: self.rewrites.clone(),
             isa: session.isa(),
             split: SplitSizes {
@@ -412,6 +414,16 @@ struct Found {
     missed: Option<String>,
     /// What was tried with each layer alone.
     sensitivity: Sensitivity,
+    /// The rungs that were tried.
+    rungs: Vec<RungTrial>,
+}
+
+impl Found {
+    /// A network, and nothing else to tell.
+    fn only(chosen: Candidate, within: bool) -> Self {
+        let sensitivity = Sensitivity::default();
+        Found { chosen, within, given_up: Vec::new(), missed: None, sensitivity, rungs: Vec::new() }
+    }
 }
 
 fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressError> {
@@ -425,30 +437,18 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         let within = chosen.drop <= options.max_drop;
         let what = format!("followed the recipe: the drop is {:.2} points", 100.0 * chosen.drop);
         steps.push(SearchStep { stage: "recipe", what, layers: Vec::new(), drop: chosen.drop });
-        return Ok(Found {
-            chosen,
-            within,
-            given_up: Vec::new(),
-            missed: None,
-            sensitivity: Sensitivity::default(),
-        });
+        return Ok(Found::only(chosen, within));
     }
     let first = search.candidate(Plan::default())?;
     if options.is_bounded() {
         let sensitivity = search.tried(&first)?;
         let Bounded { candidate, missed } = search.meet(&sensitivity, steps)?;
         let within = missed.is_none() && candidate.drop <= options.max_drop;
-        return Ok(Found { chosen: candidate, within, given_up: Vec::new(), missed, sensitivity });
+        return Ok(Found { missed, sensitivity, ..Found::only(candidate, within) });
     }
     if first.placement.is_empty() {
         let within = first.drop <= options.max_drop;
-        return Ok(Found {
-            chosen: first,
-            within,
-            given_up: Vec::new(),
-            missed: None,
-            sensitivity: Sensitivity::default(),
-        });
+        return Ok(Found::only(first, within));
     }
     let sensitivity = search.tried(&first)?;
     let int8 = (0..network.layers.len()).filter(|&i| first.placement.in_bytes(i)).count();
@@ -456,6 +456,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
     let what = format!("quantized {int8} layers: the drop is {drop:.2} points, the budget {budget:.2}");
     steps.push(SearchStep { stage: "quantize", what, layers: Vec::new(), drop: first.drop });
 
+    let (first, rungs) = search.climb(first, steps)?;
     if let (true, Some(tutor)) = (first.drop > options.max_drop, search.tutor) {
         // What is not faster goes first: a network that was trained keeps its plan.
         search.progress.stage("Finding layers that are not faster", None);
@@ -468,13 +469,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
                 search.progress.stage("Finding how coarse weights may be", None);
                 trained = search.coarsen(trained, steps)?;
             }
-            return Ok(Found {
-                chosen: trained,
-                within: true,
-                given_up: Vec::new(),
-                missed: None,
-                sensitivity,
-            });
+            return Ok(Found { sensitivity, rungs, ..Found::only(trained, true) });
         }
     }
     search.progress.stage("Finding layers that cost accuracy", None);
@@ -489,7 +484,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         let nearest = search.fit_latency(nearest, steps)?;
         // What is slow goes too, and with it perhaps the rest of the drop.
         let within = nearest.drop <= options.max_drop;
-        return Ok(Found { chosen: nearest, within, given_up, missed: None, sensitivity });
+        return Ok(Found { given_up, sensitivity, rungs, ..Found::only(nearest, within) });
     }
     search.progress.stage("Finding layers that are not faster", None);
     let mut chosen = search.fit_latency(last, steps)?;
@@ -506,7 +501,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         chosen = search.coarsen(chosen, steps)?;
         chosen = search.refine(chosen, &sensitivity, steps)?;
     }
-    Ok(Found { chosen, within, given_up: Vec::new(), missed: None, sensitivity })
+    Ok(Found { sensitivity, rungs, ..Found::only(chosen, within) })
 }
 
 /// What the reader should know beyond the figures.

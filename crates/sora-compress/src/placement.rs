@@ -21,6 +21,8 @@ pub struct Plan {
     pub dynamic: BTreeSet<usize>,
     /// Bits of the levels of a layer's weights, where they are fewer than 8: the file is smaller, the kernels are the same.
     pub bits: BTreeMap<usize, u32>,
+    /// Rungs of the [ladder](crate::ladder::RUNGS) that are used, by index.
+    pub rungs: BTreeSet<usize>,
 }
 
 impl Plan {

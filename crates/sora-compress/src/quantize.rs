@@ -64,7 +64,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         let (Some(linear), true) = (layer.linear(), placement.int8[index]) else { continue };
         let input = layer.reads.first().and_then(|v| placement.choices.get(v));
         if let (Some(input), Some(&first)) = (input, layer.nodes.first()) {
-            quantize_constants(&mut graph, first, linear, input.affine.scale, placement.bits[index])?;
+            quantize_constants(cx, &mut graph, (index, first, linear), input.affine.scale)?;
         }
     }
     graph.compact()?;
@@ -98,11 +98,10 @@ fn redirect(network: &Network, placement: &Placement, real: &BTreeMap<ValueId, V
 /// Weights to `i8`, bias to `i32`, each behind a DequantizeLinear. A convolution without a bias gets one of zeros,
 /// which costs its kernel nothing and takes corrections.
 fn quantize_constants(
+    cx: &Cx,
     graph: &mut Graph,
-    first: NodeId,
-    linear: &Linear,
+    (index, first, linear): (usize, NodeId, &Linear),
     input_scale: f32,
-    bits: u32,
 ) -> Result<(), CompressError> {
     let Some(exact) = graph.const_value(linear.weight).cloned() else { return Ok(()) };
     let bias = linear.bias.map(|(node, slot)| {
@@ -118,7 +117,7 @@ fn quantize_constants(
             least[i % channels] = least[i % channels].max(scale);
         }
     }
-    let quantized = weights::quantize(&exact, linear.axis, &least, bits)?;
+    let quantized = cx.weights(index, &exact, linear.axis, &least)?;
     let name = graph.value(linear.weight).name.clone();
     let axis = i64::try_from(linear.axis).unwrap_or(0);
     let zeros = Tensor::zeros(DType::I8, &[channels])?;

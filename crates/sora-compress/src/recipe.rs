@@ -7,6 +7,7 @@ use sora_data::suggestion;
 
 use crate::CompressError;
 use crate::explain::Reason;
+use crate::ladder::RUNGS;
 use crate::layers::{Network, Role};
 use crate::placement::Plan;
 use crate::reduce::Reduction;
@@ -23,6 +24,9 @@ pub struct Recipe {
     /// Bits of the levels of quantized weights, 3 to 8, where `bits` does not say otherwise.
     #[serde(default = "bits")]
     pub weight_bits: u32,
+    /// Rungs of the quantization ladder that are used, by name; they are applied in the order of the ladder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rungs: Vec<String>,
     /// What is trained on the way; needs samples to train on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Trainings>,
@@ -104,7 +108,8 @@ impl Recipe {
         let having = |wanted: u32| bits.values().filter(|bits| **bits == wanted).count();
         let weight_bits = (LEAST_BITS..=BITS).max_by_key(|&wanted| having(wanted)).unwrap_or(BITS);
         bits.retain(|_, bits| *bits != weight_bits);
-        Recipe { seed, weight_bits, training, layers, bits }
+        let rungs = plan.rungs.iter().map(|&rung| RUNGS[rung].name.to_owned()).collect();
+        Recipe { seed, weight_bits, rungs, training, layers, bits }
     }
 
     /// The plan for a network.
@@ -130,6 +135,16 @@ impl Recipe {
             })
         };
         let mut plan = Plan::default();
+        for name in &self.rungs {
+            let Some(index) = RUNGS.iter().position(|rung| rung.name == name) else {
+                let names: Vec<&str> = RUNGS.iter().map(|rung| rung.name).collect();
+                let near = suggestion(name, &names);
+                return refused(format!(
+                    "the recipe names the rung `{name}`, which the ladder does not have: {near}"
+                ));
+            };
+            plan.rungs.insert(index);
+        }
         let weighted = (0..network.layers.len()).filter(|&index| network.layers[index].has_weights());
         plan.bits.extend(weighted.map(|index| (index, self.weight_bits)));
         for (name, &bits) in &self.bits {

@@ -9,10 +9,11 @@ use sora_ir::Graph;
 
 use crate::explain::Reason;
 use crate::feed::{Fed, Feed};
+use crate::ladder::{Bases, Change, RUNGS, Rounding};
 use crate::layers::Network;
 use crate::measure::{self, Latency, LayerProfile, Noise};
-use crate::method::{self, Cx, Observations};
-use crate::placement::{Placement, Plan, Ranges};
+use crate::method::{self, Cx};
+use crate::placement::{Placement, Plan};
 use crate::robust::{Judge, counting};
 use crate::tutor::Tutor;
 use crate::weights::BITS;
@@ -21,7 +22,7 @@ use crate::{CompressError, Options, Prefer, Progress};
 /// One thing that the search did.
 #[derive(Clone, Debug, Serialize)]
 pub struct SearchStep {
-    /// `reduce`, `quantize`, `train`, `accuracy`, `latency` or `size`; `recipe` where there was no search.
+    /// `reduce`, `quantize`, `ladder`, `train`, `accuracy`, `latency` or `size`; `recipe` where there was no search.
     pub stage: &'static str,
     /// What was done, in words.
     pub what: String,
@@ -48,8 +49,8 @@ pub(crate) struct Candidate {
 /// What the search works with.
 pub(crate) struct Search<'a> {
     pub(crate) network: &'a Network,
-    pub(crate) observations: &'a Observations,
-    pub(crate) ranges: &'a Ranges,
+    /// The same network as rungs of the ladder rewrite it.
+    pub(crate) bases: &'a Bases<'a>,
     pub(crate) feed: &'a Feed,
     pub(crate) options: &'a Options,
     pub(crate) exec: &'a ExecOptions,
@@ -122,9 +123,17 @@ impl Search<'_> {
     }
 
     pub(crate) fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
-        let placement = Placement::new(self.network, plan, self.ranges);
-        let cx = Cx { network: self.network, placement: &placement, observations: self.observations };
-        let graph = method::apply(&cx)?;
+        let base = self.bases.of(&plan.rungs)?;
+        let placement = Placement::new(&base.network, plan, &base.ranges);
+        let rounding = |rung: &usize| matches!(RUNGS[*rung].change, Change::Rounding(_));
+        let rungs: Vec<usize> = plan.rungs.iter().copied().filter(rounding).collect();
+        let rounding = match rungs.is_empty() {
+            true => None,
+            false => Some(Rounding::new(base.grams(&self.bases.calibration)?, &rungs)),
+        };
+        let (network, observations) = (&base.network, &base.observations);
+        let graph =
+            method::apply(&Cx { network, placement: &placement, observations, rounding: rounding.as_ref() })?;
         Ok((placement, graph))
     }
 
@@ -293,8 +302,8 @@ impl Search<'_> {
         Ok(candidate)
     }
 
-    /// Takes bits from the levels of all quantized weights, as long as the drop and its standard error are within the budget, if need
-    /// be after a training.
+    /// Takes bits from the levels of all quantized weights, as long as the drop and its standard error are within the budget. Where
+    /// the nearest levels lose too much, rungs that choose better ones are climbed, and then the network is trained, if it may be.
     pub(crate) fn coarsen(
         &self,
         mut current: Candidate,
@@ -303,25 +312,41 @@ impl Search<'_> {
         if current.placement.is_empty() {
             return Ok(current);
         }
+        let rounds = |rung: &usize| matches!(RUNGS[*rung].change, Change::Rounding(_));
         for bits in (LEAST_BITS..BITS).rev() {
             let mut plan = current.plan.clone();
             let quantized = |&layer: &usize| {
                 current.placement.in_bytes(layer) && self.network.layers[layer].has_weights()
             };
             plan.bits = (0..self.network.layers.len()).filter(quantized).map(|layer| (layer, bits)).collect();
-            let mut next = self.candidate(plan)?;
-            let mut fits = next.likely <= self.options.max_drop;
-            let verdict = if fits { "within the budget" } else { "too much" };
-            let drop = 100.0 * next.drop;
-            let what = format!("weights of {bits} bits in the file: the drop is {drop:.2} points, {verdict}");
-            steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
-            if let (false, Some(tutor)) = (fits, self.tutor)
+            let left: Vec<usize> =
+                (0..RUNGS.len()).filter(rounds).filter(|rung| !plan.rungs.contains(rung)).collect();
+            let mut best: Option<Candidate> = None;
+            for rung in std::iter::once(None).chain(left.into_iter().map(Some)) {
+                plan.rungs.extend(rung);
+                let next = self.candidate(plan.clone())?;
+                let fits = next.likely <= self.options.max_drop;
+                let verdict = if fits { "within the budget" } else { "too much" };
+                let by = rung.map_or(String::new(), |rung| format!(" by {}", RUNGS[rung].name));
+                let drop = 100.0 * next.drop;
+                let what = format!(
+                    "weights of {bits} bits in the file{by}: the drop is {drop:.2} points, {verdict}"
+                );
+                steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
+                if best.as_ref().is_none_or(|best| next.likely < best.likely) {
+                    best = Some(next);
+                }
+                if fits {
+                    break;
+                }
+            }
+            let Some(mut next) = best else { break };
+            if let (true, Some(tutor)) = (next.likely > self.options.max_drop, self.tutor)
                 && let Some(trained) = self.try_trained(&next, tutor, steps)?
             {
                 next = trained;
-                fits = next.likely <= self.options.max_drop;
             }
-            if !fits {
+            if next.likely > self.options.max_drop {
                 break;
             }
             next.placement.smaller.clone_from(&current.placement.smaller);
@@ -410,9 +435,11 @@ impl Search<'_> {
         measure::profile(self.network, placement, sessions, self.sample, self.progress)
     }
 
+    /// The error of each layer's output, against the network in single precision that the candidate was made of.
     pub(crate) fn noise(&self, candidate: &Candidate) -> Result<Noise, CompressError> {
         let Candidate { placement, graph, .. } = candidate;
-        measure::noise(self.network, placement, graph, self.feed, self.probes, self.exec, self.progress)
+        let base = self.bases.of(&candidate.plan.rungs)?;
+        measure::noise(&base.network, placement, graph, self.feed, self.probes, self.exec, self.progress)
     }
 
     pub(crate) fn names(&self, layers: &[usize]) -> Vec<String> {

@@ -2,18 +2,18 @@
 
 use sora_data::{Dataset, Preprocess};
 use sora_exec::Options as ExecOptions;
-use sora_ir::ops::{MatMul, Op};
+use sora_ir::ops::{MatMul, Op, Unary, UnaryKind};
 use sora_ir::{Graph, ValueId, evaluate as reference};
 use sora_tensor::{DType, Tensor};
 
 use crate::testing::{Net, Random, Silent};
 use crate::{CompressError, Options, Outcome, Precision, Prefer, Progress, Reason, compress, evaluate};
 
-const CLASSES: usize = 6;
-const SHAPE: [usize; 3] = [3, 8, 8];
+pub(crate) const CLASSES: usize = 6;
+pub(crate) const SHAPE: [usize; 3] = [3, 8, 8];
 
 /// Pictures around one random picture for each class.
-fn blobs(samples: usize, noise: f64) -> (Tensor, Vec<usize>) {
+pub(crate) fn blobs(samples: usize, noise: f64) -> (Tensor, Vec<usize>) {
     let size = SHAPE.iter().product();
     let mut random = Random::new(17);
     let centers: Vec<Vec<f64>> = (0..CLASSES).map(|_| (0..size).map(|_| random.normal()).collect()).collect();
@@ -26,13 +26,13 @@ fn blobs(samples: usize, noise: f64) -> (Tensor, Vec<usize>) {
     (Tensor::from_slice(&shape, &values).unwrap(), labels)
 }
 
-fn dataset(samples: usize, noise: f64, labelled: bool) -> Dataset {
+pub(crate) fn dataset(samples: usize, noise: f64, labelled: bool) -> Dataset {
     let (x, labels) = blobs(samples, noise);
     Dataset::from_arrays(vec![(None, x)], labelled.then_some(labels)).unwrap()
 }
 
 /// Adds the dense layer that tells the classes apart by the distance to their mean features, which are measured.
-fn with_classifier(mut net: Net, features: ValueId, depth: usize) -> Graph {
+pub(crate) fn with_classifier(mut net: Net, features: ValueId, depth: usize) -> Graph {
     let mut probe = net.graph.clone();
     probe.output("features", features);
     let (x, labels) = blobs(CLASSES * 4, 0.0);
@@ -53,7 +53,7 @@ fn with_classifier(mut net: Net, features: ValueId, depth: usize) -> Graph {
 }
 
 /// Convolution, pooling, a residual block and a dense layer.
-fn cnn() -> Graph {
+pub(crate) fn cnn() -> Graph {
     let (mut net, x) = Net::new(21, &SHAPE);
     let a = net.conv("a", x, 16);
     let a = net.relu("a.relu", a);
@@ -68,7 +68,8 @@ fn cnn() -> Graph {
 }
 
 /// A network whose convolution `loud` has one channel a thousand times above the others. Its reader ignores that
-/// channel, but on the scale that the channel dictates nothing is left of the others.
+/// channel, but on the scale that the channel dictates nothing is left of the others; and what activates them does not let scales
+/// pass, so that they cannot be equalized.
 fn pathological() -> Graph {
     let (mut net, x) = Net::new(22, &SHAPE);
     let a = net.conv("calm", x, 8);
@@ -76,6 +77,7 @@ fn pathological() -> Graph {
     let mut w = net.random.tensor(&[8, 8, 3, 3], 0.17);
     w.as_mut_slice::<f32>().unwrap()[..72].iter_mut().for_each(|v| *v *= 1e4);
     let loud = net.conv_of("loud", a, w, Tensor::zeros(DType::F32, &[8]).unwrap());
+    let loud = net.op("silu", Unary { kind: UnaryKind::Silu }, &[loud]);
     let mut w = net.random.tensor(&[8, 8, 3, 3], 0.17);
     for output in w.as_mut_slice::<f32>().unwrap().chunks_mut(72) {
         output[..9].fill(0.0);
@@ -86,12 +88,12 @@ fn pathological() -> Graph {
     with_classifier(net, features, 512)
 }
 
-fn run(graph: &Graph, data: &Dataset, max_drop: f64, prefer: Prefer) -> Outcome {
+pub(crate) fn run(graph: &Graph, data: &Dataset, max_drop: f64, prefer: Prefer) -> Outcome {
     let options = Options { max_drop, prefer, ..Options::default() };
     compress(graph, data, &Preprocess::default(), &options, &Silent).unwrap()
 }
 
-fn precision(outcome: &Outcome, name: &str) -> Precision {
+pub(crate) fn precision(outcome: &Outcome, name: &str) -> Precision {
     outcome.layers.iter().find(|l| l.name == name).unwrap().precision
 }
 
@@ -425,7 +427,12 @@ fn products_get_ranges_by_rows_before_they_get_precision_back() {
     let placement = crate::placement::Placement::without_ranges(&network, &plan);
     assert!(placement.dynamic[head] && !placement.int8[head] && placement.sources.is_empty());
     let observations = crate::method::Observations::default();
-    let cx = crate::method::Cx { network: &network, placement: &placement, observations: &observations };
+    let cx = crate::method::Cx {
+        network: &network,
+        placement: &placement,
+        observations: &observations,
+        rounding: None,
+    };
     let graph = crate::method::apply(&cx).unwrap();
     let count = |name: &str| graph.nodes().filter(|(_, node)| node.op.name() == name).count();
     // For the layer and the product, each with its own activations.

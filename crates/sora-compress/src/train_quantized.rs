@@ -17,7 +17,7 @@ impl Search<'_> {
     /// The candidate after a training behind its roundings; weights that are 0 by pruning stay so.
     pub(crate) fn trained(&self, candidate: &Candidate, tutor: &Tutor) -> Result<Candidate, CompressError> {
         let Candidate { placement, graph, .. } = candidate;
-        let network = Trainable::quantized(graph.clone(), &self.known(candidate))?;
+        let network = Trainable::quantized(graph.clone(), &self.known(candidate)?)?;
         let share = zeros(&network);
         let pruning = Pruning {
             sparsity: share,
@@ -71,8 +71,9 @@ impl Search<'_> {
     }
 
     /// What quantized weights and biases were, by the names of what they are now.
-    fn known(&self, candidate: &Candidate) -> HashMap<String, Levels> {
-        let graph = &self.network.graph;
+    fn known(&self, candidate: &Candidate) -> Result<HashMap<String, Levels>, CompressError> {
+        let base = self.bases.of(&candidate.plan.rungs)?;
+        let graph = &base.network.graph;
         let layers = self.network.layers.iter().enumerate().filter(|(i, _)| candidate.placement.in_bytes(*i));
         let constants = layers.flat_map(|(index, layer)| {
             let bias = layer.linear().and_then(|linear| linear.bias);
@@ -84,6 +85,6 @@ impl Search<'_> {
             let real = graph.const_value(v)?.clone();
             Some((dequantize_name(&graph.value(v).name), Levels { real: Some(real), bits }))
         };
-        constants.filter_map(named).collect()
+        Ok(constants.filter_map(named).collect())
     }
 }

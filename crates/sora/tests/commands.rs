@@ -39,7 +39,7 @@ const INPUTS: usize = 20;
 const CLASSES: usize = 5;
 
 /// A perceptron of three layers in whose hidden values one is 10,000 times as large as all others and counts as
-/// much: no 8-bit scale serves them all.
+/// much: no 8-bit scale serves them all, and the activation between does not let scales pass.
 fn write_hard_model(path: &Path) {
     let mut rng = fastrand::Rng::with_seed(2);
     let first = matrix(&mut rng, INPUTS, 64, |_, column| if column == 0 { 1e4 } else { 1.0 });
@@ -52,7 +52,7 @@ fn write_hard_model(path: &Path) {
         format!("const %2 \"b\" {second}"),
         format!("const %3 \"c\" {third}"),
         "%4 \"p\" f32[N,64] = MatMul \"first\" (%0, %1) {}".to_owned(),
-        "%5 \"q\" f32[N,64] = Unary \"relu\" (%4) {\"kind\":\"Relu\"}".to_owned(),
+        "%5 \"q\" f32[N,64] = Unary \"silu\" (%4) {\"kind\":\"Silu\"}".to_owned(),
         "%6 \"r\" f32[N,64] = MatMul \"second\" (%5, %2) {}".to_owned(),
         "%7 \"s\" f32[N,64] = Unary \"relu2\" (%6) {\"kind\":\"Relu\"}".to_owned(),
         format!("%8 \"y\" f32[N,{CLASSES}] = MatMul \"third\" (%7, %3) {{}}"),

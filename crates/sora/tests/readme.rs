@@ -46,8 +46,8 @@ fn every_command_works() {
 }
 
 /// The README's table says what its command prints on a machine whose 8-bit kernels are the faster ones in all layers. Where
-/// they are not, or others use the machine, layers keep f32; the same command with `--prefer size` prints the table's
-/// accuracy, nearly, and its own row's size everywhere. Sums of floats may differ in the last bit between machines and turn
+/// they are not, or others use the machine, layers keep f32; the same command with `--prefer size` prints the rows of its own,
+/// nearly, everywhere. Sums of floats may differ in the last bit between machines and turn
 /// a picture or two; times are not judged.
 #[test]
 fn the_results_table_is_true() {
@@ -68,7 +68,7 @@ fn the_results_table_is_true() {
     let printed = |side: &str, key: &str| result[side][key].as_f64().unwrap();
     for (side, column) in [("before", 2), ("after", 3)] {
         let accuracy = 100.0 * printed(side, "accuracy");
-        assert!((cell("accuracy", column) - accuracy).abs() < 0.1, "accuracy {side} is {accuracy}");
+        assert!((cell("accuracy with", column) - accuracy).abs() < 0.1, "accuracy {side} is {accuracy}");
         let size = printed(side, "bytes") / 1e3;
         assert!((cell("file size with", column) / size - 1.0).abs() < 0.02, "file size {side} is {size} kB");
     }

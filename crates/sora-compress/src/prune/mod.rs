@@ -24,6 +24,8 @@ pub use importance::{by_saving, importance, uniform};
 pub use observe::{Activations, Moments, observe};
 pub use reconstruct::{RIDGE, reconstruct};
 pub use remove::{remove, silence};
+#[cfg(test)]
+pub(crate) use ridge::solve;
 
 use sora_data::{Dataset, Preprocess};
 use sora_exec::Options;

@@ -47,7 +47,9 @@ impl Moments {
         let mut rest = self.products.as_mut_slice();
         for (i, x) in row.iter().enumerate() {
             let Some((line, after)) = rest.split_at_mut_checked(i + 1) else { return };
-            line.iter_mut().zip(row).for_each(|(sum, y)| *sum += x * y);
+            if *x != 0.0 {
+                line.iter_mut().zip(row).for_each(|(sum, y)| *sum += x * y);
+            }
             rest = after;
         }
     }

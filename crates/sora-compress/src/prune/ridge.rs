@@ -3,7 +3,7 @@
 /// Solves `(M + λ I) X = B` for a symmetric, positive semidefinite `M` of `n` rows and `B` of `n` rows, in place of `B`; λ is
 /// `ridge` times the mean of the diagonal. By Cholesky's decomposition. `false`, with `B` destroyed, where the matrix is
 /// singular nevertheless.
-pub(super) fn solve(mut m: Vec<f64>, n: usize, ridge: f64, b: &mut [f64]) -> bool {
+pub(crate) fn solve(mut m: Vec<f64>, n: usize, ridge: f64, b: &mut [f64]) -> bool {
     let columns = b.len() / n.max(1);
     let mean = (0..n).map(|i| m[i * n + i]).sum::<f64>() / n.max(1) as f64;
     (0..n).for_each(|i| m[i * n + i] += ridge * mean);
