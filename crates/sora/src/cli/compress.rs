@@ -226,6 +226,7 @@ pub(super) fn describe(
         reason: layer.reason.clone(),
         reason_code: code(&layer.reason_code),
         tried: layer.alternatives.iter().map(tried).collect(),
+        rungs: outcome.rungs.iter().filter_map(|trial| rung(trial, &layer.name)).collect(),
         not_pruned: layer.not_pruned.clone(),
     });
     Report {
@@ -275,6 +276,11 @@ fn tried(alternative: &compress::Alternative) -> report::Tried {
         name += &format!(", {bits}-bit weights");
     }
     report::Tried { format: name, output_sqnr_db, drop, ms, bytes }
+}
+
+fn rung(trial: &compress::RungTrial, layer: &str) -> Option<report::Rung> {
+    let compress::LayerTrial { sqnr_db, .. } = trial.layers.iter().find(|of| of.layer == layer)?;
+    Some(report::Rung { name: trial.rung.to_owned(), sqnr_db: *sqnr_db, kept: trial.kept })
 }
 
 pub(super) fn to_json(args: &Compress, report: &Report) -> Value {
@@ -366,6 +372,7 @@ fn to_text(args: &Compress, report: &Report) -> String {
         text.extend(layer.not_pruned.iter().map(|why| format!("    not pruned: {why}\n")));
         if args.explain {
             text.extend(layer.tried.iter().map(|tried| format!("    alone in {}\n", tried.words())));
+            text.extend(layer.rungs.iter().map(|rung| format!("    {}\n", rung.words())));
         }
     }
     if let Some(robustness) = &report.robustness {

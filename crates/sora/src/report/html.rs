@@ -5,7 +5,7 @@ use std::fmt::Write;
 use sora_compress::Corrupted;
 
 use super::page::{Escaped, page, percent};
-use super::{Choice, Layer, Report, Side};
+use super::{Choice, Layer, Report, Rung, Side, Tried};
 
 /// The page. All text of the report is escaped; the figures stand in it a second time as JSON for programs.
 pub fn html(report: &Report) -> String {
@@ -272,8 +272,9 @@ fn layers(report: &Report) -> String {
             for line in layer.not_pruned.iter().map(|why| format!("not pruned: {why}")) {
                 let _ = write!(more, "<br>{}", Escaped(&capital(&line)));
             }
-            for tried in &layer.tried {
-                let _ = write!(more, "<br><small>{}</small>", Escaped(&tried.words()));
+            let tried = layer.tried.iter().map(Tried::words);
+            for words in tried.chain(layer.rungs.iter().map(Rung::words)) {
+                let _ = write!(more, "<br><small>{}</small>", Escaped(&words));
             }
             format!(
                 "<div class=\"layer\"><div class=\"name\">{} <small>{}{weights}{zeros}</small></div>\
@@ -376,7 +377,6 @@ mod tests {
     use sora_compress::Robustness;
 
     use super::*;
-    use crate::report::Tried;
 
     fn sample() -> Report {
         let side = |accuracy: f64, bytes, median_ms| Side {
@@ -427,6 +427,7 @@ mod tests {
                     ms: Some(0.1),
                     bytes: 100,
                 }],
+                rungs: vec![Rung { name: "GPTQ".into(), sqnr_db: [20.0, 24.0], kept: true }],
                 not_pruned: Some("`y<1>` is an output of the network".into()),
             }],
             steps: vec!["quantized everything".into()],
@@ -471,6 +472,7 @@ mod tests {
             "outside the budget",
             "31.2 dB",
             "27.5 dB at the output",
+            "GPTQ: from 20.0 to 24.0 dB at its output, kept",
             "Not pruned: `y&lt;1&gt;` is an output",
             "Shot noise<small>85.0, 75.0, 65.0, 55.0, 45.0 → 80.0, 70.0, 60.0, 50.0, 40.0",
             "-5.00 points, 95 % interval -6.00 to -4.00. The budget of 3.00 points is not met",

@@ -159,6 +159,8 @@ pub struct Layer {
     pub reason_code: String,
     /// The formats that the search tried, in which the rest of the network stayed as it was.
     pub tried: Vec<Tried>,
+    /// The rungs of the quantization ladder that were tried.
+    pub rungs: Vec<Rung>,
     /// What forbids taking channels from it, where that was looked at.
     pub not_pruned: Option<String>,
 }
@@ -184,6 +186,26 @@ impl Tried {
         let db = self.output_sqnr_db.map_or(String::new(), |db| format!(", {db:.1} dB at the output"));
         let ms = self.ms.map_or(String::new(), |ms| format!(", {ms:.4} ms"));
         format!("{}: {:+.2} points{db}{ms}, {} bytes", self.format, 0.0 - 100.0 * self.drop, self.bytes)
+    }
+}
+
+/// What a rung of the quantization ladder did to one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rung {
+    /// Its name.
+    pub name: String,
+    /// Signal to noise of the layer's own output without and with it, in decibels.
+    pub sqnr_db: [f64; 2],
+    /// Whether it lowered the network's drop, and so was kept.
+    pub kept: bool,
+}
+
+impl Rung {
+    /// The figures as a clause.
+    pub fn words(&self) -> String {
+        let [without, with] = self.sqnr_db;
+        let kept = if self.kept { "kept" } else { "not kept" };
+        format!("{}: from {without:.1} to {with:.1} dB at its output, {kept}", self.name)
     }
 }
 
