@@ -7,7 +7,7 @@ use sora_exec::Session;
 use crate::choose::{Cost, Point, front};
 use crate::explain::Reason;
 use crate::placement::{Placement, Plan};
-use crate::search::{Candidate, LEAST_BITS, SLOWER, Search, SearchStep, quoted};
+use crate::search::{Candidate, LEAST_BITS, SLOWER, Search, SearchStep, quoted, verdict};
 use crate::sensitivity::{Offer, Sensitivity};
 use crate::weights::BITS;
 use crate::{Bound, CompressError, Prefer};
@@ -227,8 +227,7 @@ impl Search<'_> {
             now = own.iter().find(|o| o.bits == current.placement.bits[layer]).map_or(now, |o| now + o.cost);
         }
         offers.retain(|_, own| !own.is_empty());
-        let costs: Vec<Vec<Cost>> = offers.values().map(|own| own.iter().map(|o| o.cost).collect()).collect();
-        let mut points = front(&costs);
+        let mut points = front_of(&offers);
         points.retain(|point| point.cost.bytes < now.bytes);
         // The more noise, the fewer bytes: half by half to the last one that is within the budget.
         for _ in 0..HALVINGS {
@@ -243,7 +242,7 @@ impl Search<'_> {
                 offers.iter().zip(&point.picks).any(|((_, own), &pick)| own[pick].bits == *bits)
             });
             let used: Vec<String> = used.map(|bits| bits.to_string()).collect();
-            let verdict = if fits { "within the budget" } else { "too much" };
+            let verdict = verdict(fits);
             let what = format!(
                 "weights of {} bits by layer, {:.0} bytes for {:.0}: the drop is {:.2} points, {verdict}",
                 used.join(", "),
@@ -294,8 +293,7 @@ impl Search<'_> {
         let (bytes, real) = (self.options.bytes(&self.network.graph) as f64, real(&offers));
         let rest = Cost { noise: 0.0, ms: (plain - real.ms).max(0.0), bytes: (bytes - real.bytes).max(0.0) };
         self.progress.stage("Choosing formats", None);
-        let costs: Vec<Vec<Cost>> = offers.values().map(|own| own.iter().map(|o| o.cost).collect()).collect();
-        Ok(Choices { points: front(&costs), offers, rest, original, plain })
+        Ok(Choices { points: front_of(&offers), offers, rest, original, plain })
     }
 
     /// The plan with nothing in 8 bits.
@@ -334,7 +332,7 @@ impl Search<'_> {
 
     fn told(&self, found: &Verified, verdict: &str) -> SearchStep {
         let Verified { candidate, ms, bytes, .. } = found;
-        let layers: Vec<usize> = self.quantizable().filter(|&i| candidate.placement.in_bytes(i)).collect();
+        let layers: Vec<usize> = self.weights_in_bytes(&candidate.placement).collect();
         let names = self.names(&layers);
         let which = if names.is_empty() { "nothing".to_owned() } else { quoted(&names) };
         let what = format!(
@@ -343,6 +341,12 @@ impl Search<'_> {
         );
         SearchStep { stage: "choose", what, layers: names, drop: candidate.drop }
     }
+}
+
+/// The choices between offers that no other one beats.
+fn front_of(offers: &BTreeMap<usize, Vec<Offer>>) -> Vec<Point> {
+    let costs: Vec<Vec<Cost>> = offers.values().map(|own| own.iter().map(|o| o.cost).collect()).collect();
+    front(&costs)
 }
 
 impl Verified {

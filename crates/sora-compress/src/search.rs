@@ -9,7 +9,7 @@ use sora_ir::Graph;
 
 use crate::explain::Reason;
 use crate::feed::{Fed, Feed};
-use crate::ladder::{Bases, Change, RUNGS, Rounding};
+use crate::ladder::{Bases, RUNGS, Rounding};
 use crate::layers::Network;
 use crate::measure::{self, Latency, LayerProfile, Noise};
 use crate::method::{self, Cx};
@@ -93,13 +93,8 @@ pub(crate) const SLOWER: [(f64, f64); 2] = [(0.05, 0.002), (1.0, 0.0005)];
 impl Search<'_> {
     /// The network quantized under `plan`, measured on all samples for decisions.
     pub(crate) fn candidate(&self, plan: Plan) -> Result<Candidate, CompressError> {
-        self.measured(plan, self.decision, self.before)
-    }
-
-    fn measured(&self, plan: Plan, samples: &[usize], before: &[bool]) -> Result<Candidate, CompressError> {
         let (placement, graph) = self.quantized(&plan)?;
-        let [drop, likely] = self.drop(&graph, samples, before)?;
-        Ok(Candidate { plan, placement, graph, drop, likely, trained: false })
+        self.judged(plan, placement, graph)
     }
 
     /// A network quantized under `plan`, measured on all samples for decisions.
@@ -111,6 +106,26 @@ impl Search<'_> {
     ) -> Result<Candidate, CompressError> {
         let [drop, likely] = self.drop(&graph, self.decision, self.before)?;
         Ok(Candidate { plan, placement, graph, drop, likely, trained: false })
+    }
+
+    /// At most so many samples for decisions, evenly taken, and whether the original network is right on each.
+    pub(crate) fn some(&self, most: usize) -> (Vec<usize>, Vec<bool>) {
+        let stride = self.decision.len().div_ceil(most).max(1);
+        let samples = self.decision.iter().copied().step_by(stride).collect();
+        (samples, self.before.iter().copied().step_by(stride).collect())
+    }
+
+    /// The layers with weights that have an 8-bit form.
+    pub(crate) fn quantizable(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.network.layers.len()).filter(|&layer| self.network.layers[layer].has_weights())
+    }
+
+    /// Those of them that are in 8 bits.
+    pub(crate) fn weights_in_bytes<'s>(
+        &'s self,
+        placement: &'s Placement,
+    ) -> impl Iterator<Item = usize> + 's {
+        self.quantizable().filter(|&layer| placement.in_bytes(layer))
     }
 
     /// The drop that counts, alone and with its standard error.
@@ -125,8 +140,7 @@ impl Search<'_> {
     pub(crate) fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
         let base = self.bases.of(&plan.rungs)?;
         let placement = Placement::new(&base.network, plan, &base.ranges);
-        let rounding = |rung: &usize| matches!(RUNGS[*rung].change, Change::Rounding(_));
-        let rungs: Vec<usize> = plan.rungs.iter().copied().filter(rounding).collect();
+        let rungs: Vec<usize> = plan.rungs.iter().copied().filter(|&rung| RUNGS[rung].rounds()).collect();
         let rounding = match rungs.is_empty() {
             true => None,
             false => Some(Rounding::new(base.grams(&self.bases.calibration)?, &rungs)),
@@ -199,9 +213,7 @@ impl Search<'_> {
             let inherited = layer.reads.iter().map(at).fold(0.0, f64::max);
             layer.outputs.iter().map(at).fold(0.0, f64::max) - inherited
         };
-        let layers = 0..self.network.layers.len();
-        let int8 =
-            layers.filter(|&i| candidate.placement.in_bytes(i) && self.network.layers[i].has_weights());
+        let int8 = self.weights_in_bytes(&candidate.placement);
         let mut suspects: Vec<(usize, f64)> = int8.map(|i| (i, added(i))).collect();
         suspects.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         Ok(suspects.into_iter().map(|(i, _)| i).collect())
@@ -214,19 +226,17 @@ impl Search<'_> {
         current: &Candidate,
         suspects: &[usize],
     ) -> Result<(Vec<usize>, Option<f64>), CompressError> {
-        let stride = self.decision.len().div_ceil(TRIAL_SAMPLES).max(1);
-        let samples: Vec<usize> = self.decision.iter().copied().step_by(stride).collect();
-        let before: Vec<bool> = self.before.iter().copied().step_by(stride).collect();
-        let start = match stride {
-            1 => current.drop,
-            _ => self.measured(current.plan.clone(), &samples, &before)?.drop,
+        let (samples, before) = self.some(TRIAL_SAMPLES);
+        let start = match samples.len() == self.decision.len() {
+            true => current.drop,
+            false => self.drop(&current.graph, &samples, &before)?[0],
         };
         let tried = &suspects[..suspects.len().min(TRIALS)];
         let mut best: Option<(usize, f64)> = None;
         for &layer in tried {
             let reason = Reason::CostsAccuracy { regained: 0.0 };
-            let plan = current.plan.relieving(self.network, layer, reason);
-            let drop = self.measured(plan, &samples, &before)?.drop;
+            let (_, graph) = self.quantized(&current.plan.relieving(self.network, layer, reason))?;
+            let [drop, _] = self.drop(&graph, &samples, &before)?;
             if drop < start && best.is_none_or(|(_, least)| drop < least) {
                 best = Some((layer, drop));
             }
@@ -312,21 +322,17 @@ impl Search<'_> {
         if current.placement.is_empty() {
             return Ok(current);
         }
-        let rounds = |rung: &usize| matches!(RUNGS[*rung].change, Change::Rounding(_));
         for bits in (LEAST_BITS..BITS).rev() {
             let mut plan = current.plan.clone();
-            let quantized = |&layer: &usize| {
-                current.placement.in_bytes(layer) && self.network.layers[layer].has_weights()
-            };
-            plan.bits = (0..self.network.layers.len()).filter(quantized).map(|layer| (layer, bits)).collect();
-            let left: Vec<usize> =
-                (0..RUNGS.len()).filter(rounds).filter(|rung| !plan.rungs.contains(rung)).collect();
+            plan.bits = self.weights_in_bytes(&current.placement).map(|layer| (layer, bits)).collect();
+            let left = |rung: &usize| RUNGS[*rung].rounds() && !plan.rungs.contains(rung);
+            let left: Vec<usize> = (0..RUNGS.len()).filter(left).collect();
             let mut best: Option<Candidate> = None;
             for rung in std::iter::once(None).chain(left.into_iter().map(Some)) {
                 plan.rungs.extend(rung);
                 let next = self.candidate(plan.clone())?;
                 let fits = next.likely <= self.options.max_drop;
-                let verdict = if fits { "within the budget" } else { "too much" };
+                let verdict = verdict(fits);
                 let by = rung.map_or(String::new(), |rung| format!(" by {}", RUNGS[rung].name));
                 let drop = 100.0 * next.drop;
                 let what = format!(
@@ -416,8 +422,7 @@ impl Search<'_> {
             let times = profile.times[i];
             times.before.unwrap_or(0.0) - times.after.unwrap_or(0.0)
         };
-        let layers = (0..self.network.layers.len()).filter(|&i| candidate.placement.in_bytes(i));
-        let mut linear: Vec<usize> = layers.filter(|&i| self.network.layers[i].has_weights()).collect();
+        let mut linear: Vec<usize> = self.weights_in_bytes(&candidate.placement).collect();
         linear.sort_by(|&a, &b| gain(a).total_cmp(&gain(b)));
         linear.truncate(linear.len().div_ceil(3));
         linear.into_iter().map(|i| (i, Reason::NetworkNotFaster { ratio: whole })).collect()
@@ -446,6 +451,11 @@ impl Search<'_> {
         let unique: BTreeSet<usize> = layers.iter().copied().collect();
         unique.into_iter().map(|i| self.network.layers[i].name.clone()).collect()
     }
+}
+
+/// Whether a drop is within the budget, in words.
+pub(crate) fn verdict(fits: bool) -> &'static str {
+    if fits { "within the budget" } else { "too much" }
 }
 
 /// Names in a sentence.

@@ -110,9 +110,7 @@ impl Search<'_> {
             return Ok(Sensitivity::default());
         }
         let trials: Vec<(usize, Format, u32)> = layers.iter().flat_map(|&layer| self.trials(layer)).collect();
-        let stride = self.decision.len().div_ceil(self.tried_samples(trials.len())).max(1);
-        let samples: Vec<usize> = self.decision.iter().copied().step_by(stride).collect();
-        let before: Vec<bool> = self.before.iter().copied().step_by(stride).collect();
+        let (samples, before) = self.some(self.tried_samples(trials.len()));
         let all = samples.len() * (trials.len() + 1);
         self.progress.stage("Trying each layer alone", Some(all as u64));
         let exact = self.scores(self.reference, &samples)?;
@@ -172,11 +170,6 @@ impl Search<'_> {
             }
         }
         Ok(offers)
-    }
-
-    /// The layers with weights that have an 8-bit form.
-    pub(crate) fn quantizable(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.network.layers.len()).filter(|&layer| self.network.layers[layer].has_weights())
     }
 
     /// The formats that are measured.

@@ -10,7 +10,7 @@ use sora_train::{Levels, Pruning, PruningScope, TrainError, Trainable, with_inte
 
 use crate::CompressError;
 use crate::quantize::dequantize_name;
-use crate::search::{Candidate, Search, SearchStep};
+use crate::search::{Candidate, Search, SearchStep, verdict};
 use crate::tutor::Tutor;
 
 impl Search<'_> {
@@ -45,8 +45,7 @@ impl Search<'_> {
         let say = |what: String, drop: f64| SearchStep { stage: "train", what, layers: Vec::new(), drop };
         match self.trained(candidate, tutor) {
             Ok(trained) => {
-                let verdict =
-                    if trained.likely <= self.options.max_drop { "within the budget" } else { "too much" };
+                let verdict = verdict(trained.likely <= self.options.max_drop);
                 let (before, after) = (100.0 * candidate.drop, 100.0 * trained.drop);
                 let what = format!(
                     "trained with weights of {bits} bits and learnt scales: the drop is {after:.2} points instead of \
@@ -65,8 +64,9 @@ impl Search<'_> {
 
     /// The bits of quantized weights, in words.
     fn bits(&self, candidate: &Candidate) -> String {
-        let quantized = self.quantizable().filter(|&layer| candidate.placement.in_bytes(layer));
-        let bits: BTreeSet<u32> = quantized.map(|layer| candidate.placement.bits[layer]).collect();
+        let Candidate { placement, .. } = candidate;
+        let bits: BTreeSet<u32> =
+            self.weights_in_bytes(placement).map(|layer| placement.bits[layer]).collect();
         bits.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
     }
 

@@ -72,8 +72,8 @@ impl<'a> Bases<'a> {
     /// The network that these rungs of the ladder make, in their order there; the one before where the last of them finds nothing
     /// to do.
     pub(crate) fn of(&self, rungs: &BTreeSet<usize>) -> Result<Rc<Base>, CompressError> {
-        let rewriting = |rung: &usize| matches!(RUNGS[*rung].change, Change::Network(_));
-        let mut rungs: BTreeSet<usize> = rungs.iter().copied().filter(rewriting).collect();
+        let mut rungs: BTreeSet<usize> =
+            rungs.iter().copied().filter(|&rung| !RUNGS[rung].rounds()).collect();
         let known =
             self.made.borrow().iter().find(|(known, _)| *known == rungs).map(|(_, base)| Rc::clone(base));
         if let Some(base) = known {

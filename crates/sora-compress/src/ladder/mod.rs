@@ -53,6 +53,13 @@ pub struct Rung {
     pub change: Change,
 }
 
+impl Rung {
+    /// Whether it chooses levels of weights; else it rewrites the network in single precision.
+    pub fn rounds(&self) -> bool {
+        matches!(self.change, Change::Rounding(_))
+    }
+}
+
 /// The rungs in the order in which they are climbed and applied. Below all of them stand static ranges and corrected biases
 /// ([`METHODS`](crate::method::METHODS)), above them precision that is given back.
 pub static RUNGS: &[Rung] = &[EQUALIZATION, SMOOTHING, GPTQ, ADAROUND];
@@ -108,7 +115,7 @@ impl Search<'_> {
             let mut plan = current.plan.clone();
             plan.rungs.insert(index);
             let bases = [self.bases.of(&current.plan.rungs)?, self.bases.of(&plan.rungs)?];
-            if matches!(rung.change, Change::Network(_)) && Rc::ptr_eq(&bases[0], &bases[1]) {
+            if !rung.rounds() && Rc::ptr_eq(&bases[0], &bases[1]) {
                 step(format!("{}: finds nothing to do in this network", rung.name), current.drop);
                 continue;
             }
