@@ -7,9 +7,8 @@ use sora_exec::Session;
 use crate::choose::{Cost, Point, front};
 use crate::explain::Reason;
 use crate::placement::{Placement, Plan};
-use crate::search::{Candidate, LEAST_BITS, SLOWER, Search, SearchStep, quoted, verdict};
+use crate::search::{Candidate, SLOWER, Search, SearchStep, quoted};
 use crate::sensitivity::{Offer, Sensitivity};
-use crate::weights::BITS;
 use crate::{Bound, CompressError, Prefer};
 
 /// A network that was built and measured.
@@ -52,9 +51,6 @@ const MARGIN: f64 = 0.97;
 
 /// Layers that are named as to blame.
 const BLAMED: usize = 3;
-
-/// Most times that a choice of bits is verified.
-const HALVINGS: usize = 6;
 
 /// Times that differ by less count as equal.
 const SAME_TIME: f64 = 0.03;
@@ -211,58 +207,6 @@ impl Search<'_> {
         wanted.into_iter().map(|at| &points[at]).collect()
     }
 
-    /// Takes bits from the levels of weights layer by layer, where that makes the file smaller than `current` within the budget.
-    pub(crate) fn refine(
-        &self,
-        mut current: Candidate,
-        sensitivity: &Sensitivity,
-        steps: &mut Vec<SearchStep>,
-    ) -> Result<Candidate, CompressError> {
-        let mut offers = self.offers(sensitivity)?;
-        offers.retain(|&layer, _| current.placement.in_bytes(layer));
-        let mut now = Cost::default();
-        for (&layer, own) in &mut offers {
-            own.retain(|offer| offer.format == current.plan.format(layer));
-            own.iter_mut().for_each(|offer| offer.cost.ms = 0.0);
-            now = own.iter().find(|o| o.bits == current.placement.bits[layer]).map_or(now, |o| now + o.cost);
-        }
-        offers.retain(|_, own| !own.is_empty());
-        let mut points = front_of(&offers);
-        points.retain(|point| point.cost.bytes < now.bytes);
-        // The more noise, the fewer bytes: half by half to the last one that is within the budget.
-        for _ in 0..HALVINGS {
-            let Some(point) = points.get(points.len() / 2).cloned() else { break };
-            let mut plan = current.plan.clone();
-            for ((&layer, own), &pick) in offers.iter().zip(&point.picks) {
-                plan.bits.insert(layer, own[pick].bits);
-            }
-            let mut next = self.candidate(plan)?;
-            let fits = next.likely <= self.options.max_drop;
-            let used = (LEAST_BITS..=BITS).filter(|bits| {
-                offers.iter().zip(&point.picks).any(|((_, own), &pick)| own[pick].bits == *bits)
-            });
-            let used: Vec<String> = used.map(|bits| bits.to_string()).collect();
-            let verdict = verdict(fits);
-            let what = format!(
-                "weights of {} bits by layer, {:.0} bytes for {:.0}: the drop is {:.2} points, {verdict}",
-                used.join(", "),
-                point.cost.bytes,
-                now.bytes,
-                100.0 * next.drop
-            );
-            steps.push(SearchStep { stage: "size", what, layers: Vec::new(), drop: next.drop });
-            let half = points.len() / 2;
-            if fits {
-                next.placement.smaller.clone_from(&current.placement.smaller);
-                current = next;
-                points.drain(..=half);
-            } else {
-                points.truncate(half);
-            }
-        }
-        Ok(current)
-    }
-
     fn limits(&self, original: f64) -> Limits {
         let asked = self.options.max_latency.map(|bound| match bound {
             Bound::Value(ms) => ms,
@@ -344,7 +288,7 @@ impl Search<'_> {
 }
 
 /// The choices between offers that no other one beats.
-fn front_of(offers: &BTreeMap<usize, Vec<Offer>>) -> Vec<Point> {
+pub(crate) fn front_of(offers: &BTreeMap<usize, Vec<Offer>>) -> Vec<Point> {
     let costs: Vec<Vec<Cost>> = offers.values().map(|own| own.iter().map(|o| o.cost).collect()).collect();
     front(&costs)
 }

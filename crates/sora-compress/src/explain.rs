@@ -188,6 +188,9 @@ pub(crate) struct Found<'a> {
     pub(crate) forbidden: &'a HashMap<String, String>,
 }
 
+/// Why a layer was given zeros, behind their percent.
+const ZEROS: &str = "of its weights were made zero, which the others make up for: the file is smaller so";
+
 /// The reports of all layers that compute on activations.
 pub(crate) fn layers(
     network: &Network,
@@ -232,7 +235,10 @@ pub(crate) fn layers(
             precision: if int8 || came { Precision::Int8 } else { Precision::F32 },
             sqnr_db: output.and_then(|v| sqnr.get(&v)).copied().filter(|db| db.is_finite()),
             weight_bits: (int8 && layer.has_weights()).then_some(placement.bits[index]),
-            reason: reason.words(),
+            reason: match plan.zeros.get(&index) {
+                Some(percent) => format!("{}; {percent} % {ZEROS}", reason.words()),
+                None => reason.words(),
+            },
             reason_code: reason,
             ms_before: time.before,
             ms_after: time.after,

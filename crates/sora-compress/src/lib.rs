@@ -34,6 +34,7 @@ mod quantize;
 pub mod range;
 mod recipe;
 mod reduce;
+mod refine;
 mod robust;
 mod search;
 mod sensitivity;

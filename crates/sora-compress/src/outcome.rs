@@ -324,7 +324,8 @@ impl Job<'_> {
         });
         let robustness = robustness.transpose()?;
         let known = explain::Found { sqnr, times, sensitivity: &sensitivity, forbidden: &self.forbidden };
-        let layers = explain::layers(network, &chosen.placement, &chosen.plan, &known);
+        let made = self.search.bases.of(&chosen.plan)?;
+        let layers = explain::layers(&made.network, &chosen.placement, &chosen.plan, &known);
         let trainings = options.training.as_ref().filter(|_| !self.reductions.is_empty() || chosen.trained);
         let trainings = trainings.map(|&Training { epochs, batch, rate, .. }| Trainings {
             epochs,

@@ -23,6 +23,8 @@ pub struct Plan {
     pub bits: BTreeMap<usize, u32>,
     /// Rungs of the [ladder](crate::ladder::RUNGS) that are used, by index.
     pub rungs: BTreeSet<usize>,
+    /// Percent of the weights of a layer that are made zero before they are quantized.
+    pub zeros: BTreeMap<usize, u32>,
 }
 
 impl Plan {

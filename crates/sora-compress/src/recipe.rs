@@ -36,6 +36,9 @@ pub struct Recipe {
     /// Bits of the levels of the weights of layers, by name, where they differ from `weight_bits`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bits: BTreeMap<String, u32>,
+    /// Percent of the weights of layers that are made zero without training, by name, 1 to 99; the others make up for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub zeros: BTreeMap<String, u32>,
 }
 
 /// Trainings one after the other.
@@ -109,7 +112,8 @@ impl Recipe {
         let weight_bits = (LEAST_BITS..=BITS).max_by_key(|&wanted| having(wanted)).unwrap_or(BITS);
         bits.retain(|_, bits| *bits != weight_bits);
         let rungs = plan.rungs.iter().map(|&rung| RUNGS[rung].name.to_owned()).collect();
-        Recipe { seed, weight_bits, rungs, training, layers, bits }
+        let zeros = plan.zeros.iter().map(|(&index, &percent)| (network.layers[index].name.clone(), percent));
+        Recipe { seed, weight_bits, rungs, training, layers, bits, zeros: zeros.collect() }
     }
 
     /// The plan for a network.
@@ -149,6 +153,18 @@ impl Recipe {
         plan.bits.extend(weighted.map(|index| (index, self.weight_bits)));
         for (name, &bits) in &self.bits {
             plan.bits.insert(named(name)?, bits);
+        }
+        for (name, &percent) in &self.zeros {
+            let index = named(name)?;
+            if !(1..100).contains(&percent) {
+                return refused(format!("the recipe wants {percent} % zeros in `{name}`: give 1 to 99"));
+            }
+            if network.layers[index].linear().is_none() {
+                return refused(format!(
+                    "the recipe wants zeros in `{name}`: it is no product with constant weights"
+                ));
+            }
+            plan.zeros.insert(index, percent);
         }
         for (name, format) in &self.layers {
             let index = named(name)?;

@@ -138,12 +138,12 @@ impl Search<'_> {
     }
 
     pub(crate) fn quantized(&self, plan: &Plan) -> Result<(Placement, Graph), CompressError> {
-        let base = self.bases.of(&plan.rungs)?;
+        let base = self.bases.of(plan)?;
         let placement = Placement::new(&base.network, plan, &base.ranges);
         let rungs: Vec<usize> = plan.rungs.iter().copied().filter(|&rung| RUNGS[rung].rounds()).collect();
         let rounding = match rungs.is_empty() {
             true => None,
-            false => Some(Rounding::new(base.grams(&self.bases.calibration)?, &rungs)),
+            false => Some(Rounding::new(base.grams(&self.bases.calibration)?, &rungs, Some(&base.chosen))),
         };
         let (network, observations) = (&base.network, &base.observations);
         let graph =
@@ -443,7 +443,7 @@ impl Search<'_> {
     /// The error of each layer's output, against the network in single precision that the candidate was made of.
     pub(crate) fn noise(&self, candidate: &Candidate) -> Result<Noise, CompressError> {
         let Candidate { placement, graph, .. } = candidate;
-        let base = self.bases.of(&candidate.plan.rungs)?;
+        let base = self.bases.of(&candidate.plan)?;
         measure::noise(&base.network, placement, graph, self.feed, self.probes, self.exec, self.progress)
     }
 

@@ -62,6 +62,8 @@ struct Tried {
 pub(crate) struct Offer {
     pub(crate) format: Format,
     pub(crate) bits: u32,
+    /// Percent of the weights that are made zero.
+    pub(crate) zeros: u32,
     pub(crate) cost: Cost,
 }
 
@@ -73,7 +75,7 @@ const WORK: f64 = 2e12;
 
 /// The bits that are measured beside 8 where fewer are allowed; what the others do is between and beyond in proportion to the error
 /// of the weights.
-const FEW: u32 = 4;
+pub(crate) const FEW: u32 = 4;
 
 impl Sensitivity {
     /// The alternatives of a layer; none for one that has no weights or was not tried.
@@ -87,6 +89,12 @@ impl Sensitivity {
             bytes: tried.bytes.round() as u64,
         };
         self.tried.get(&layer).into_iter().flatten().map(alternative).collect()
+    }
+
+    /// Noise over signal at the output with a layer alone in a format.
+    pub(crate) fn noise(&self, layer: usize, format: Format, bits: u32) -> Option<f64> {
+        let mut tried = self.tried.get(&layer)?.iter();
+        tried.find(|tried| tried.format == format && tried.bits == bits).map(|tried| tried.noise)
     }
 
     /// Signal to noise at the output in dB with a layer alone in 8 bits.
@@ -154,6 +162,7 @@ impl Search<'_> {
             let offer = |t: &Tried, bits, noise, bytes| Offer {
                 format: t.format,
                 bits,
+                zeros: 0,
                 cost: Cost { noise, ms: t.ms.unwrap_or(0.0), bytes },
             };
             let full = tried.iter().filter(|t| t.bits == BITS);
@@ -231,8 +240,7 @@ impl Search<'_> {
             let channels = exact.shape().get(axis).copied().unwrap_or(0);
             bytes += match bits {
                 Some(bits) if self.options.fewer_bits => {
-                    let levels = weights::quantize(exact, axis, &[], bits)?.values;
-                    entropy(&levels.to_i64s()) * exact.len() as f64 / 8.0 + 4.0 * channels as f64
+                    coded_bytes(&weights::quantize(exact, axis, &[], bits)?)
                 }
                 Some(_) => exact.len() as f64 + 5.0 * channels as f64,
                 None if self.options.fewer_bits => {
@@ -308,6 +316,12 @@ impl Scores {
     }
 }
 
+/// Bytes of quantized weights in a coded file.
+pub(crate) fn coded_bytes(quantized: &QuantizedWeights) -> f64 {
+    let levels = quantized.values.to_i64s();
+    entropy(&levels) * levels.len() as f64 / 8.0 + 4.0 * quantized.scales.len() as f64
+}
+
 /// Bits for each of these numbers, one by one.
 fn entropy(levels: &[i64]) -> f64 {
     let mut counts: BTreeMap<i64, f64> = BTreeMap::new();
@@ -320,7 +334,7 @@ fn entropy(levels: &[i64]) -> f64 {
 }
 
 /// Quantized weights as real numbers.
-fn real(quantized: &QuantizedWeights, axis: usize) -> Vec<f32> {
+pub(crate) fn real(quantized: &QuantizedWeights, axis: usize) -> Vec<f32> {
     let mut real = quantized.values.to_f32s();
     weights::for_each_channel(quantized.values.shape(), axis, |channel, i| {
         real[i] *= quantized.scales[channel]

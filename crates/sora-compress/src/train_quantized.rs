@@ -72,7 +72,7 @@ impl Search<'_> {
 
     /// What quantized weights and biases were, by the names of what they are now.
     fn known(&self, candidate: &Candidate) -> Result<HashMap<String, Levels>, CompressError> {
-        let base = self.bases.of(&candidate.plan.rungs)?;
+        let base = self.bases.of(&candidate.plan)?;
         let graph = &base.network.graph;
         let layers = self.network.layers.iter().enumerate().filter(|(i, _)| candidate.placement.in_bytes(*i));
         let constants = layers.flat_map(|(index, layer)| {

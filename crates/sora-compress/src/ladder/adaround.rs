@@ -1,12 +1,12 @@
 //! The rung that decides for all weights of a product together whether they are rounded up or down.
 //!
-//! It lowers the squared error of the outputs, `e H eᵀ` with the second moments `H` of the inputs, one weight at a time: a level moves
-//! to where the error is least while all others stand, until none moves. What it starts from never gets worse.
+//! It lowers the squared error of the outputs, `e H eᵀ` with the second moments `H` of the inputs, one weight at a time. What it starts
+//! from never gets worse.
 //!
 //! Sources: M. Nagel et al., "Up or down? Adaptive rounding for post-training quantization", ICML 2020, for the objective (equation
 //! 13); K. Behdin et al., "QuantEase", 2023, for coordinate descent in place of gradients of a relaxation.
 
-use super::rounding::Lines;
+use super::rounding::{Lines, descend, nearest};
 use super::{Change, Rung};
 
 /// The row of this rung.
@@ -17,42 +17,9 @@ pub(crate) const ADAROUND: Rung = Rung {
     change: Change::Rounding(round),
 };
 
-/// Most passes over all inputs; after few, hardly a level moves.
-const PASSES: usize = 20;
-
 fn round(lines: &mut Lines) {
-    let depth = lines.depth;
-    let mut slopes = vec![0.0; depth];
-    for line in 0..lines.levels.len() / depth.max(1) {
-        let first = line * depth;
-        slopes.fill(0.0);
-        for i in 0..depth {
-            let error = lines.exact[first + i] - lines.levels[first + i];
-            let row = &lines.gram[i * depth..(i + 1) * depth];
-            slopes.iter_mut().zip(row).for_each(|(slope, h)| *slope += h * error);
-        }
-        for _ in 0..PASSES {
-            let mut moved = false;
-            for i in 0..depth {
-                let row = &lines.gram[i * depth..(i + 1) * depth];
-                if row[i] <= 0.0 {
-                    continue;
-                }
-                let before = lines.levels[first + i];
-                let level = lines.nearest(before + slopes[i] / row[i]);
-                let by = level - before;
-                // What the error loses: 2 · by · slope - by² · H_ii.
-                if by != 0.0 && by * (2.0 * slopes[i] - by * row[i]) > 1e-12 * row[i] {
-                    lines.levels[first + i] = level;
-                    slopes.iter_mut().zip(row).for_each(|(slope, h)| *slope -= h * by);
-                    moved = true;
-                }
-            }
-            if !moved {
-                break;
-            }
-        }
-    }
+    let Lines { gram, exact, greatest, .. } = *lines;
+    descend(gram, exact, lines.levels, |at, weight| nearest(exact[at], weight, greatest));
 }
 
 #[cfg(test)]

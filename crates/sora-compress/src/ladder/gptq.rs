@@ -24,9 +24,7 @@ const DAMPING: f64 = 0.01;
 
 fn round(lines: &mut Lines) {
     let depth = lines.depth;
-    let mut order: Vec<usize> = (0..depth).collect();
-    let energy = |&i: &usize| lines.gram[i * depth + i];
-    order.sort_by(|a, b| energy(b).total_cmp(&energy(a)));
+    let order = by_energy(lines.gram, depth);
     let Some(feedback) = feedback(lines.gram, &order) else { return };
     let mut errors = vec![0.0; depth];
     for line in 0..lines.levels.len() / depth.max(1) {
@@ -34,15 +32,23 @@ fn round(lines: &mut Lines) {
             let row = &feedback[k * depth..k * depth + k];
             let owed = dot(row, &errors[..k]);
             let at = line * depth + input;
-            let level = lines.nearest(lines.exact[at] + owed);
+            let level = lines.nearest(at, lines.exact[at] + owed);
             lines.levels[at] = level;
             errors[k] = lines.exact[at] - level;
         }
     }
 }
 
-/// `Uᵀ`, row by row, of the damped moments in this order of inputs; `None` where nothing was ever multiplied.
-fn feedback(gram: &[f64], order: &[usize]) -> Option<Vec<f64>> {
+/// Inputs of most energy first.
+pub(crate) fn by_energy(gram: &[f64], depth: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..depth).collect();
+    let energy = |&i: &usize| gram[i * depth + i];
+    order.sort_by(|a, b| energy(b).total_cmp(&energy(a)));
+    order
+}
+
+/// `Uᵀ`, row by row, of the damped moments in this order of inputs, with `D` on its diagonal; `None` where nothing was ever multiplied.
+pub(crate) fn feedback(gram: &[f64], order: &[usize]) -> Option<Vec<f64>> {
     let depth = order.len();
     let mean = order.iter().map(|&i| gram[i * depth + i]).sum::<f64>() / depth.max(1) as f64;
     if mean <= 0.0 || !mean.is_finite() {
@@ -72,6 +78,7 @@ fn feedback(gram: &[f64], order: &[usize]) -> Option<Vec<f64>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::ladder::rounding::squared_error;
     use crate::testing::Random;
 
     /// Second moments of inputs that depend on each other, and lines of weights in units of their scale.
@@ -92,7 +99,7 @@ pub(crate) mod tests {
         (gram, exact.collect())
     }
 
-    /// The squared error of the outputs of lines.
+    /// The squared error of the outputs of lines, the plain way.
     pub(crate) fn loss(gram: &[f64], depth: usize, exact: &[f64], levels: &[f64]) -> f64 {
         let lines = exact.chunks(depth).zip(levels.chunks(depth));
         let line = |(w, q): (&[f64], &[f64])| -> f64 {
@@ -160,6 +167,29 @@ pub(crate) mod tests {
             let [before, after] = [nearest, better].map(|levels| loss(&gram, 48, &exact, &levels));
             assert!(after < 0.5 * before, "{greatest}: {before} {after}");
         }
+    }
+
+    #[test]
+    fn zeros_stay() {
+        let mut random = Random::new(49);
+        let (gram, mut exact) = problem(&mut random, 24, 8, 7.0);
+        exact.iter_mut().step_by(3).for_each(|w| *w = 0.0);
+        for rung in [GPTQ, crate::ladder::adaround::ADAROUND] {
+            let Change::Rounding(round) = rung.change else { panic!("{} rounds", rung.name) };
+            let levels = chosen(round, &gram, 24, &exact, 7.0);
+            assert!(levels.iter().step_by(3).all(|level| *level == 0.0), "{}", rung.name);
+            let nearest = chosen(|_| (), &gram, 24, &exact, 7.0);
+            assert!(loss(&gram, 24, &exact, &levels) < 0.7 * loss(&gram, 24, &exact, &nearest));
+        }
+    }
+
+    #[test]
+    fn errors_are_those_of_the_outputs() {
+        let mut random = Random::new(50);
+        let (gram, exact) = problem(&mut random, 13, 5, 7.0);
+        let levels = chosen(|_| (), &gram, 13, &exact, 7.0);
+        let (plain, fast) = (loss(&gram, 13, &exact, &levels), squared_error(&gram, &exact, &levels));
+        assert!((plain - fast).abs() < 1e-9 * plain);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod adaround;
 mod base;
 mod equalize;
 mod gptq;
+mod grams;
 mod rounding;
 mod seams;
 mod smooth;
@@ -12,7 +13,12 @@ mod tests;
 
 pub use rounding::{Lines, Rounding};
 
-pub(crate) use base::{Bases, Calibration};
+pub(crate) use base::{Base, Bases, Calibration};
+#[cfg(test)]
+pub(crate) use gptq::tests::problem;
+pub(crate) use gptq::{by_energy, feedback};
+pub(crate) use grams::Grams;
+pub(crate) use rounding::{descend, dot, squared_error};
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -114,7 +120,7 @@ impl Search<'_> {
             self.progress.stage("Climbing the quantization ladder", None);
             let mut plan = current.plan.clone();
             plan.rungs.insert(index);
-            let bases = [self.bases.of(&current.plan.rungs)?, self.bases.of(&plan.rungs)?];
+            let bases = [self.bases.of(&current.plan)?, self.bases.of(&plan)?];
             if !rung.rounds() && Rc::ptr_eq(&bases[0], &bases[1]) {
                 step(format!("{}: finds nothing to do in this network", rung.name), current.drop);
                 continue;

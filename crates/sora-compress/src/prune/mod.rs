@@ -16,6 +16,7 @@ mod observe;
 mod reconstruct;
 mod remove;
 mod ridge;
+mod surgeon;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use reconstruct::{RIDGE, reconstruct};
 pub use remove::{remove, silence};
 #[cfg(test)]
 pub(crate) use ridge::solve;
+pub(crate) use surgeon::sparsified;
 
 use sora_data::{Dataset, Preprocess};
 use sora_exec::Options;
