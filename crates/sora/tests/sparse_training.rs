@@ -227,8 +227,11 @@ fn compression_prunes_what_training_makes_up_for() {
     let compress =
         ["compress", "m.onnx", "--data", "rings.npz", "--max-drop", "0.03", "--prefer", "size", "--json"];
     let with = |more: &[&'static str]| sora(folder, &[&compress, more].concat());
-    let (plain, _) = with(&["-o", "plain.sora"]);
+    // An ONNX file gets no smaller by zeros; a coded one has some without training, too.
+    let (plain, _) = with(&["-o", "plain.onnx"]);
     assert_eq!(plain["layers"][0]["zeros"], 0.0);
+    let (coded, _) = with(&["-o", "coded.sora"]);
+    assert!(coded["layers"][0]["zeros"].as_f64().unwrap() > 0.2, "{coded}");
     let (pruned, _) = with(&[
         "-o",
         "pruned.sora",
