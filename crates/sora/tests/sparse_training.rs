@@ -313,4 +313,11 @@ fn recipes_take_channels_out_and_train_what_is_left() {
     std::fs::write(folder.join("r.toml"), recipe.replace("sparse = 0.5", "sparse = 1.5")).unwrap();
     let (refused, ok) = sora(folder, &args);
     assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("1.5"), "{refused}");
+    // Without an epoch nothing is trained, and what is left only makes up for what goes.
+    let untrained = recipe.replace("epochs = 6", "epochs = 0").replace(", { sparse = 0.5 }", "");
+    std::fs::write(folder.join("r.toml"), untrained).unwrap();
+    let (found, _) = sora(folder, &args);
+    assert_eq!(found["met"], true, "{found}");
+    let written = sora::Model::load(folder.join("out.sora")).unwrap().graph;
+    assert!(written.values().any(|(_, v)| v.ty.known_shape() == Some(vec![10, 32])), "{written:?}");
 }

@@ -15,7 +15,7 @@ use crate::{CompressError, Progress};
 const WIDEST: usize = 4096;
 
 /// Positions of one value that a batch contributes at most; neighbours in a picture say nearly the same.
-const ROWS: usize = 2048;
+const ROWS: usize = 512;
 
 /// Sums over samples and positions of the elements along one axis.
 #[derive(Clone, Debug)]
