@@ -3,10 +3,12 @@
 //! [`groups()`] follows every element along every axis through the network and finds which can only be removed together;
 //! [`importance()`] says how much each unit matters, from weights and what [`observe()`] saw on samples; [`uniform`] and
 //! [`by_saving`] choose; [`reconstruct()`] changes weights to make up for what goes, and [`remove()`] takes it out. [`channels`] does
-//! all of that. Of what an operator does to its axes this module knows nothing: each says so itself, in
+//! all of that. [`taylor()`] ranks units by gradients instead. Of what an operator does to its axes this module knows nothing: each says so itself, in
 //! [`OpDef::ties`](sora_ir::OpDef::ties).
 //!
 //! Source: G. Fang et al., "DepGraph: towards any structural pruning", CVPR 2023, here by elements instead of layers.
+//!
+//! Beside it stand zeros among the weights of a product, which leave its shape alone (`surgeon.rs`).
 
 mod atoms;
 mod extents;
@@ -17,6 +19,7 @@ mod reconstruct;
 mod remove;
 mod ridge;
 mod surgeon;
+mod taylor;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +31,7 @@ pub use remove::{remove, silence};
 #[cfg(test)]
 pub(crate) use ridge::solve;
 pub(crate) use surgeon::sparsified;
+pub use taylor::taylor;
 
 use sora_data::{Dataset, Preprocess};
 use sora_exec::Options;
