@@ -39,7 +39,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         let read = layer.reads.first().map(|&v| (v, linear.input_axis));
         let channels = read.and_then(|read| cx.observations.channels.get(&read));
         if let Some(channels) = channels {
-            correct(cx.network, layer, linear, &channels.means, &mut graph)?;
+            correct(cx, layer, linear, &channels.means, &mut graph)?;
         }
     }
     graph.compact()?;
@@ -47,17 +47,14 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
 }
 
 fn correct(
-    network: &Network,
+    cx: &Cx,
     layer: &Layer,
     linear: &Linear,
     means: &[f64],
     graph: &mut Graph,
 ) -> Result<(), CompressError> {
-    let counterpart = |id: NodeId| -> Option<NodeId> {
-        let output = *network.graph.node(id)?.outputs.first()?;
-        let value = graph.find(&network.graph.value(output).name)?;
-        graph.producer(value).map(|(id, ..)| id)
-    };
+    let counterpart = |id: NodeId| cx.counterpart(graph, id);
+    let network = cx.network;
     let found = || {
         let (bias_node, slot) = linear.bias?;
         let first = counterpart(*layer.nodes.first()?)?;

@@ -12,7 +12,7 @@ use sora_tensor::{DType, Tensor};
 use crate::CompressError;
 use crate::layers::Role;
 use crate::method::{Cx, Method};
-use crate::quantize::{dequantize_name, dequantized, quantize_name};
+use crate::quantize::{dequantize_name, quantize_channels, quantize_name};
 use crate::weights;
 
 /// The row of this method.
@@ -29,7 +29,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
         let Some(&first) = layer.nodes.first() else { continue };
         let bits = cx.placement.bits[index];
         // Methods before this one may have given the node another place.
-        let Some(id) = counterpart(cx, &graph, first) else { continue };
+        let Some(id) = cx.counterpart(&graph, first) else { continue };
         // So may they have given the values.
         let input = |graph: &Graph, slot: usize| graph.node(id)?.inputs.get(slot).copied().flatten();
         let Some(x) = input(&graph, 0) else { continue };
@@ -44,11 +44,7 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
                 let Some(weight) = input(&graph, 1) else { continue };
                 let Some(exact) = graph.const_value(weight).cloned() else { continue };
                 let quantized = cx.weights(index, &exact, linear.axis, &[])?;
-                let name = graph.value(weight).name.clone();
-                let zeros = Tensor::zeros(DType::I8, &[quantized.scales.len()])?;
-                let axis = i64::try_from(linear.axis).unwrap_or(0);
-                let real =
-                    dequantized(&mut graph, &name, quantized.values, &quantized.scales, Some(zeros), axis)?;
+                let real = quantize_channels(&mut graph, weight, quantized, linear.axis)?;
                 graph.set_input(id, 1, real);
             }
             Role::Recurrent(_) => {
@@ -66,13 +62,6 @@ fn apply(cx: &Cx, mut graph: Graph) -> Result<Graph, CompressError> {
     Ok(graph)
 }
 
-/// The node of `graph` that computes what `id` does in the network.
-fn counterpart(cx: &Cx, graph: &Graph, id: NodeId) -> Option<NodeId> {
-    let output = *cx.network.graph.node(id)?.outputs.first()?;
-    let value = graph.find(&cx.network.graph.value(output).name)?;
-    graph.producer(value).map(|(id, ..)| id)
-}
-
 /// A value rounded to 8 bits row by row.
 fn round_rows(graph: &mut Graph, x: ValueId) -> Result<ValueId, CompressError> {
     let name = graph.value(x).name.clone();
@@ -83,7 +72,7 @@ fn round_rows(graph: &mut Graph, x: ValueId) -> Result<ValueId, CompressError> {
 }
 
 /// Weights `[D, rows, columns]` in `i8`, one scale for each row.
-fn quantize_rows(graph: &mut Graph, weight: ValueId, bits: u32) -> Result<ValueId, CompressError> {
+pub(crate) fn quantize_rows(graph: &mut Graph, weight: ValueId, bits: u32) -> Result<ValueId, CompressError> {
     let Some(exact) = graph.const_value(weight).cloned() else { return Ok(weight) };
     let name = graph.value(weight).name.clone();
     let mut shape = exact.shape().to_vec();

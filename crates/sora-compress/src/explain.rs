@@ -9,12 +9,14 @@ use crate::layers::{Network, Role};
 use crate::placement::{Placement, Plan};
 use crate::sensitivity::{Alternative, Sensitivity};
 
-/// The number format that a layer computes in.
+/// The number format of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// 8-bit integers with 32-bit sums.
     Int8,
+    /// Single precision on weights that are stored as 8-bit integers.
+    Int8Weights,
     /// Single precision.
     F32,
 }
@@ -29,11 +31,15 @@ pub enum Reason {
     ByRows,
     /// Follows the quantized layer next to it.
     BetweenQuantized,
-    /// Slower in 8 bits at this shape but smaller, and size was preferred.
-    SmallerThoughSlower {
-        /// Time in 8 bits over time in single precision.
-        ratio: f64,
+    /// A table of integers, whose rows become real as they are read.
+    Table,
+    /// Computes in single precision on weights that are stored as integers.
+    WeightsOnly {
+        /// Why it does not compute in 8 bits.
+        because: Box<Reason>,
     },
+    /// A table that other nodes read, too.
+    SharedTable,
     /// The operator has no 8-bit form.
     NoInt8Form,
     /// Its neighbours are not quantized, so converting would cost more than it saves.
@@ -70,17 +76,10 @@ pub enum Reason {
     },
 }
 
-impl Reason {
-    /// Time in 8 bits over time in single precision, where that is the reason; else 1.
-    pub(crate) fn ratio(&self) -> f64 {
-        match *self {
-            Reason::NotFaster { ratio }
-            | Reason::NetworkNotFaster { ratio }
-            | Reason::SmallerThoughSlower { ratio } => ratio,
-            _ => 1.0,
-        }
-    }
+/// How words about a layer in single precision begin.
+const KEPT: &str = "kept in f32: ";
 
+impl Reason {
     /// The reason as a sentence.
     pub fn words(&self) -> String {
         match self {
@@ -89,11 +88,12 @@ impl Reason {
                 "quantized: activations by rows as they come, accuracy stays within the budget".to_owned()
             }
             Reason::BetweenQuantized => "follows the quantized layers next to it".to_owned(),
-            Reason::SmallerThoughSlower { ratio } => {
-                format!(
-                    "quantized for its size, though its int8 kernel takes {ratio:.2} times as long at this shape"
-                )
+            Reason::Table => "weights only: rows of the table become real as they are read".to_owned(),
+            Reason::WeightsOnly { because } => {
+                let because = because.words();
+                format!("weights only: {}", because.strip_prefix(KEPT).unwrap_or(&because))
             }
+            Reason::SharedTable => "kept in f32: other nodes read its table, too".to_owned(),
             Reason::NoInt8Form => "this operator has no 8-bit form".to_owned(),
             Reason::NotBetweenQuantized => {
                 "its neighbours are not quantized, so converting would cost more than it saves".to_owned()
@@ -206,21 +206,22 @@ pub(crate) fn layers(
     };
     let visible = |&index: &usize| {
         let layer = &network.layers[index];
-        !layer.reads.is_empty() && !layer.nodes.iter().all(converts)
+        layer.runs() && !layer.nodes.iter().all(converts)
     };
     let report = |index: usize| {
         let layer = &network.layers[index];
-        let int8 = placement.in_bytes(index);
-        let reason = match (&layer.role, plan.kept.get(&index), placement.smaller.get(&index)) {
+        let (int8, stored) = (placement.in_bytes(index), placement.stores_bytes(index));
+        let reason = match (&layer.role, plan.kept.get(&index), plan.weights_only.get(&index)) {
             (Role::Float(reason), ..) | (_, Some(reason), _) => reason.clone(),
-            (_, None, Some(&ratio)) => Reason::SmallerThoughSlower { ratio },
+            (Role::Table(_), ..) => Reason::Table,
+            (_, None, Some(reason)) => Reason::WeightsOnly { because: Box::new(reason.clone()) },
             _ if placement.dynamic[index] => Reason::ByRows,
             (Role::Linear(_), ..) => Reason::WithinBudget,
             _ if int8 => Reason::BetweenQuantized,
             _ => Reason::NotBetweenQuantized,
         };
         let came = layer.role == Role::Float(Reason::AlreadyQuantized);
-        let (before, after) = bytes(network, index, int8);
+        let (before, after) = bytes(network, index, stored);
         let time = times.get(index).copied().unwrap_or_default();
         let output = layer.outputs.first().copied();
         let choice = output.and_then(|v| placement.choices.get(&v));
@@ -232,9 +233,13 @@ pub(crate) fn layers(
             alternatives: sensitivity.alternatives(index),
             not_pruned: nodes.iter().find_map(|name| forbidden.get(name).cloned()),
             nodes,
-            precision: if int8 || came { Precision::Int8 } else { Precision::F32 },
+            precision: match placement.weights_only[index] {
+                true => Precision::Int8Weights,
+                false if int8 || came => Precision::Int8,
+                false => Precision::F32,
+            },
             sqnr_db: output.and_then(|v| sqnr.get(&v)).copied().filter(|db| db.is_finite()),
-            weight_bits: (int8 && layer.has_weights()).then_some(placement.bits[index]),
+            weight_bits: (stored && layer.has_weights()).then_some(placement.bits[index]),
             reason: match plan.zeros.get(&index) {
                 Some(percent) => format!("{}; {percent} % {ZEROS}", reason.words()),
                 None => reason.words(),
@@ -263,12 +268,12 @@ fn zeros(network: &Network, index: usize) -> Option<f64> {
 }
 
 /// Bytes of the constants that a layer reads, in `f32` and as it is now.
-fn bytes(network: &Network, index: usize, int8: bool) -> (usize, usize) {
+fn bytes(network: &Network, index: usize, stored: bool) -> (usize, usize) {
     let (graph, layer) = (&network.graph, &network.layers[index]);
     let nodes = layer.nodes.iter().filter_map(|&id| graph.node(id));
     let constants = nodes.flat_map(|n| n.inputs.iter().flatten()).filter_map(|&v| graph.const_value(v));
     let before: usize = constants.map(|t| t.byte_len()).sum();
-    let weights = layer.weights().into_iter().filter(|_| int8);
+    let weights = layer.weights().into_iter().filter(|_| stored);
     let after = weights.fold(before, |bytes, (w, axis)| match graph.const_value(w) {
         // A byte each, and per channel the weights' scale and zero point.
         Some(w) => bytes - w.byte_len() + w.len() + 5 * w.shape().get(axis).copied().unwrap_or(0),

@@ -25,7 +25,7 @@ pub struct LatencyTable {
     pub machine: String,
     /// In single precision.
     pub f32: BTreeMap<String, f64>,
-    /// In 8 bits, with fixed ranges; of recurrent layers, ranges by rows.
+    /// In 8 bits, with fixed ranges; of recurrent layers, ranges by rows; of tables, read from bytes.
     pub int8: BTreeMap<String, f64>,
     /// Of products in 8 bits, ranges by rows as they come.
     #[serde(default, rename = "int8-by-rows")]
@@ -61,7 +61,7 @@ impl LatencyTable {
         };
         let by_shape = |times: &[LayerTimes], of: fn(&LayerTimes) -> Option<f64>| {
             let each = shapes.iter().zip(times).enumerate();
-            let seen = each.filter(|(index, _)| is_timed(&network.layers[*index]));
+            let seen = each.filter(|(index, _)| network.layers[*index].runs());
             // Of layers of one shape, the slower: what they take together is not to be promised too low.
             seen.fold(BTreeMap::new(), |mut known: BTreeMap<String, f64>, (_, (shape, times))| {
                 let time = known.entry(shape.clone()).or_default();
@@ -87,6 +87,19 @@ impl LatencyTable {
         Ok(table)
     }
 
+    /// One in which everything takes half the time in 8 bits, of the shapes that one sample gives.
+    #[cfg(test)]
+    pub(crate) fn of_fast_bytes(graph: &Graph, data: &Dataset) -> LatencyTable {
+        let mut graph = graph.clone();
+        sora_rewrite::optimize(&mut graph, &sora_rewrite::Options::default()).unwrap();
+        let network = Network::new(graph).unwrap();
+        let preprocess = Preprocess::default();
+        let feed = Feed::new(&network.graph, data, &preprocess).unwrap();
+        let sample = feed.batches(&[0], 1).next().unwrap().unwrap();
+        let known = |ms| shapes(&network, &sample).unwrap().into_iter().map(|shape| (shape, ms)).collect();
+        LatencyTable { machine: "test".to_owned(), f32: known(1.0), int8: known(0.5), by_rows: known(0.5) }
+    }
+
     /// The times of a network's layers, in single precision and as `placement` has them.
     ///
     /// # Errors
@@ -102,12 +115,12 @@ impl LatencyTable {
         for (index, shape) in shapes(network, sample)?.iter().enumerate() {
             let format = match () {
                 () if placement.dynamic[index] && network.layers[index].by_rows() => &self.by_rows,
-                () if placement.in_bytes(index) => &self.int8,
+                () if placement.runs_bytes(network, index) => &self.int8,
                 () => &self.f32,
             };
             let (before, after) = (self.f32.get(shape).copied(), format.get(shape).copied());
             let layer = &network.layers[index];
-            if is_timed(layer) && (before.is_none() || after.is_none()) {
+            if layer.runs() && (before.is_none() || after.is_none()) {
                 missing.push(format!("`{}` ({shape})", layer.name));
             }
             times.push(LayerTimes { before, after });
@@ -147,11 +160,6 @@ impl LatencyTable {
         let sum = |of: fn(&LayerTimes) -> Option<f64>| times.iter().filter_map(of).sum();
         Ok([sum(|times| times.before), sum(|times| times.after)])
     }
-}
-
-/// Whether a layer computes when the network runs.
-fn is_timed(layer: &Layer) -> bool {
-    !layer.reads.is_empty()
 }
 
 /// What is observed on the inputs alone, so that quantization has ranges: times do not depend on them.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use sora_ir::ops::{
-    Activation, ActivationKind, Binary, BinaryKind, Conv, ConvTranspose, Op, Unary, UnaryKind,
+    Activation, ActivationKind, Binary, BinaryKind, Conv, ConvTranspose, Gather, Op, Unary, UnaryKind,
 };
 use sora_ir::{Graph, IrError, Node, NodeId, QuantRule, ValueId};
 use sora_tensor::DType;
@@ -17,6 +17,8 @@ pub enum Role {
     Linear(Linear),
     /// Multiplies activations and its own state by constant weights, inputs 1 and 2 of its node.
     Recurrent([ValueId; 2]),
+    /// Takes rows of a constant table, input 0 of its node, by integers.
+    Table(ValueId),
     /// Moves values of one input.
     Passthrough,
     /// Moves values of several inputs, which share one scale with the output.
@@ -70,11 +72,12 @@ impl Layer {
         }
     }
 
-    /// The constants that it multiplies by, each with the axis of its channels.
+    /// The constants that may be stored as integers, each with the axis of its channels.
     pub fn weights(&self) -> Vec<(ValueId, usize)> {
         match &self.role {
             Role::Linear(linear) => vec![(linear.weight, linear.axis)],
             Role::Recurrent(matrices) => matrices.iter().map(|&w| (w, 1)).collect(),
+            Role::Table(table) => vec![(*table, 1)],
             _ => Vec::new(),
         }
     }
@@ -84,9 +87,19 @@ impl Layer {
         self.op == "MatMul" && self.linear().is_some()
     }
 
-    /// Whether it multiplies by constant weights.
+    /// Whether it multiplies by constant weights, or reads them as a table.
     pub fn has_weights(&self) -> bool {
-        matches!(self.role, Role::Linear(_) | Role::Recurrent(_))
+        matches!(self.role, Role::Linear(_) | Role::Recurrent(_) | Role::Table(_))
+    }
+
+    /// Whether it reads a constant table, which has no activations to quantize.
+    pub fn is_table(&self) -> bool {
+        matches!(self.role, Role::Table(_))
+    }
+
+    /// Whether it computes on activations, or reads a table, when the network runs.
+    pub fn runs(&self) -> bool {
+        !self.reads.is_empty() || self.is_table()
     }
 }
 
@@ -222,6 +235,11 @@ impl Grower<'_> {
         let rule = node.op.quant();
         let first = node.inputs.first().copied().flatten();
         let f32_out = node.outputs.iter().all(|&v| self.graph.ty(v).dtype == DType::F32);
+        if let (Op::Gather(gather), Some(table), true) = (&node.op, first, f32_out)
+            && let Some(role) = self.table(gather, table)
+        {
+            return role;
+        }
         match rule {
             QuantRule::Float => Role::Float(Reason::NoInt8Form),
             _ if !f32_out || first.is_none() => Role::Float(Reason::NotF32),
@@ -234,6 +252,23 @@ impl Grower<'_> {
             QuantRule::Unify => Role::Unify,
             QuantRule::Arithmetic => Role::Arithmetic,
         }
+    }
+
+    /// What a Gather is that reads a constant, or one that came quantized.
+    fn table(&self, gather: &Gather, table: ValueId) -> Option<Role> {
+        let Some(tensor) = self.graph.const_value(table) else {
+            let (_, node, _) = self.graph.producer(table)?;
+            let levels = node.inputs.first().copied().flatten()?;
+            let came = matches!(node.op, Op::DequantizeLinear(_)) && self.graph.const_value(levels).is_some();
+            return came.then_some(Role::Float(Reason::AlreadyQuantized));
+        };
+        let by_rows = tensor.rank() == 2 && !tensor.is_empty() && matches!(gather.axis, 0 | -2);
+        let only = self.uses[table.index()].len() == 1;
+        Some(match (by_rows, only) {
+            (true, true) => Role::Table(table),
+            (true, false) => Role::Float(Reason::SharedTable),
+            (false, _) => Role::Float(Reason::ConstantOperand),
+        })
     }
 
     fn recurrent(&self, node: &Node) -> Role {

@@ -45,6 +45,7 @@ mod tests;
 mod train_quantized;
 mod tutor;
 pub mod weights;
+mod weights_only;
 
 pub use calibrate::distributions;
 pub use error::CompressError;
@@ -77,7 +78,7 @@ pub enum Prefer {
     /// No layer may be slower than before.
     #[default]
     Latency,
-    /// Layers with weights stay small even where their 8-bit kernel is slower.
+    /// Tables stay small even where reading them is slower, and layers in 8 bits even where the network is not faster for them.
     Size,
 }
 

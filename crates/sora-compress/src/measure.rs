@@ -368,7 +368,7 @@ pub(crate) fn noise(
 ) -> Result<Noise, CompressError> {
     let by_name: HashMap<&str, ValueId> = compressed.values().map(|(id, v)| (v.name.as_str(), id)).collect();
     let mut pairs: Vec<(ValueId, ValueId)> = Vec::new();
-    for (index, layer) in network.layers.iter().enumerate().filter(|(_, l)| !l.reads.is_empty()) {
+    for (index, layer) in network.layers.iter().enumerate().filter(|(_, l)| l.runs()) {
         for &value in layer.outputs.iter().filter(|&&v| network.graph.ty(v).dtype == sora_tensor::DType::F32)
         {
             let name = &network.graph.value(value).name;

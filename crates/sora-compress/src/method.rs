@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use sora_ir::{Graph, ValueId};
+use sora_ir::{Graph, NodeId, ValueId};
 use sora_tensor::Tensor;
 
 use crate::CompressError;
@@ -15,6 +15,7 @@ use crate::layers::Network;
 use crate::placement::Placement;
 use crate::quantize::QUANTIZATION;
 use crate::weights::{self, QuantizedWeights};
+use crate::weights_only::WEIGHTS_ONLY;
 
 /// What to gather about a value over the calibration samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,6 +99,13 @@ pub struct Cx<'a> {
 }
 
 impl Cx<'_> {
+    /// The node of `graph`, as methods left it so far, that computes what node `id` does in the network.
+    pub(crate) fn counterpart(&self, graph: &Graph, id: NodeId) -> Option<NodeId> {
+        let output = *self.network.graph.node(id)?.outputs.first()?;
+        let value = graph.find(&self.network.graph.value(output).name)?;
+        graph.producer(value).map(|(id, ..)| id)
+    }
+
     /// The weights of linear layer `index` as integers, one scale for each channel along `axis`, no less than `least` has it.
     ///
     /// # Errors
@@ -131,7 +139,7 @@ pub struct Method {
 }
 
 /// All methods, in the order in which they are applied.
-pub static METHODS: &[Method] = &[QUANTIZATION, BIAS_CORRECTION, DYNAMIC_QUANTIZATION];
+pub static METHODS: &[Method] = &[QUANTIZATION, BIAS_CORRECTION, DYNAMIC_QUANTIZATION, WEIGHTS_ONLY];
 
 /// Everything that any method or rung wants observed, once.
 pub fn requests(network: &Network) -> Vec<Request> {

@@ -452,7 +452,7 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
         return Ok(Found::only(first, within));
     }
     let sensitivity = search.tried(&first)?;
-    let int8 = (0..network.layers.len()).filter(|&i| first.placement.in_bytes(i)).count();
+    let int8 = (0..network.layers.len()).filter(|&i| first.placement.stores_bytes(i)).count();
     let (drop, budget) = (100.0 * first.drop, 100.0 * options.max_drop);
     let what = format!("quantized {int8} layers: the drop is {drop:.2} points, the budget {budget:.2}");
     steps.push(SearchStep { stage: "quantize", what, layers: Vec::new(), drop: first.drop });
@@ -491,10 +491,8 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
     let mut chosen = search.fit_latency(last, steps)?;
     if chosen.drop > options.max_drop {
         // Giving layers back moved roundings around; rare, and once more is enough.
-        let smaller = chosen.placement.smaller.clone();
         let (last, nearest) = search.fit_accuracy(chosen, steps)?;
         chosen = if last.drop <= options.max_drop { last } else { nearest };
-        chosen.placement.smaller = smaller;
     }
     let within = chosen.drop <= options.max_drop;
     if within && options.fewer_bits {

@@ -19,6 +19,8 @@ pub struct Plan {
     pub kept: BTreeMap<usize, Reason>,
     /// Products whose activations are quantized by rows as they come, because a fixed range cost too much accuracy.
     pub dynamic: BTreeSet<usize>,
+    /// Layers of which only the weights are quantized, and why; tables are so anyway.
+    pub weights_only: BTreeMap<usize, Reason>,
     /// Bits of the levels of a layer's weights, where they are fewer than 8: the file is smaller, the kernels are the same.
     pub bits: BTreeMap<usize, u32>,
     /// Rungs of the [ladder](crate::ladder::RUNGS) that are used, by index.
@@ -35,12 +37,25 @@ impl Plan {
         plan
     }
 
-    /// Gives a layer that is in 8 bits so far a format, and its weights, if they are quantized, so many bits; `reason` says why it is
-    /// in single precision, if that is so.
+    /// The same plan with a layer that computes in single precision. Its weights stay integers, which costs no time, unless that is
+    /// all that it has.
+    pub fn without_kernel(mut self, network: &Network, layer: usize, reason: Reason) -> Self {
+        let known = &network.layers[layer];
+        self.dynamic.remove(&layer);
+        match known.has_weights() && !known.is_table() {
+            true => self.weights_only.insert(layer, reason),
+            false => self.kept.insert(layer, reason),
+        };
+        self
+    }
+
+    /// Gives a layer that is in 8 bits so far a format, and its weights, if they are quantized, so many bits; `reason` says why it
+    /// computes in single precision, if that is so.
     pub fn set(&mut self, layer: usize, format: Format, bits: u32, reason: Reason) {
         match format {
             Format::F32 => drop(self.kept.insert(layer, reason)),
             Format::Int8ByRows => drop(self.dynamic.insert(layer)),
+            Format::Int8Weights => drop(self.weights_only.insert(layer, reason)),
             Format::Int8 => {}
         }
         if bits < BITS {
@@ -49,23 +64,29 @@ impl Plan {
     }
 
     /// What the plan wants a layer with weights to be.
-    pub fn format(&self, layer: usize) -> Format {
+    pub fn format(&self, network: &Network, layer: usize) -> Format {
         match () {
             () if self.kept.contains_key(&layer) => Format::F32,
+            () if self.weights_only.contains_key(&layer) || network.layers[layer].is_table() => {
+                Format::Int8Weights
+            }
             () if self.dynamic.contains(&layer) => Format::Int8ByRows,
             () => Format::Int8,
         }
     }
 
-    /// The same plan with a layer one step more exact: activations of a product are quantized by rows before the
-    /// layer is given back.
+    /// The same plan with a layer one step more exact: activations of a product are quantized by rows, then only weights are
+    /// quantized, before the layer is given back.
     pub fn relieving(&self, network: &Network, layer: usize, reason: Reason) -> Self {
-        if network.layers[layer].op != "MatMul" || self.dynamic.contains(&layer) {
-            return self.keeping(layer, reason);
+        match self.format(network, layer) {
+            Format::Int8 if network.layers[layer].by_rows() => {
+                let mut plan = self.clone();
+                plan.dynamic.insert(layer);
+                plan
+            }
+            Format::Int8 | Format::Int8ByRows => self.clone().without_kernel(network, layer, reason),
+            Format::Int8Weights | Format::F32 => self.keeping(layer, reason),
         }
-        let mut plan = self.clone();
-        plan.dynamic.insert(layer);
-        plan
     }
 }
 
@@ -80,8 +101,8 @@ pub struct Placement {
     pub choices: BTreeMap<ValueId, Choice>,
     /// The quantized values, each with the values that its range was chosen from.
     pub sources: BTreeMap<ValueId, BTreeSet<ValueId>>,
-    /// Layers that stay in 8 bits for their size though they measure slower, with the ratio of times.
-    pub smaller: BTreeMap<usize, f64>,
+    /// For each layer: whether it computes in single precision on weights that are stored as integers.
+    pub weights_only: Vec<bool>,
     /// For each layer: bits of the levels of its weights, if they are quantized.
     pub bits: Vec<u32>,
 }
@@ -90,6 +111,7 @@ impl Placement {
     /// Places quantization by the rules of the operators:
     ///
     /// - a linear layer takes 8 bits unless the plan keeps it, and its input is quantized;
+    /// - of tables, and of layers that the plan says so of, only the weights are quantized;
     /// - layers that move values take 8 bits where another 8-bit layer reads them, and keep the scale; those that leave some out,
     ///   such as pools, only where what they read is in 8 bits already: behind them there is less to quantize;
     /// - layers that compute on activations take 8 bits between 8-bit layers on all sides;
@@ -101,9 +123,12 @@ impl Placement {
         let layers = &network.layers;
         let allowed = |i: &usize| !matches!(layers[*i].role, Role::Float(_)) && !plan.kept.contains_key(i);
         let recurrent = |i: usize| matches!(layers[i].role, Role::Recurrent(_));
+        let stored = |i: usize| layers[i].has_weights() && plan.format(network, i) == Format::Int8Weights;
+        let weights_only: Vec<bool> = (0..layers.len()).map(|i| allowed(&i) && stored(i)).collect();
+        let computes = |i: usize| allowed(&i) && !weights_only[i];
         let dynamic: Vec<bool> =
-            (0..layers.len()).map(|i| allowed(&i) && (recurrent(i) || plan.dynamic.contains(&i))).collect();
-        let mut int8: Vec<bool> = (0..layers.len()).map(|i| allowed(&i) && !dynamic[i]).collect();
+            (0..layers.len()).map(|i| computes(i) && (recurrent(i) || plan.dynamic.contains(&i))).collect();
+        let mut int8: Vec<bool> = (0..layers.len()).map(|i| computes(i) && !dynamic[i]).collect();
         let readers = readers(network);
         // Starts from everything and gives up what has no neighbour, until nothing changes.
         loop {
@@ -114,7 +139,7 @@ impl Placement {
                 let layer = &layers[*i];
                 let produced = |v: &ValueId| network.producer(*v).is_some_and(|p| int8[p]);
                 match layer.role {
-                    Role::Linear(_) | Role::Recurrent(_) | Role::Float(_) => false,
+                    Role::Linear(_) | Role::Recurrent(_) | Role::Table(_) | Role::Float(_) => false,
                     Role::Passthrough | Role::Unify => {
                         let alone = |v: &ValueId| {
                             readers[v].iter().all(|r| r == i || !reads_int8(network, &int8, *r, *v))
@@ -163,10 +188,10 @@ impl Placement {
         Placement {
             sources: sources.collect(),
             choices: BTreeMap::new(),
-            smaller: BTreeMap::new(),
             bits: (0..layers.len()).map(|i| plan.bits.get(&i).copied().unwrap_or(BITS)).collect(),
             int8,
             dynamic,
+            weights_only,
         }
     }
 
@@ -199,12 +224,22 @@ impl Placement {
 
     /// Whether anything is quantized.
     pub fn is_empty(&self) -> bool {
-        !self.int8.contains(&true) && !self.dynamic.contains(&true)
+        ![&self.int8, &self.dynamic, &self.weights_only].into_iter().any(|layers| layers.contains(&true))
     }
 
     /// Whether a layer computes in 8 bits.
     pub fn in_bytes(&self, index: usize) -> bool {
         self.int8[index] || self.dynamic[index]
+    }
+
+    /// Whether a layer's weights, if it has any, are stored in bytes.
+    pub fn stores_bytes(&self, index: usize) -> bool {
+        self.in_bytes(index) || self.weights_only[index]
+    }
+
+    /// Whether a layer runs otherwise than in single precision: what is only stored in bytes takes the same time, but for tables.
+    pub fn runs_bytes(&self, network: &Network, index: usize) -> bool {
+        self.in_bytes(index) || self.weights_only[index] && network.layers[index].is_table()
     }
 
     /// Whether layer `index` reads `value` in 8 bits.

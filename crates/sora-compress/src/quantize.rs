@@ -15,7 +15,7 @@ use crate::layers::{Linear, Network};
 use crate::method::{Cx, Method, Request, Statistic};
 use crate::placement::{Placement, Plan};
 use crate::range::Affine;
-use crate::weights;
+use crate::weights::{self, QuantizedWeights};
 
 /// The row of this method.
 pub(crate) const QUANTIZATION: Method = Method {
@@ -118,10 +118,8 @@ fn quantize_constants(
         }
     }
     let quantized = cx.weights(index, &exact, linear.axis, &least)?;
-    let name = graph.value(linear.weight).name.clone();
-    let axis = i64::try_from(linear.axis).unwrap_or(0);
-    let zeros = Tensor::zeros(DType::I8, &[channels])?;
-    let real = dequantized(graph, &name, quantized.values, &quantized.scales, Some(zeros), axis)?;
+    let (name, scales) = (graph.value(linear.weight).name.clone(), quantized.scales.clone());
+    let real = quantize_channels(graph, linear.weight, quantized, linear.axis)?;
     graph.set_input(first, 1, real);
 
     let Some((node, slot, value, tensor)) = bias else { return Ok(()) };
@@ -135,15 +133,28 @@ fn quantize_constants(
             (vec![0.0; outputs], vec![outputs], format!("{name}_bias"))
         }
     };
-    let (levels, units) = weights::quantize_bias(&exact_bias, input_scale, &quantized.scales);
+    let (levels, units) = weights::quantize_bias(&exact_bias, input_scale, &scales);
     let levels = Tensor::from_slice(&shape, &levels)?;
     let axis = i64::try_from(shape.len().saturating_sub(1)).unwrap_or(0);
     let real = dequantized(graph, &name, levels, &units, None, axis)?;
     set_or_append(graph, node, slot, real)
 }
 
+/// Adds integers in the place of a constant, with the node that makes them real and one scale for each channel along `axis`.
+pub(crate) fn quantize_channels(
+    graph: &mut Graph,
+    weight: ValueId,
+    quantized: QuantizedWeights,
+    axis: usize,
+) -> Result<ValueId, CompressError> {
+    let name = graph.value(weight).name.clone();
+    let zeros = Tensor::zeros(DType::I8, &[quantized.scales.len()])?;
+    let axis = i64::try_from(axis).unwrap_or(0);
+    dequantized(graph, &name, quantized.values, &quantized.scales, Some(zeros), axis)
+}
+
 /// Adds an integer constant and the node that makes it real.
-pub(crate) fn dequantized(
+fn dequantized(
     graph: &mut Graph,
     name: &str,
     levels: Tensor,

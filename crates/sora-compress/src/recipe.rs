@@ -69,6 +69,8 @@ pub enum Format {
     Int8,
     /// 8-bit integers, the ranges of activations found row by row as they come.
     Int8ByRows,
+    /// Single precision on weights that are stored as 8-bit integers; the form of tables.
+    Int8Weights,
 }
 
 impl Format {
@@ -78,6 +80,7 @@ impl Format {
             Format::F32 => "f32",
             Format::Int8 => "int8",
             Format::Int8ByRows => "int8-by-rows",
+            Format::Int8Weights => "int8-weights",
         }
     }
 }
@@ -90,14 +93,9 @@ impl Recipe {
     /// What a plan for a network says, where it says more than the default. Layers with weights are all named.
     pub(crate) fn of(network: &Network, plan: &Plan, seed: u64, training: Option<Trainings>) -> Self {
         let format = |(index, layer): (usize, &crate::layers::Layer)| {
-            let format = match () {
-                () if matches!(layer.role, Role::Float(_)) => return None,
-                () if plan.kept.contains_key(&index) => Format::F32,
-                () if plan.dynamic.contains(&index) => Format::Int8ByRows,
-                () if layer.has_weights() => Format::Int8,
-                () => return None,
-            };
-            Some((layer.name.clone(), format))
+            let format = plan.format(network, index);
+            let told = layer.has_weights() || format != Format::Int8;
+            (told && !matches!(layer.role, Role::Float(_))).then(|| (layer.name.clone(), format))
         };
         let layers = network.layers.iter().enumerate().filter_map(format).collect();
         let quantized = |index: &usize| {
@@ -172,6 +170,19 @@ impl Recipe {
                 (Format::F32, _) => drop(plan.kept.insert(index, Reason::Prescribed)),
                 (_, Role::Float(reason)) => {
                     return refused(format!("the recipe wants `{name}` in 8 bits: {}", reason.words()));
+                }
+                (Format::Int8Weights, _) if network.layers[index].has_weights() => {
+                    plan.weights_only.insert(index, Reason::Prescribed);
+                }
+                (Format::Int8Weights, _) => {
+                    return refused(format!(
+                        "the recipe wants the weights of `{name}` in 8 bits: it has none"
+                    ));
+                }
+                (_, Role::Table(_)) => {
+                    return refused(format!(
+                        "the recipe wants `{name}` to compute in 8 bits: it reads a table, which may be in `int8-weights` or `f32`"
+                    ));
                 }
                 (Format::Int8, _) => {}
                 (Format::Int8ByRows, _) if network.layers[index].op == "MatMul" => {

@@ -36,9 +36,9 @@ impl Search<'_> {
         steps: &mut Vec<SearchStep>,
     ) -> Result<Candidate, CompressError> {
         let mut offers = self.offers(sensitivity)?;
-        offers.retain(|&layer, _| current.placement.in_bytes(layer));
+        offers.retain(|&layer, _| current.placement.stores_bytes(layer));
         for (&layer, own) in &mut offers {
-            own.retain(|offer| offer.format == current.plan.format(layer));
+            own.retain(|offer| offer.format == current.plan.format(self.network, layer));
             own.iter_mut().for_each(|offer| offer.cost.ms = 0.0);
         }
         let mut rungs = current.plan.rungs.clone();
@@ -68,7 +68,7 @@ impl Search<'_> {
                     plan.zeros.insert(layer, offer.zeros);
                 }
             }
-            let mut next = self.candidate(plan)?;
+            let next = self.candidate(plan)?;
             let smaller = self.options.file_size.is_none()
                 || self.options.bytes(&next.graph) < self.options.bytes(&current.graph);
             let within = next.likely <= self.options.max_drop;
@@ -87,7 +87,6 @@ impl Search<'_> {
                 points.truncate(half);
             }
             if within && smaller {
-                next.placement.smaller.clone_from(&current.placement.smaller);
                 current = next;
             }
         }
@@ -116,7 +115,7 @@ impl Search<'_> {
         self.progress.stage("Making weights zero", Some((offers.len() * zeros.len()) as u64));
         let rounding: Vec<usize> = rungs.iter().copied().filter(|&rung| RUNGS[rung].rounds()).collect();
         for (&layer, own) in offers.iter_mut() {
-            let format = current.plan.format(layer);
+            let format = current.plan.format(self.network, layer);
             let Some(noise) = Noise::of(&base, &grams, (layer, format), sensitivity)? else { continue };
             own.clear();
             for &zeros in &zeros {

@@ -120,12 +120,12 @@ impl Search<'_> {
         (0..self.network.layers.len()).filter(|&layer| self.network.layers[layer].has_weights())
     }
 
-    /// Those of them that are in 8 bits.
+    /// Those of them whose weights are in 8 bits.
     pub(crate) fn weights_in_bytes<'s>(
         &'s self,
         placement: &'s Placement,
     ) -> impl Iterator<Item = usize> + 's {
-        self.quantizable().filter(|&layer| placement.in_bytes(layer))
+        self.quantizable().filter(|&layer| placement.stores_bytes(layer))
     }
 
     /// The drop that counts, alone and with its standard error.
@@ -178,7 +178,8 @@ impl Search<'_> {
             let won = current.drop - next.drop;
             let mut next = next;
             for layer in &layers {
-                if let Some(reason) = next.plan.kept.get_mut(layer) {
+                let Plan { kept, weights_only, .. } = &mut next.plan;
+                if let Some(reason) = kept.get_mut(layer).or(weights_only.get_mut(layer)) {
                     *reason = Reason::CostsAccuracy { regained: won };
                 }
             }
@@ -247,8 +248,9 @@ impl Search<'_> {
         })
     }
 
-    /// Gives back every layer that measures slower than before. With [`Prefer::Size`], layers with weights stay; else the network
-    /// on the way stays that is fastest as a whole, since layers that are timed one by one do not show what they cost together.
+    /// Lets every layer that measures slower than before compute in single precision again; its weights stay in 8 bits. With
+    /// [`Prefer::Size`] that is all, and tables stay as they are; else the network on the way stays that is fastest as a whole, since
+    /// layers that are timed one by one do not show what they cost together.
     pub(crate) fn fit_latency(
         &self,
         mut current: Candidate,
@@ -256,11 +258,12 @@ impl Search<'_> {
     ) -> Result<Candidate, CompressError> {
         let by_size = self.options.prefer == Prefer::Size;
         let mut fastest: Option<(f64, Candidate)> = None;
-        // Where nothing is left in 8 bits, the network is as fast as it was.
+        // Where nothing runs in 8 bits any more, the network is as fast as it was.
         let mut whole = 1.0;
         // Each round gives back at least one layer.
         for _ in 0..=self.network.layers.len() {
-            if current.placement.is_empty() {
+            let mut layers = 0..self.network.layers.len();
+            if !layers.any(|layer| current.placement.runs_bytes(self.network, layer)) {
                 whole = 1.0;
                 break;
             }
@@ -276,11 +279,7 @@ impl Search<'_> {
             let mut slower = self.slower(&current, &profile);
             let mut what = "measured slower in int8 than in f32";
             if by_size {
-                let (stay, go) = slower.into_iter().partition(|(l, _)| self.network.layers[*l].has_weights());
-                slower = go;
-                let stay: Vec<(usize, Reason)> = stay;
-                current.placement.smaller =
-                    stay.iter().map(|(layer, reason)| (*layer, reason.ratio())).collect();
+                slower.retain(|(layer, _)| !self.network.layers[*layer].is_table());
             } else if slower.is_empty() {
                 slower = self.least_gaining_if_all_is_slower(&current, &profile, whole);
                 what = "no layer alone was slower in int8, but the network was";
@@ -290,10 +289,12 @@ impl Search<'_> {
             }
             let mut plan = current.plan.clone();
             let layers: Vec<usize> = slower.iter().map(|s| s.0).collect();
-            plan.kept.extend(slower);
+            for (layer, reason) in slower {
+                plan = plan.without_kernel(self.network, layer, reason);
+            }
             current = self.candidate(plan)?;
             let names = self.names(&layers);
-            let what = format!("{what}: gave {} back", quoted(&names));
+            let what = format!("{what}: {} in f32 again, but for stored weights", quoted(&names));
             steps.push(SearchStep { stage: "latency", what, layers: names, drop: current.drop });
         }
         let faster = fastest.filter(|(least, _)| least * (1.0 + SLOWER[0].0) < whole);
@@ -355,7 +356,6 @@ impl Search<'_> {
             if next.likely > self.options.max_drop {
                 break;
             }
-            next.placement.smaller.clone_from(&current.placement.smaller);
             current = next;
         }
         Ok(current)
@@ -403,7 +403,7 @@ impl Search<'_> {
             let ratio = 1.0 + excess[index] / before.max(1e-6);
             slower.then_some((index, Reason::NotFaster { ratio }))
         };
-        let int8 = (0..self.network.layers.len()).filter(|&i| placement.in_bytes(i));
+        let int8 = (0..self.network.layers.len()).filter(|&i| placement.runs_bytes(self.network, i));
         int8.filter_map(reason).collect()
     }
 
@@ -422,7 +422,8 @@ impl Search<'_> {
             let times = profile.times[i];
             times.before.unwrap_or(0.0) - times.after.unwrap_or(0.0)
         };
-        let mut linear: Vec<usize> = self.weights_in_bytes(&candidate.placement).collect();
+        let linear = self.quantizable().filter(|&i| candidate.placement.runs_bytes(self.network, i));
+        let mut linear: Vec<usize> = linear.collect();
         linear.sort_by(|&a, &b| gain(a).total_cmp(&gain(b)));
         linear.truncate(linear.len().div_ceil(3));
         linear.into_iter().map(|i| (i, Reason::NetworkNotFaster { ratio: whole })).collect()

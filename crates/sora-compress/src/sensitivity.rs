@@ -135,6 +135,7 @@ impl Search<'_> {
             let (_, graph) = self.quantized(&self.alone(layer, format, bits))?;
             let scores = self.scores(&Session::new(graph, self.exec.clone())?, &samples)?;
             let ms = match format {
+                Format::Int8Weights if !self.network.layers[layer].is_table() => times.times[layer].before,
                 Format::Int8ByRows => rows.as_ref().and_then(|rows| rows.times[layer].after),
                 _ => times.times[layer].after,
             };
@@ -183,12 +184,15 @@ impl Search<'_> {
 
     /// The formats that are measured.
     fn trials(&self, layer: usize) -> Vec<(usize, Format, u32)> {
-        let mut trials = vec![(layer, Format::Int8, BITS)];
-        if self.network.layers[layer].by_rows() {
-            trials.push((layer, Format::Int8ByRows, BITS));
-        }
+        let known = &self.network.layers[layer];
+        let formats: &[Format] = match () {
+            () if known.is_table() => &[Format::Int8Weights],
+            () if known.by_rows() => &[Format::Int8, Format::Int8ByRows, Format::Int8Weights],
+            () => &[Format::Int8, Format::Int8Weights],
+        };
+        let mut trials: Vec<_> = formats.iter().map(|&format| (layer, format, BITS)).collect();
         if self.options.fewer_bits {
-            trials.push((layer, Format::Int8, FEW));
+            trials.push((layer, formats[0], FEW));
         }
         trials
     }

@@ -74,7 +74,8 @@ impl Search<'_> {
     fn known(&self, candidate: &Candidate) -> Result<HashMap<String, Levels>, CompressError> {
         let base = self.bases.of(&candidate.plan)?;
         let graph = &base.network.graph;
-        let layers = self.network.layers.iter().enumerate().filter(|(i, _)| candidate.placement.in_bytes(*i));
+        let layers =
+            self.network.layers.iter().enumerate().filter(|(i, _)| candidate.placement.stores_bytes(*i));
         let constants = layers.flat_map(|(index, layer)| {
             let bias = layer.linear().and_then(|linear| linear.bias);
             let bias = bias.and_then(|(node, slot)| graph.node(node)?.inputs.get(slot).copied()?);

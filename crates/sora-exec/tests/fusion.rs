@@ -7,7 +7,8 @@ use fastrand::Rng;
 use sora_exec::{Options, Program, Session, Tuning, tune};
 use sora_ir::ops::{
     Activation, ActivationKind, AveragePool, Binary, BinaryKind, Concat, Conv, DequantizeLinear, Flatten,
-    MatMul, MaxPool, QuantizeLinear, Reduce, ReduceKind, Reshape, Softmax, Transpose, Unary, UnaryKind,
+    Gather, MatMul, MaxPool, QuantizeLinear, Reduce, ReduceKind, Reshape, Softmax, Transpose, Unary,
+    UnaryKind,
 };
 use sora_ir::{Graph, Op, TensorType, ValueId, evaluate};
 use sora_kernels::Isa;
@@ -629,4 +630,49 @@ fn quantized_chains_are_fused() {
         kernels,
         ["quantize.u8", "channels-last", "conv.u8i8", "conv.u8i8", "maxpool.u8", "gemm.u8i8"]
     );
+}
+
+/// Of a table of bytes, one step makes the rows real that are asked for, whatever the types of levels and indices.
+#[test]
+fn rows_of_tables_are_dequantized_as_they_are_read() {
+    for seed in 0..40 {
+        let mut maker = Maker::new(500 + seed);
+        let (rows, cols) = (maker.rng.usize(1..30), maker.rng.usize(1..40));
+        let shape: Vec<usize> = (0..maker.rng.usize(0..3)).map(|_| maker.rng.usize(1..5)).collect();
+        let bytes = |maker: &mut Maker, shape: &[usize], low, high, dtype| {
+            let values: Vec<f64> =
+                (0..shape.iter().product()).map(|_| f64::from(maker.rng.i32(low..high))).collect();
+            Tensor::from_f64s(dtype, shape, &values).unwrap()
+        };
+        let by_column = maker.rng.bool();
+        let lie: &[usize] = if by_column { &[cols] } else { &[] };
+        let (dtype, low, zero) = match maker.rng.u8(0..3) {
+            0 => (DType::U8, 0, (128, 129)),
+            1 => (DType::I8, -50, (-50, 50)),
+            _ => (DType::I8, -128, (0, 1)),
+        };
+        let high = if dtype == DType::U8 { 256 } else { -low };
+        let levels = bytes(&mut maker, &[rows, cols], low, high, dtype);
+        let zeros = bytes(&mut maker, lie, zero.0, zero.1, dtype);
+        let scales: Vec<f32> = (0..zeros.len()).map(|_| 0.01 + maker.rng.f32()).collect();
+        let inputs = [levels, Tensor::from_slice(lie, &scales).unwrap(), zeros];
+        let inputs = inputs.map(|tensor| maker.constant(tensor));
+        let table = maker.op(DequantizeLinear { axis: 1 }, &inputs);
+        let index = if maker.rng.bool() { DType::I64 } else { DType::I32 };
+        let x = bytes(&mut maker, &shape, -(rows as i32), rows as i32, index);
+        let input = maker.graph.input("x", TensorType::of(&x));
+        let y = maker.op(Gather { axis: 0 }, &[table, input]);
+        maker.graph.output("y", y);
+        let expected = evaluate(&maker.graph, &[("x", &x)]).unwrap();
+        for &isa in Isa::available() {
+            let session = Session::new(maker.graph.clone(), options(isa, 1)).unwrap();
+            assert_eq!(session.run(&[("x", &x)]).unwrap()[0].1, expected[0], "{seed} {isa}");
+            let program = session.program(&[("x", shape.clone())]).unwrap();
+            let kernels: Vec<&str> = program.steps().iter().map(|step| step.kernel.as_str()).collect();
+            assert_eq!(kernels, ["gather.i8"], "{seed} {isa}");
+            let outside = Tensor::from_f64s(index, &shape, &vec![rows as f64; x.len()]).unwrap();
+            let error = session.run(&[("x", &outside)]).unwrap_err().to_string();
+            assert!(error.contains("outside"), "{error}");
+        }
+    }
 }

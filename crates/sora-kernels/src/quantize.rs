@@ -153,6 +153,21 @@ per_isa! {
     }
 }
 
+per_isa! {
+    /// `q * scale` of each row of a matrix, whose columns have scales of their own. ONNX DequantizeLinear along the last axis.
+    ///
+    /// # Panics
+    /// When the lengths of `x` and `out` differ, or `scales` is empty.
+    pub fn dequantize_columns_i8(x: &[i8], scales: &[f32], out: &mut [f32]) {
+        assert_eq!(x.len(), out.len(), "input and output differ in length");
+        for (x, out) in x.chunks(scales.len()).zip(out.chunks_mut(scales.len())) {
+            for ((out, &q), &scale) in out.iter_mut().zip(x).zip(scales) {
+                *out = f32::from(q) * scale;
+            }
+        }
+    }
+}
+
 /// `out[i] = table[x[i]]`: any function of one quantized byte.
 ///
 /// # Panics
@@ -377,6 +392,11 @@ mod tests {
                 for j in 0..len {
                     assert_eq!(yu[j], (f32::from(u[j]) - 120.0) * scale);
                     assert_eq!(yi[j], (f32::from(i[j]) + 5.0) * scale);
+                }
+                let scales: Vec<f32> = (0..len.div_ceil(3).max(1)).map(|j| scale + j as f32).collect();
+                dequantize_columns_i8(k, &i, &scales, &mut yi);
+                for j in 0..len {
+                    assert_eq!(yi[j], f32::from(i[j]) * scales[j % scales.len()]);
                 }
                 let (mut there, mut back) = (vec![0u8; len], vec![0i8; len]);
                 i8_to_u8(k, &i, &mut there);

@@ -137,6 +137,6 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Activation, AveragePool, BatchNorm, Binary, Cast, Concat, Conv, ConvTranspose, DequantizeLinear, Expand, Flatten,
+    Activation, AveragePool, BatchNorm, Binary, Cast, Concat, Conv, ConvTranspose, DequantizeLinear, Expand, Flatten, Gather,
     LayerNorm, MatMul, Pad, QuantizeLinear, Reduce, Reshape, Slice, Softmax, Squeeze, Tile, Transpose, Unary, Unsqueeze,
 }

@@ -322,13 +322,13 @@ fn a_budget_that_eight_bits_cannot_meet() {
         let fixed = ["compress", &model, "--data", &data, "-o", text(&out), "--json"];
         succeed_json(&[&fixed[..], more].concat())
     };
-    // With room, the layer to blame goes back to f32; the choice by size keeps the others in 8 bits.
+    // With room, the layer to blame goes back to f32; the choice by size keeps the weights of the others in 8 bits.
     let result = run(&["--max-drop", "0.05", "--prefer", "size"]);
     let precision = |name: &str| {
         let layers = result["layers"].as_array().unwrap();
         layers.iter().find(|l| l["name"] == name).unwrap()["precision"].as_str().unwrap().to_owned()
     };
-    assert_eq!((precision("first").as_str(), precision("second").as_str()), ("int8", "f32"), "{result}");
+    assert!(precision("first").starts_with("int8") && precision("second") == "f32", "{result}");
     assert_eq!(result["metric"], "agreement");
     assert!(result["after"]["bytes"].as_u64().unwrap() > 0);
 
@@ -391,7 +391,7 @@ fn explain_shows_why_and_how_values_are_spread() {
     let out = text(&out);
     succeed(&["compress", &model, "--data", &data, "-o", out, "--max-drop", "0.05", "--prefer", "size"]);
     let found = succeed_json(&["explain", out, "first", "--data", &data, "--samples", "10", "--json"]);
-    assert_eq!((&found["precision"], &found["op"]), (&"int8".into(), &"MatMul".into()), "{found}");
+    assert!(found["precision"].as_str().unwrap().starts_with("int8") && found["op"] == "MatMul", "{found}");
     let spreads = found["distributions"].as_array().unwrap();
     let of = |role: &str| spreads.iter().find(|spread| spread["role"] == role).unwrap();
     for (role, elements) in [("weights", INPUTS * 64), ("input", 10 * INPUTS), ("output", 10 * 64)] {

@@ -174,9 +174,10 @@ fn a_table_from_another_machine_decides_what_is_faster() {
         ["compress", &model, "--data", &data, "--max-drop", "0.05", "--for", &file, "-o", &out, "--json"];
     let result = succeed_json(&arguments);
     let layers = tried(&result);
-    let kept: Vec<&&Value> = layers.iter().filter(|layer| layer["precision"] == "f32").collect();
+    let kept: Vec<&&Value> = layers.iter().filter(|layer| layer["precision"] == "int8-weights").collect();
     let [kept] = kept[..] else { panic!("{result}") };
-    assert_eq!(kept["reason_code"], "not-faster", "{kept}");
+    assert_eq!(kept["reason_code"], "weights-only", "{kept}");
+    assert!(kept["reason"].as_str().unwrap().contains("not faster"), "{kept}");
     assert!((number(&kept["before_ms"]) - 2.0 * slow.1).abs() < 1e-9, "{kept}");
     let sum: f64 = halves.iter().map(|(_, half)| 2.0 * half).sum();
     assert!((number(&result["before"]["median_ms"]) / sum - 1.0).abs() < 0.5, "{sum} {result}");

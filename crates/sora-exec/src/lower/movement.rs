@@ -8,7 +8,7 @@ use super::Lowering;
 use super::build::Buf;
 use super::elementwise::axes;
 use super::layout::{Encoding, Form, Layout};
-use crate::steps::movement::{CopyView, Frame, Join, Pick, Remap, View};
+use crate::steps::movement::{CopyView, Frame, Join, Pick, PickReal, Remap, View};
 
 /// A value in memory, with its axes in the graph's order.
 struct Seen {
@@ -287,6 +287,20 @@ impl Lowering<'_> {
             DType::I32 => false,
             _ => return None,
         };
+        // Of a table in bytes, only the rows that are asked for become real.
+        if let (0, &[extent, cols]) = (axis, &shape[..])
+            && cols > 0
+            && self.dtype(y) == DType::F32
+            && let Some(table) = self.byte_weights(x, 1)
+        {
+            let work = PickReal { extent, long, scales: (0..cols).map(|n| table.scale(n)).collect() };
+            let (from, picks) = (self.build.constant(table.tensor()), self.plain(indices)?);
+            let buf = self.fresh(y, DType::F32);
+            let info = self.info("gather.i8", &[id], Some(y), DType::F32);
+            self.build.step(info, work, &[from, picks], &[buf]);
+            self.define_exact(y, buf, Layout::Plain);
+            return Some(());
+        }
         let encoding = self.any_encoding(x);
         // Slices are only copied: a table in a file is read where it lies, whatever its address.
         let from = match self.graph.const_value(x) {

@@ -34,6 +34,11 @@ impl ByteWeights {
         bytemuck::cast_slice(self.centred.raw())
     }
 
+    /// The same as a constant.
+    pub(crate) fn tensor(&self) -> Tensor {
+        self.centred.clone()
+    }
+
     /// The constant that packed weights are found by, together with [`ByteWeights::order`].
     pub(crate) fn source(&self) -> &Tensor {
         &self.source

@@ -1,7 +1,7 @@
 //! Moving elements without computing.
 
 use bytemuck::Pod;
-use sora_kernels::layout;
+use sora_kernels::{layout, quantize};
 
 use super::{Cx, Io, Work};
 use crate::threads::MOVE_COST;
@@ -344,20 +344,7 @@ pub(crate) struct Pick {
 
 impl Work for Pick {
     fn run(&self, _: &Cx, mut io: Io) -> Result<(), String> {
-        let data = io.ins[0];
-        let indices: Vec<i64> = match self.long {
-            true => io.input::<i64>(1).to_vec(),
-            false => io.input::<i32>(1).iter().map(|&i| i64::from(i)).collect(),
-        };
-        let extent = self.extent as i64;
-        let resolve = |&i: &i64| {
-            let wrapped = if i < 0 { i + extent } else { i };
-            match (0..extent).contains(&wrapped) {
-                true => Ok(wrapped as usize),
-                false => Err(format!("index {i} is outside an axis of extent {extent}")),
-            }
-        };
-        let indices = indices.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        let (data, indices) = (io.ins[0], picks(&io, self.long, self.extent)?);
         let mut slots = io.output::<u8>().chunks_exact_mut(self.bytes.max(1));
         for outer in 0..self.outer {
             for (&i, slot) in indices.iter().zip(&mut slots) {
@@ -365,6 +352,42 @@ impl Work for Pick {
             }
         }
         Ok(())
+    }
+}
+
+/// Picks rows of a matrix of `i8` by run-time indices and makes them real: the inputs are the matrix and indices.
+pub(crate) struct PickReal {
+    /// Rows of the matrix.
+    pub(crate) extent: usize,
+    /// Whether indices are `i64`, else `i32`.
+    pub(crate) long: bool,
+    /// By column.
+    pub(crate) scales: Vec<f32>,
+}
+
+impl Work for PickReal {
+    fn run(&self, cx: &Cx, mut io: Io) -> Result<(), String> {
+        let (data, cols) = (io.input::<i8>(0), self.scales.len());
+        let indices = picks(&io, self.long, self.extent)?;
+        for (i, out) in indices.into_iter().zip(io.output::<f32>().chunks_exact_mut(cols)) {
+            quantize::dequantize_columns_i8(cx.kernels, &data[i * cols..][..cols], &self.scales, out);
+        }
+        Ok(())
+    }
+}
+
+/// The indices in input 1, those from the end of the axis counted from its beginning.
+fn picks(io: &Io, long: bool, extent: usize) -> Result<Vec<usize>, String> {
+    let resolve = |index: i64| {
+        let wrapped = if index < 0 { index + extent as i64 } else { index };
+        usize::try_from(wrapped)
+            .ok()
+            .filter(|&i| i < extent)
+            .ok_or_else(|| format!("index {index} is outside an axis of extent {extent}"))
+    };
+    match long {
+        true => io.input::<i64>(1).iter().map(|&i| resolve(i)).collect(),
+        false => io.input::<i32>(1).iter().map(|&i| resolve(i.into())).collect(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Layers whose activations are quantized as they come, in the integer operators that runtimes have for them.
 //!
 //! A product of such a value and constant bytes is written as MatMulInteger, an LSTM that rounds its state as
-//! onnxruntime's DynamicQuantizeLSTM, which quantizes X as a whole even where the graph does so by rows. Everything
-//! else stays real numbers behind DequantizeLinear.
+//! onnxruntime's DynamicQuantizeLSTM, which quantizes X as a whole even where the graph does so by rows. Rows of a
+//! constant table are dequantized behind the Gather that takes them, so that no runtime makes all of the table real.
+//! Everything else stays real numbers behind DequantizeLinear.
 
 use std::collections::HashSet;
 
@@ -84,6 +85,14 @@ fn lstm_operands<'g>(graph: &'g Graph, node: &Node) -> Option<(Rounded, [Bytes<'
     Some((x, [lines(1)?, lines(2)?]))
 }
 
+/// The table whose rows a Gather takes before they are dequantized.
+fn table_operand<'g>(graph: &'g Graph, node: &Node) -> Option<Bytes<'g>> {
+    let Op::Gather(op) = &node.op else { return None };
+    let table = constant_bytes(graph, input(node, 0)?)?;
+    let by_column = table.tensor.rank() == 2 && table.scales.rank() == 1 && table.axis == 1;
+    (by_column && resolve_axis(op.axis, 2) == Ok(0)).then_some(table)
+}
+
 /// The values that the file needs when nodes are written as this module does.
 ///
 /// # Errors
@@ -101,11 +110,32 @@ pub(super) fn needed(graph: &Graph) -> Result<HashSet<ValueId>, IrError> {
         } else if let Some((x, _)) = lstm_operands(graph, node) {
             needed.insert(x.exact);
             needed.extend(node.inputs.iter().skip(3).flatten());
+        } else if let Some(table) = table_operand(graph, node) {
+            needed.extend([Some(table.bytes), Some(table.scale), input(node, 1)].into_iter().flatten());
         } else {
             needed.extend(node.inputs.iter().flatten());
         }
     }
     Ok(needed)
+}
+
+/// Writes a Gather from a dequantized table as a DequantizeLinear of what it takes from the bytes; whether that is what it does.
+pub(super) fn rows(w: &mut NodeWriter) -> Result<bool, OnnxError> {
+    let Some(table) = table_operand(w.writer.graph, w.node) else { return Ok(false) };
+    let names = [table.bytes, table.scale].map(|v| w.writer.name(v));
+    let [bytes, scale] = names;
+    let inputs = vec![bytes, w.input(1)];
+    let rows = w.step("Gather", inputs, vec![int("axis", 0)]);
+    // Runtimes recognize quantized values by an explicit zero point.
+    let zeros = match table.zero_points {
+        Some(zeros) => zeros.clone(),
+        None => {
+            Tensor::zeros(table.tensor.dtype(), table.scales.shape()).map_err(|e| w.refuse(e.to_string()))?
+        }
+    };
+    let zeros = w.constant("zero_point", zeros);
+    w.write_with("DequantizeLinear", vec![rows, scale, zeros], vec![int("axis", -1)]);
+    Ok(true)
 }
 
 /// Writes a MatMul as MatMulInteger; whether its operands allow that.

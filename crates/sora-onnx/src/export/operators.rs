@@ -155,6 +155,7 @@ pub(super) fn write(w: &mut NodeWriter) -> Result<(), OnnxError> {
         Op::DynamicQuantizeLinear(_) => w.write("DynamicQuantizeLinear", Vec::new()),
         Op::Expand(_) => w.write("Expand", Vec::new()),
         Op::Flatten(op) => w.write("Flatten", vec![int("axis", op.axis)]),
+        Op::Gather(_) if integer::rows(w)? => {}
         Op::Gather(op) => w.write("Gather", vec![int("axis", op.axis)]),
         Op::GatherElements(op) => w.write("GatherElements", vec![int("axis", op.axis)]),
         Op::GatherNd(op) => w.write("GatherND", vec![int("batch_dims", signed(op.batch_dims))]),

@@ -47,6 +47,7 @@ pub static RULES: &[Rule] = &[
     no_op::REMOVE_NO_OP,
     no_op::REMOVE_INVERSE_PAIR,
     quantized::SCALE_INTEGER_PRODUCT,
+    quantized::DEQUANTIZE_TABLE,
     arithmetic::REMOVE_NEUTRAL_OPERAND,
     arithmetic::SUBTRACT_TO_ADD,
     arithmetic::DIVIDE_TO_MULTIPLY,

@@ -1,8 +1,8 @@
-//! Integer products written out become the canonical form, a product of dequantized operands.
+//! Integer products and tables of integers become the canonical form, float operators on dequantized constants.
 
 use sora_ir::case::Gen;
-use sora_ir::ops::{BinaryKind, Cast, DequantizeLinear, MatMul, QuantizeLinear};
-use sora_ir::{Graph, IrError, Node, Op, ValueId};
+use sora_ir::ops::{BinaryKind, Cast, DequantizeLinear, Gather, MatMul, QuantizeLinear};
+use sora_ir::{Graph, IrError, Node, Op, ValueId, resolve_axis};
 use sora_tensor::{DType, Tensor};
 
 use super::Rule;
@@ -20,6 +20,62 @@ pub(crate) const SCALE_INTEGER_PRODUCT: Rule = Rule {
     sample: |rng| integer_product(rng, true),
     near_misses: &[|rng| integer_product(rng, false)],
 };
+
+pub(crate) const DEQUANTIZE_TABLE: Rule = Rule {
+    name: "dequantize_table",
+    doc: "The rows that Gather takes from a constant table of bytes, then dequantized by column, are rows of the dequantized table: \
+          only what is gathered becomes real when the network runs.",
+    exact: true,
+    apply: dequantize_table,
+    sample: |rng| table(rng, true),
+    near_misses: &[|rng| table(rng, false)],
+};
+
+fn dequantize_table(view: &View, node: &Node) -> Option<Patch> {
+    let Op::DequantizeLinear(op) = &node.op else { return None };
+    let (y, scale) = (output(node)?, input(node, 1)?);
+    let (by, gather) = view.made_only_by::<Gather>(input(node, 0)?)?;
+    let (table, indices) = (input(gather, 0)?, input(gather, 1)?);
+    let &[_, columns] = view.constant(table).filter(|t| t.dtype() == DType::I8)?.shape() else { return None };
+    let last = view.ty(y).rank().checked_sub(1);
+    let by_column = view.constant(scale)?.shape() == [columns]
+        && columns > 1
+        && resolve_axis(op.axis, view.ty(y).rank()).ok() == last
+        && resolve_axis(by.axis, 2) == Ok(0);
+    by_column.then_some(())?;
+    let mut patch = Patch::new();
+    let rest = node.inputs.iter().skip(1).map(|v| v.map(Into::into));
+    let inputs = [Some(table.into())].into_iter().chain(rest);
+    let real = patch.node_with_optional(&node.name, DequantizeLinear { axis: 1 }, inputs);
+    let rows = patch.node(&gather.name, Gather { axis: 0 }, [real, indices.into()]);
+    Some(patch.replace(y, rows))
+}
+
+/// Rows of a table with scales by column; or columns of one with scales by what was a row.
+fn table(rng: &mut Gen, fits: bool) -> Result<Graph, IrError> {
+    let mut s = Sketch::new(rng);
+    let (rows, columns) = (s.rng.size(2, 9), s.rng.size(2, 6));
+    let levels = s.rng.tensor(DType::I8, &[rows, columns]);
+    let levels = s.constant(levels);
+    let shape = [s.rng.size(1, 3), s.rng.size(1, 4)];
+    let (axis, extent) = if fits { (0, rows) } else { (1, columns) };
+    let indices = s.rng.uniform(DType::I64, &shape, -(extent as f64), extent as f64);
+    let indices = s.constant(indices);
+    // Added to numbers that are known when it runs, so that they are not folded before.
+    let zeros = s.input(&shape);
+    let zeros = s.op(Cast { to: DType::I64 }, [zeros])?;
+    let zeros = s.either(BinaryKind::Sub, zeros, zeros)?;
+    let indices = s.either(BinaryKind::Add, indices, zeros)?;
+    let gathered = s.op(Gather { axis }, [levels, indices])?;
+    let (axis, extent) = if fits { (s.rng.pick(&[2, -1]), columns) } else { (0, rows) };
+    let mut inputs = vec![gathered, s.between(&[extent], 0.01, 0.1)];
+    if s.rng.flag() {
+        let zero = s.rng.uniform(DType::I8, &[extent], -100.0, 100.0);
+        inputs.push(s.constant(zero));
+    }
+    let y = s.op(DequantizeLinear { axis }, inputs)?;
+    s.done(y)
+}
 
 /// An integer operand behind a `DequantizeLinear` whose scale is 1: the integers and the zero point.
 fn whole(view: &View, value: ValueId) -> Option<(ValueId, Option<ValueId>)> {

@@ -180,6 +180,7 @@ pub(super) fn recipe_text(recipe: &compress::Recipe) -> Result<String, Failure> 
 fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Int8 => "int8",
+        Precision::Int8Weights => "int8-weights",
         Precision::F32 => "f32",
     }
 }

@@ -118,6 +118,9 @@ fn quantizable(graph: &Graph, node: &Node) -> (bool, &'static str) {
         QuantRule::Linear { .. } if input(1).is_some_and(constant) => (true, "weights per channel"),
         QuantRule::Linear { .. } => (false, "its weights are computed when the network runs"),
         QuantRule::Recurrent => (true, "weights per channel, the state by rows as it comes"),
+        QuantRule::Passthrough if node.op.name() == "Gather" && input(0).is_some_and(constant) => {
+            (true, "a table of bytes, whose rows become real as they are read")
+        }
         QuantRule::Passthrough | QuantRule::Unify => (true, "moves 8-bit values between quantized layers"),
         QuantRule::Arithmetic => (true, "between quantized layers, each operand with its scale"),
         QuantRule::Lut => (true, "a table of 256 entries between quantized layers"),

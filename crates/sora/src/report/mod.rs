@@ -109,7 +109,7 @@ impl Choice {
             drop_ci95: report.drop_ci95,
             bytes: report.after.bytes,
             median_ms: report.after.median_ms,
-            int8: weighted().filter(|layer| layer.precision == "int8").count(),
+            int8: weighted().filter(|layer| layer.precision != "f32").count(),
             layers: weighted().count(),
         }
     }
@@ -137,7 +137,7 @@ pub struct Layer {
     pub name: String,
     /// Operator.
     pub op: String,
-    /// `int8` or `f32`.
+    /// `int8`, `int8-weights` or `f32`.
     pub precision: String,
     /// Signal-to-quantization-noise ratio of the layer's output in decibels; `None` where it is exact.
     pub sqnr_db: Option<f64>,
@@ -168,7 +168,7 @@ pub struct Layer {
 /// A format of one layer, tried alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
-    /// `f32`, `int8` or `int8-by-rows`, perhaps with the bits of its weights.
+    /// `f32`, `int8`, `int8-by-rows` or `int8-weights`, perhaps with the bits of its weights.
     pub format: String,
     /// Signal to noise at the network's output, in decibels; `None` where nothing differs.
     pub output_sqnr_db: Option<f64>,
