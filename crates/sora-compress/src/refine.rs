@@ -27,11 +27,11 @@ const ZEROS: [u32; 7] = [50, 70, 60, 80, 30, 40, 90];
 const WORK: f64 = 5e11;
 
 impl Search<'_> {
-    /// Takes bits from the levels of weights layer by layer, and where nothing is trained makes weights zero, as that makes the file
-    /// smaller than that of `current` within the budget.
+    /// Takes bits from the levels of weights layer by layer, and then, where nothing is trained, makes weights zero, as that makes the
+    /// file smaller than that of `current` within the budget.
     pub(crate) fn refine(
         &self,
-        mut current: Candidate,
+        current: Candidate,
         sensitivity: &Sensitivity,
         steps: &mut Vec<SearchStep>,
     ) -> Result<Candidate, CompressError> {
@@ -41,11 +41,25 @@ impl Search<'_> {
             own.retain(|offer| offer.format == current.plan.format(self.network, layer));
             own.iter_mut().for_each(|offer| offer.cost.ms = 0.0);
         }
-        let mut rungs = current.plan.rungs.clone();
-        if self.tutor.is_none() {
-            rungs.extend((0..RUNGS.len()).filter(|&rung| RUNGS[rung].rounds()));
-            self.with_zeros(&current, &rungs, sensitivity, &mut offers)?;
+        let rungs = current.plan.rungs.clone();
+        let current = self.settle(current, offers.clone(), &rungs, steps)?;
+        if self.tutor.is_some() {
+            return Ok(current);
         }
+        let rounding = (0..RUNGS.len()).filter(|&rung| RUNGS[rung].rounds());
+        let rungs = rungs.into_iter().chain(rounding).collect();
+        self.with_zeros(&current, &rungs, sensitivity, &mut offers)?;
+        self.settle(current, offers, &rungs, steps)
+    }
+
+    /// The smallest network within the budget that is found among the choices between offers no other one beats.
+    fn settle(
+        &self,
+        mut current: Candidate,
+        mut offers: BTreeMap<usize, Vec<Offer>>,
+        rungs: &BTreeSet<usize>,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Candidate, CompressError> {
         offers.retain(|_, own| !own.is_empty());
         let mut now = Cost::default();
         for (&layer, own) in &offers {
@@ -58,7 +72,7 @@ impl Search<'_> {
         for _ in 0..HALVINGS {
             let Some(point) = points.get(points.len() / 2).cloned() else { break };
             let mut plan = current.plan.clone();
-            plan.rungs.clone_from(&rungs);
+            plan.rungs.clone_from(rungs);
             plan.zeros.clear();
             let picked: Vec<Offer> =
                 offers.values().zip(&point.picks).map(|(own, &pick)| own[pick]).collect();
