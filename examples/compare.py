@@ -9,11 +9,13 @@ augmentations that no example uses are refused. Needs the packages of .ci/python
 
 import argparse
 import collections
+import gzip
 import json
 import math
 import os
 import pathlib
 import re
+import struct
 import time
 import tomllib
 import wave
@@ -71,7 +73,17 @@ def sounds(path, preprocess):
     return np.stack(x), np.array(y)
 
 
+def idx(path):
+    """An array of bytes in the format of MNIST: two zeros, a type, the number of axes, their lengths."""
+    content = gzip.decompress(path.read_bytes())
+    axes = content[3]
+    shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
 def pictures(path):
+    if images := list(path.glob("*images-idx3-ubyte.gz")):
+        return idx(images[0]), idx(next(path.glob("*labels-idx1-ubyte.gz")))
     x, y = [], []
     for at, folder in enumerate(sorted(path.iterdir())):
         for file in sorted(folder.glob("*.png")):
