@@ -121,8 +121,9 @@ pub(super) struct Compress {
     /// as that allows
     #[arg(long, value_name = "MS|RATIO", value_parser = latency)]
     pub(super) max_latency: Option<Bound>,
-    /// Choose for another machine, whose times of this model's layers `sora bench MODEL --table` wrote there, in place of measuring here
-    #[arg(long = "for", value_name = "T.toml", conflicts_with_all = ["train", "recipe"])]
+    /// Choose for another machine, whose times of this model's layers `sora bench MODEL --table` wrote there, in place of measuring here;
+    /// with --train only beside --prefer size
+    #[arg(long = "for", value_name = "T.toml", conflicts_with = "recipe")]
     pub(super) table: Option<PathBuf>,
     /// The most bytes that the file may have, as 500kB, or as a share of the original's: 0.1x
     #[arg(long, value_name = "BYTES|RATIO", value_parser = size)]

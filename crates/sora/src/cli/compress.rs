@@ -37,6 +37,12 @@ pub(super) fn compress(args: &Compress) -> Printed {
             return Err(Failure::new("Two outputs have the same name.", path.display().to_string(), hint));
         }
     }
+    if args.table.is_some() && args.train.is_some() && matches!(args.prefer, Prefer::Latency) {
+        let what = "Training takes channels out of layers, whose times the table does not have then.";
+        let hint =
+            "Add `--prefer size`, which leaves layers their shapes, or leave out `--for` or `--train`.";
+        return Err(Failure::new(what, "--for, --train".to_owned(), hint));
+    }
     let model = Model::load(&args.model)?;
     warn(&model.warnings);
     let (data, preprocess) = open(&model, &args.data)?;
