@@ -6,6 +6,7 @@ use sora_exec::Session;
 
 use crate::choose::{Cost, Point, front};
 use crate::explain::Reason;
+use crate::journal::Journal;
 use crate::placement::{Placement, Plan};
 use crate::search::{Candidate, SLOWER, Search, SearchStep, quoted};
 use crate::sensitivity::{Offer, Sensitivity};
@@ -228,8 +229,9 @@ impl Search<'_> {
             first.fold(Cost::default(), |sum, offer| sum + offer.cost)
         };
         let nothing = Placement::without_ranges(self.network, &self.plain());
-        let [original, reference] =
-            self.latencies(&nothing, self.reference)?.map(|latency| latency.median_ms);
+        let both = || self.latencies(&nothing, self.reference);
+        let both = Journal::measured(self.journal, &self.network.graph, "latencies", both)?;
+        let [original, reference] = both.map(|latency| latency.median_ms);
         let plain = if self.options.training.is_some() { reference } else { original };
         // Layers that were timed one by one, by a machine that had more to do, cannot take longer than all of them together.
         let slowed = (plain / real(&offers).ms.max(f64::MIN_POSITIVE)).min(1.0);
@@ -264,7 +266,8 @@ impl Search<'_> {
             // Two timings of one network would differ by chance.
             true => choices.plain,
             false => {
-                let both = self.latencies(&candidate.placement, &session)?;
+                let both = || self.latencies(&candidate.placement, &session);
+                let both = Journal::measured(self.journal, &candidate.graph, "latencies", both)?;
                 let [before, after] = both.map(|latency| latency.median_ms);
                 // In times of the original: the machine may be slower now than it was.
                 choices.original * after / before.max(1e-9)

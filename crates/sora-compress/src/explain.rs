@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sora_ir::{NodeId, Op, ValueId};
 
 use crate::layers::{Network, Role};
@@ -168,7 +168,7 @@ pub struct LayerReport {
 }
 
 /// Figures about one layer that were measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LayerTimes {
     /// ms in the original network.
     pub before: Option<f64>,

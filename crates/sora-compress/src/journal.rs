@@ -1,12 +1,14 @@
-//! What an interrupted compression has done, so that the same one need not do it again: its trainings, and what it decided by time.
+//! What an interrupted compression has done, so that the same one need not do it again: its trainings, and the times it decided by.
 //!
-//! A folder holds a file for each training, under a name that follows from all that decides it: where a decision by time comes out
-//! otherwise than before, what was trained behind it is simply not found.
+//! A folder holds a file for each training and for each measurement, under a name that follows from all that decides it. Everything else
+//! follows from the arguments, so what goes on is bit for bit what would not have been interrupted.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sora_data::{Dataset, Preprocess};
 use sora_ir::Graph;
 use sora_train::Checkpoint;
@@ -78,20 +80,24 @@ impl Journal {
         self.write(&format!("{name}.npz"), &bytes)
     }
 
-    /// A number that was measured before under this name, or is measured now.
-    pub(crate) fn measured(
-        &self,
-        name: &str,
-        measure: impl FnOnce() -> Result<f64, CompressError>,
-    ) -> Result<f64, CompressError> {
-        let file = format!("{name}.txt");
-        let known = std::fs::read_to_string(self.folder.join(&file)).ok();
-        if let Some(number) = known.and_then(|text| text.trim().parse().ok()) {
-            return Ok(number);
+    /// What was measured of a network before, or is measured now; `what` tells measurements of one network apart. Without a journal
+    /// nothing is kept.
+    pub(crate) fn measured<T: Serialize + DeserializeOwned>(
+        journal: Option<&Journal>,
+        graph: &Graph,
+        what: &str,
+        measure: impl FnOnce() -> Result<T, CompressError>,
+    ) -> Result<T, CompressError> {
+        let Some(journal) = journal else { return measure() };
+        let file = format!("{}.json", fingerprint(graph, what));
+        let known = std::fs::read(journal.folder.join(&file)).ok();
+        if let Some(known) = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(known);
         }
-        let number = measure()?;
-        self.write(&file, format!("{number}\n").as_bytes()).map_err(|why| self.refused(why))?;
-        Ok(number)
+        let found = measure()?;
+        let bytes = serde_json::to_vec(&found).map_err(|error| error.to_string());
+        bytes.and_then(|bytes| journal.write(&file, &bytes)).map_err(|why| journal.refused(why))?;
+        Ok(found)
     }
 
     /// Writes a file whole or not at all.
@@ -120,7 +126,9 @@ pub fn forget(folder: &Path) -> std::io::Result<()> {
     }
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let ours = path.extension().is_some_and(|e| e == "npz" || e == "txt" || e == "partial");
+        let ours = path
+            .extension()
+            .is_some_and(|e| ["npz", "json", "txt", "partial"].iter().any(|known| e == *known));
         if ours {
             std::fs::remove_file(path)?;
         }
@@ -209,4 +217,98 @@ pub(crate) fn fingerprint(graph: &Graph, more: &str) -> String {
     }
     format!("{:?}", graph.outputs()).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::measure::LayerProfile;
+    use crate::testing::Silent;
+    use crate::tests::{cnn, dataset};
+    use crate::{Bound, Outcome, Progress, compress};
+
+    /// Stops when so many parts of the work have begun.
+    struct Until(AtomicUsize);
+
+    impl Progress for Until {
+        fn stage(&self, _: &str, _: Option<u64>) {
+            let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        }
+        fn advance(&self, _: u64) {}
+        fn cancelled(&self) -> bool {
+            self.0.load(Ordering::Relaxed) == 0
+        }
+    }
+
+    /// What lies in a folder, by name.
+    fn kept(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    }
+
+    fn told(outcome: &Outcome) -> (String, String) {
+        (sora_ir::text::print(&outcome.graph), format!("{:?}", outcome.steps))
+    }
+
+    #[test]
+    fn what_was_measured_before_an_interruption_decides_behind_it() {
+        let (graph, data) = (cnn(), dataset(300, 1.0, true));
+        for max_latency in [None, Some(Bound::Share(0.9))] {
+            let run = |folder: &Path, progress: &dyn Progress| {
+                let checkpoint = Some(folder.to_owned());
+                let options = Options { max_latency, checkpoint, ..Options::default() };
+                compress(&graph, &data, &Preprocess::default(), &options, progress)
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path();
+            let (mut known, mut stages) = (BTreeMap::new(), 5);
+            // Interrupted again and again, each time a little later.
+            let whole = loop {
+                stages += 2;
+                let found = run(folder, &Until(stages.into()));
+                let now = kept(folder);
+                assert!(known.iter().all(|(path, bytes)| now.get(path) == Some(bytes)));
+                known = now;
+                match found {
+                    Ok(whole) => break whole,
+                    Err(error) => assert!(matches!(error, CompressError::Cancelled), "{error}"),
+                }
+            };
+            // Everything that was decided by time is known, so nothing is measured again.
+            assert!(told(&run(folder, &Silent).unwrap()) == told(&whole));
+            assert!(kept(folder) == known && known.len() > 2, "{:?}", known.keys());
+        }
+    }
+
+    #[test]
+    fn times_in_the_journal_are_those_that_decide() {
+        let (graph, data, folder) = (cnn(), dataset(300, 1.0, true), tempfile::tempdir().unwrap());
+        let run = || {
+            let checkpoint = Some(folder.path().to_owned());
+            let options = Options { max_drop: 1.0, checkpoint, ..Options::default() };
+            compress(&graph, &data, &Preprocess::default(), &options, &Silent).unwrap()
+        };
+        // Whatever this machine says: every layer is told to take a hundredth of its time in 8 bits, or a hundred times as much.
+        for (factor, faster) in [(0.01, true), (100.0, false)] {
+            forget(folder.path()).unwrap();
+            run();
+            for (path, bytes) in kept(folder.path()) {
+                if serde_json::from_slice::<f64>(&bytes).is_ok() {
+                    std::fs::write(&path, format!("{factor}")).unwrap();
+                }
+                let Ok(mut profile) = serde_json::from_slice::<LayerProfile>(&bytes) else { continue };
+                for (times, excess) in profile.times.iter_mut().zip(&mut profile.excess) {
+                    let before = times.before.unwrap_or(0.0).max(0.01);
+                    times.after = times.before.map(|_| factor * before);
+                    *excess = (factor - 1.0) * before;
+                }
+                std::fs::write(path, serde_json::to_vec(&profile).unwrap()).unwrap();
+            }
+            let integers = run().graph.nodes().any(|(_, node)| node.op.name() == "QuantizeLinear");
+            assert_eq!(integers, faster);
+        }
+    }
 }

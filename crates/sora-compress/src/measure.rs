@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sora_data::{Classification, ClassificationSummary, Dataset, Interval, PerClass, Preprocess};
 use sora_exec::{Options, Profile, Session};
 use sora_ir::{Graph, ValueId};
@@ -217,7 +217,7 @@ pub(crate) fn predicted_labels(
 }
 
 /// How long one run takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Median, in ms.
     pub median_ms: f64,
@@ -278,6 +278,7 @@ pub(crate) fn quantile(values: &mut [f64], fraction: f64) -> f64 {
 }
 
 /// Time of each layer before and after.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct LayerProfile {
     /// Medians, by layer.
     pub(crate) times: Vec<LayerTimes>,

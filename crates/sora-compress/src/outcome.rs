@@ -271,6 +271,7 @@ fn prepared<T>(
         options,
         exec: &exec,
         progress,
+        journal: journal.as_ref(),
         tutor: tutor.as_ref(),
         labels,
         decision: &parts.decision,

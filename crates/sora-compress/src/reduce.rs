@@ -10,7 +10,7 @@ use sora_ir::Graph;
 use sora_train::{FineTuning, Pruning, PruningScope, Trainable};
 
 use crate::feed::Feed;
-use crate::journal::fingerprint;
+use crate::journal::Journal;
 use crate::robust::{Judge, counting};
 use crate::search::SearchStep;
 use crate::tutor::Tutor;
@@ -197,10 +197,7 @@ impl Reducing<'_> {
         let (mut fits, mut verdict) = (within, if within { "which is kept" } else { "too much" }.to_owned());
         if let (true, Reduction::Narrow(_)) = (within, reduction) {
             let ratio = || self.ratio(&before.graph, &session);
-            let ratio = match self.tutor.journal {
-                Some(journal) => journal.measured(&fingerprint(&after.graph, "ratio"), ratio)?,
-                None => ratio()?,
-            };
+            let ratio = Journal::measured(self.tutor.journal, &after.graph, "ratio", ratio)?;
             fits = ratio < FASTER;
             verdict = format!("{verdict}; it takes {ratio:.2} of the time");
             if !fits {

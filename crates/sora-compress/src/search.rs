@@ -9,6 +9,7 @@ use sora_ir::Graph;
 
 use crate::explain::Reason;
 use crate::feed::{Fed, Feed};
+use crate::journal::Journal;
 use crate::ladder::{Bases, RUNGS, Rounding};
 use crate::layers::Network;
 use crate::measure::{self, Latency, LayerProfile, Noise};
@@ -55,6 +56,8 @@ pub(crate) struct Search<'a> {
     pub(crate) options: &'a Options,
     pub(crate) exec: &'a ExecOptions,
     pub(crate) progress: &'a dyn Progress,
+    /// Keeps the times that decisions are made by, if there is one.
+    pub(crate) journal: Option<&'a Journal>,
     /// Who trains, where there are samples for it.
     pub(crate) tutor: Option<&'a Tutor<'a>>,
     /// Class of every sample.
@@ -269,13 +272,14 @@ impl Search<'_> {
             }
             let session = Session::new(current.graph.clone(), self.exec.clone())?;
             if !by_size {
-                whole = self.latency(&current.placement, &session)?;
+                let ratio = || self.latency(&current.placement, &session);
+                whole = Journal::measured(self.journal, &current.graph, "latency", ratio)?;
                 let fits = current.drop <= self.options.max_drop;
                 if fits && fastest.as_ref().is_none_or(|(least, _)| whole < *least) {
                     fastest = Some((whole, current.clone()));
                 }
             }
-            let profile = self.profile(&current.placement, &session)?;
+            let profile = self.deciding_profile(&current, &session)?;
             let mut slower = self.slower(&current, &profile);
             let mut what = "measured slower in int8 than in f32";
             if by_size {
@@ -429,6 +433,17 @@ impl Search<'_> {
         linear.into_iter().map(|i| (i, Reason::NetworkNotFaster { ratio: whole })).collect()
     }
 
+    /// The times of a candidate's layers, as decisions see them: once the journal knows them, they stay.
+    pub(crate) fn deciding_profile(
+        &self,
+        candidate: &Candidate,
+        session: &Session,
+    ) -> Result<LayerProfile, CompressError> {
+        let profile = || self.profile(&candidate.placement, session);
+        Journal::measured(self.journal, &candidate.graph, "layers", profile)
+    }
+
+    /// The times of all layers, before and in this network.
     pub(crate) fn profile(
         &self,
         placement: &Placement,

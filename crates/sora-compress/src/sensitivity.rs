@@ -13,6 +13,7 @@ use sora_tensor::Tensor;
 use crate::CompressError;
 use crate::choose::Cost;
 use crate::explain::Reason;
+use crate::journal::Journal;
 use crate::measure::{self, LayerProfile};
 use crate::placement::Plan;
 use crate::range::decibels;
@@ -108,7 +109,7 @@ impl Search<'_> {
     /// As [`Search::sensitivity`], by the times of the network with everything in 8 bits.
     pub(crate) fn tried(&self, everything: &Candidate) -> Result<Sensitivity, CompressError> {
         let session = Session::new(everything.graph.clone(), self.exec.clone())?;
-        self.sensitivity(&self.profile(&everything.placement, &session)?)
+        self.sensitivity(&self.deciding_profile(everything, &session)?)
     }
 
     /// Tries every format of every layer with weights. `times` are those with everything in 8 bits.
@@ -214,8 +215,8 @@ impl Search<'_> {
             return Ok(None);
         }
         let (placement, graph) = self.quantized(&plan)?;
-        let session = Session::new(graph, self.exec.clone())?;
-        self.profile(&placement, &session).map(Some)
+        let session = Session::new(graph.clone(), self.exec.clone())?;
+        Journal::measured(self.journal, &graph, "layers", || self.profile(&placement, &session)).map(Some)
     }
 
     /// On how many samples so many trials are measured.

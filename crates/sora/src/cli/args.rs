@@ -150,7 +150,7 @@ pub(super) struct Compress {
     /// Learning rate of Adam with --train
     #[arg(long, default_value_t = 1e-3, requires = "train", value_parser = rate)]
     pub(super) rate: f64,
-    /// Keep trainings in this folder; the same command continues from there when it was interrupted
+    /// Keep trainings and measured times in this folder; the same command continues from there when it was interrupted
     #[arg(long, value_name = "FOLDER", requires = "train")]
     pub(super) checkpoint: Option<PathBuf>,
     /// Do what a recipe says instead of searching: the file that --save-recipe wrote, or one of your own
