@@ -52,6 +52,33 @@ fn compress_compares_with_the_original_and_keeps_a_budget() {
     assert!(std::fs::read_to_string(&report).unwrap().contains("On corrupted samples"));
 }
 
+/// Weights of 3 bits lose little on samples as they are, and more on corrupted ones: which budget is missed is theirs alone.
+#[test]
+fn a_missed_budget_for_corrupted_samples_is_admitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let [out, recipe] = ["o.onnx", "r.toml"].map(|name| dir.path().join(name).display().to_string());
+    std::fs::write(&recipe, "weight_bits = 3\n").unwrap();
+    let [model, data] = ["model.onnx", "test"].map(example);
+    let within = |most: &str| {
+        let start =
+            ["compress", &model, "--data", &data, "-o", &out, "--recipe", &recipe, "--max-drop", "0.2"];
+        let robust = ["--robust", "--robust-samples", "10", "--max-robust-drop", most, "--json"];
+        succeed_json(&[&start[..], &robust].concat())
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let [missed, met] = ["0.005", "0.5"].map(within);
+    // The same network, and the budget that both meet.
+    assert_eq!((&missed["drop"], &missed["after"]["accuracy"]), (&met["drop"], &met["after"]["accuracy"]));
+    assert!(number(&missed["drop"]) < 0.2, "{}", missed["drop"]);
+    assert_eq!((&met["met"], &missed["met"]), (&true.into(), &false.into()), "{missed}");
+    // What is beyond their budget is told as beyond the other one.
+    let beyond = number(&missed["decision_drop"]) - 0.2;
+    assert!(beyond > 0.0 && number(&met["decision_drop"]) < 0.2, "{missed}");
+    let note = missed["note"].as_str().unwrap();
+    let loses = format!("loses {:.2} points", 100.0 * (0.2 + beyond));
+    assert!(note.contains("the budget of 20.00 points cannot be met") && note.contains(&loses), "{note}");
+}
+
 #[test]
 fn what_cannot_be_corrupted_is_refused() {
     let dir = tempfile::tempdir().unwrap();
