@@ -13,7 +13,7 @@ use sora_data::{Dataset, Preprocess};
 use sora_ir::Graph;
 use sora_train::Checkpoint;
 
-use crate::{CompressError, Options};
+use crate::{CompressError, Options, Training};
 
 /// The file that says which compression a folder belongs to.
 const OWNER: &str = "compression.txt";
@@ -169,8 +169,9 @@ fn owner(
         of_samples(data, preprocess)?
     );
     if let Some(training) = training {
-        text += &format!("samples to train on: {}\n", of_samples(&training.data, preprocess)?);
-        text += &format!("training: {} {} {}\n", training.epochs, training.batch, training.rate);
+        let Training { data, epochs, batch, rate, features, average } = training;
+        text += &format!("samples to train on: {}\n", of_samples(data, preprocess)?);
+        text += &format!("training: {epochs} {batch} {rate} {features} {average}\n");
     }
     text += &format!(
         "budget: {max_drop} {robust:?}\nbounds: {max_latency:?} {max_bytes:?}\npreference: {prefer:?} {fewer_bits}\nseed: {seed}\n\

@@ -328,10 +328,12 @@ impl Job<'_> {
         let made = self.search.bases.of(&chosen.plan)?;
         let layers = explain::layers(&made.network, &chosen.placement, &chosen.plan, &known);
         let trainings = options.training.as_ref().filter(|_| !self.reductions.is_empty() || chosen.trained);
-        let trainings = trainings.map(|&Training { epochs, batch, rate, .. }| Trainings {
+        let trainings = trainings.map(|&Training { epochs, batch, rate, features, average, .. }| Trainings {
             epochs,
             batch,
             rate,
+            features,
+            average,
             steps: self.reductions.clone(),
             quantized: chosen.trained,
         });
@@ -387,6 +389,7 @@ fn check(graph: &Graph, options: &Options) -> Result<(), CompressError> {
         let what = "the recipe trains on the way: give samples to train on, with --train".to_owned();
         return Err(CompressError::Option { what });
     }
+    options.training.as_ref().map_or(Ok(()), Training::check)?;
     if options.max_drop.is_nan() {
         return Err(CompressError::Option { what: "the greatest drop is not a number".to_owned() });
     }

@@ -51,6 +51,12 @@ pub struct Trainings {
     pub batch: usize,
     /// Learning rate of Adam.
     pub rate: f64,
+    /// [`Training::features`](crate::Training::features).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub features: f64,
+    /// [`Training::average`](crate::Training::average).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub average: f64,
     /// What comes before each of them.
     #[serde(default)]
     pub steps: Vec<Reduction>,
@@ -83,6 +89,10 @@ impl Format {
             Format::Int8Weights => "int8-weights",
         }
     }
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 fn bits() -> u32 {

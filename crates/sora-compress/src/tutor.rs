@@ -1,6 +1,6 @@
 //! Trainings on the way of a compression: the original network teaches what it has become.
 //!
-//! Source: Hinton et al. 2015.
+//! Sources: predictions, Hinton et al. 2015; hidden activations, Romero et al. 2015; the mean of weights on the way, Polyak & Juditsky 1992.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,10 +27,40 @@ pub struct Training {
     pub batch: usize,
     /// Learning rate of Adam; it falls along a cosine each time.
     pub rate: f64,
+    /// What a mean squared error of hidden activations as large as their variance in the original adds to the loss; 0: they are not
+    /// compared.
+    pub features: f64,
+    /// The share that a moving average of the weights, which is then the result, keeps in a step; 0: the last weights are the result.
+    pub average: f64,
+}
+
+impl Training {
+    /// What is trained with where nothing else is said: [`Training::features`] and [`Training::average`].
+    pub const FEATURES: f64 = 0.0;
+    /// See [`Training::FEATURES`].
+    pub const AVERAGE: f64 = 0.0;
+
+    /// Refuses numbers that mean nothing.
+    pub(crate) fn check(&self) -> Result<(), CompressError> {
+        let Training { features, average, .. } = self;
+        let what = match () {
+            () if !(features.is_finite() && *features >= 0.0) => {
+                format!("hidden activations cannot weigh {features} in the loss: give 0 or more")
+            }
+            () if !(0.0..1.0).contains(average) => {
+                format!("a moving average cannot keep {average} of itself in a step: give 0 to less than 1")
+            }
+            () => return Ok(()),
+        };
+        Err(CompressError::Option { what })
+    }
 }
 
 /// The share of what is learnt that the original network tells, where there are labels.
 const TAUGHT: f64 = 0.5;
+
+/// Samples over which the variances of hidden activations are taken.
+const SEEN: usize = 256;
 
 /// Steps between checkpoints inside an epoch.
 const SAVED: u64 = 200;
@@ -56,7 +86,13 @@ impl<'a> Tutor<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, CompressError> {
         let share = if training.data.labels().is_some() { TAUGHT } else { 1.0 };
-        let teacher = Arc::new(Teacher::new(original.clone(), share, exec.clone())?);
+        let mut teacher = Teacher::new(original.clone(), share, exec.clone())?;
+        if training.features > 0.0 {
+            let count = training.data.len();
+            let seen: Vec<usize> = (0..count).step_by((count / SEEN).max(1)).take(SEEN).collect();
+            teacher = teacher.with_features(&training.data.batch(&seen, preprocess)?)?;
+        }
+        let teacher = Arc::new(teacher);
         Ok(Tutor { training, preprocess, exec, seed, journal, progress, teacher })
     }
 
@@ -64,27 +100,30 @@ impl<'a> Tutor<'a> {
     /// journal knows of the same training is not done again.
     pub(crate) fn teach(
         &self,
-        network: Trainable,
+        mut network: Trainable,
         pruning: Option<Pruning>,
         stage: &str,
     ) -> Result<Graph, CompressError> {
-        let Training { data, epochs, batch, rate } = self.training;
+        let Training { data, epochs, batch, rate, features, average } = self.training;
         let (none, seed) = (BTreeMap::new(), self.seed);
         let indices: Vec<usize> = (0..data.len()).collect();
         let loading = LoaderOptions { batch: *batch, seed, ..LoaderOptions::default() };
         let loader = Loader::new(data, &indices, None, self.preprocess, loading)?;
         let all = loader.steps() as u64 * u64::from(*epochs);
         let pruning = pruning.map(|pruning| Pruning { every: times(&pruning, all), ..pruning });
-        let recipe = Recipe {
+        let mut recipe = Recipe {
             pruning,
             seed,
+            average: (*average > 0.0).then_some(*average),
             ..Recipe::new(Loss::new("categorical_crossentropy", &none)?, Optimizer::new("adam", &none)?)
         };
+        let outputs = network.graph.outputs().len();
+        recipe.heads.extend(self.teacher.feature_heads(&mut network.graph, *features)?);
         let trained: Vec<_> = network.parameters.iter().map(|p| (&p.name, p.gradient)).collect();
         let name = match self.journal {
             Some(_) => fingerprint(
                 &network.graph,
-                &format!("{epochs} {batch} {rate} {seed} {pruning:?} {trained:?}"),
+                &format!("{epochs} {batch} {rate} {features} {average} {seed} {pruning:?} {trained:?}"),
             ),
             None => String::new(),
         };
@@ -108,7 +147,11 @@ impl<'a> Tutor<'a> {
         let Fitted { state, stopped, .. } = fit(&mut trainer, &plan, &loader, None, from, &mut watch)?;
         match stopped {
             true => Err(CompressError::Cancelled),
-            false => Ok(trainer.graph_of(&state)),
+            false => {
+                let mut graph = trainer.graph_of(&state);
+                graph.set_outputs(graph.outputs()[..outputs].to_vec());
+                Ok(graph)
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ mod compiled;
 mod ctc;
 mod decode;
 mod error;
+mod features;
 mod figures;
 mod fit;
 mod head;

@@ -9,14 +9,17 @@ use sora_ir::{Graph, Mismatch};
 use sora_tensor::Tensor;
 
 use crate::TrainError;
+use crate::features::Feature;
 use crate::operands::{borrowed, inputs};
 
 /// A trained network whose probabilities of classes another one learns to give. Source: Hinton et al. 2015, at temperature 1, where
 /// the mean of both cross-entropies is that of the mean of both targets.
 pub struct Teacher {
-    graph: Graph,
-    session: Session,
+    /// Its first output are probabilities of classes, the others the features.
+    pub(crate) graph: Graph,
+    pub(crate) session: Session,
     share: f64,
+    pub(crate) features: Vec<Feature>,
 }
 
 impl Teacher {
@@ -43,16 +46,20 @@ impl Teacher {
             graph.set_outputs(outputs);
         }
         let session = Session::new(graph.clone(), options)?;
-        Ok(Teacher { graph, session, share })
+        Ok(Teacher { graph, session, share, features: Vec::new() })
     }
 
-    /// Gives the samples of a batch the targets that they are compared with: [`Batch::mixed`].
+    /// Gives the samples of a batch the targets that they are compared with: [`Batch::mixed`], and features in [`Batch::targets`].
     ///
     /// # Errors
     /// [`TrainError::Exec`] when the batch does not fit the network.
     pub(crate) fn teach(&self, batch: &mut Batch) -> Result<(), TrainError> {
         let outputs = self.session.run(&borrowed(&inputs(&self.graph, batch)))?;
-        let Some((_, taught)) = outputs.into_iter().next() else { return Ok(()) };
+        let mut outputs = outputs.into_iter();
+        let Some((_, taught)) = outputs.next() else { return Ok(()) };
+        if !self.features.is_empty() {
+            batch.targets.extend(outputs);
+        }
         let classes = taught.shape().get(1).copied().unwrap_or(0).max(1);
         let mut targets = taught.to_f32s();
         let truth = match (&batch.mixed, batch.labels.len() == batch.len) {

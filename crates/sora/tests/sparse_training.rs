@@ -8,12 +8,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sora::data::{Dataset, Loader, LoaderOptions, Preprocess};
 use sora::exec::Options;
-use sora::ir::Graph;
+use sora::ir::{Graph, evaluate};
 use sora::layers::{Activation, Dense, Layer, Network, Samples};
 use sora::tensor::Tensor;
 use sora::train::{
-    Checkpoint, Loss, Optimizer, Plan, Pruning, PruningScope, Recipe, Schedule, Teacher, Trainable, Trainer,
-    Watch, fit,
+    Checkpoint, Epoch, Head, Loss, Optimizer, Plan, Pruning, PruningScope, Recipe, Schedule, Teacher,
+    Trainable, Trainer, Watch, fit,
 };
 
 /// A ring and what is inside, in two axes among eight of noise.
@@ -42,7 +42,7 @@ fn network(units: usize) -> Trainable {
 struct Until(u64, Option<Checkpoint>);
 
 impl Watch for Until {
-    fn step(&mut self, _epoch: u32, _step: u64, _steps: u64, _so_far: &sora::train::Epoch) {
+    fn step(&mut self, _epoch: u32, _step: u64, _steps: u64, _so_far: &Epoch) {
         self.0 = self.0.saturating_sub(1);
     }
 
@@ -200,6 +200,69 @@ fn a_teacher_stands_in_for_labels() {
     assert!(Teacher::new(graph, 1.0, Options::default()).unwrap_err().to_string().contains("[N, classes]"));
 }
 
+/// Keeps the losses of the first step: of all heads, and of the features.
+#[derive(Default)]
+struct First(Option<[f64; 2]>);
+
+impl Watch for First {
+    fn step(&mut self, _epoch: u32, _step: u64, _steps: u64, so_far: &Epoch) {
+        let features = so_far.heads.iter().filter(|(name, _)| name.starts_with("feature/"));
+        self.0.get_or_insert([so_far.loss, features.map(|(_, head)| head.loss).sum()]);
+    }
+}
+
+#[test]
+fn features_are_learnt_in_shares_of_their_variance() {
+    let (graph, _) = Training::new(true, None, None).run(network(32), None, &mut Until(u64::MAX, None));
+    let (data, indices) = (rings(600, true), [3, 5, 8, 13, 21, 34, 55, 89]);
+    let seen = data.batch(&indices, &Preprocess::default()).unwrap();
+    let teacher = Teacher::new(graph.clone(), 0.5, Options::default()).unwrap();
+    let teacher = Arc::new(teacher.with_features(&seen).unwrap());
+    let mut student = network(32);
+    let heads = teacher.feature_heads(&mut student.graph, 0.3).unwrap();
+    // What goes into the last product; in a narrower network it has another shape.
+    let [head] = &heads[..] else { panic!("{heads:?}") };
+    assert!(teacher.feature_heads(&mut network(16).graph, 0.3).unwrap().is_empty());
+    let hidden = |graph: &Graph| {
+        let mut graph = graph.clone();
+        let value = graph.find(head.output.as_ref().unwrap().strip_prefix("feature/").unwrap()).unwrap();
+        graph.set_outputs(Vec::new());
+        graph.output("hidden", value);
+        evaluate(&graph, &[("x", &seen.inputs[0].1)]).unwrap()[0].to_f64s()
+    };
+    let (taught, own) = (hidden(&graph), hidden(&student.graph));
+    let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / taught.len() as f64;
+    let middle = mean(&mut taught.iter().copied());
+    let variance = mean(&mut taught.iter().map(|t| (t - middle).powi(2)));
+    let apart = mean(&mut taught.iter().zip(&own).map(|(t, s)| (t - s).powi(2)));
+    assert!(apart > 0.1 * variance, "{apart} {variance}");
+
+    // One batch, which is the one whose variance was taken.
+    let first = |heads: &[Head]| {
+        let Training { mut recipe, plan, .. } = Training::new(true, None, Some(Arc::clone(&teacher)));
+        recipe.heads.extend(heads.to_vec());
+        let options = LoaderOptions { batch: indices.len(), ..LoaderOptions::default() };
+        let loader = Loader::new(&data, &indices, None, &Preprocess::default(), options).unwrap();
+        let mut trainer = Trainer::new(student.clone(), indices.len(), recipe, Options::default()).unwrap();
+        let mut first = First::default();
+        fit(&mut trainer, &plan, &loader, None, None, &mut first).unwrap();
+        first.0.unwrap()
+    };
+    let ([alone, _], [both, own]) = (first(&[]), first(&heads));
+    let expected = 0.3 * apart / variance;
+    assert!((both - alone - expected).abs() < 1e-4 * both, "{both} {alone} {expected}");
+    assert!((own - apart).abs() < 1e-4 * apart, "{own} {apart}");
+
+    // Also with a moving average, a training goes on bit for bit.
+    let mut training = Training::new(true, None, Some(Arc::clone(&teacher)));
+    training.recipe.heads.extend(heads.clone());
+    training.recipe.average = Some(0.95);
+    let (_, whole) = training.run(student.clone(), None, &mut Until(u64::MAX, None));
+    let mut watch = Until(50, None);
+    training.run(student.clone(), None, &mut watch);
+    assert_eq!(training.run(student.clone(), watch.1, &mut Until(u64::MAX, None)).1, whole);
+}
+
 /// Runs the command in a folder; the object that it ends with, and whether it succeeded.
 fn sora(folder: &Path, args: &[&str]) -> (Value, bool) {
     let output = Command::new(env!("CARGO_BIN_EXE_sora")).current_dir(folder).args(args).output().unwrap();
@@ -313,6 +376,26 @@ fn recipes_take_channels_out_and_train_what_is_left() {
     std::fs::write(folder.join("r.toml"), recipe.replace("sparse = 0.5", "sparse = 1.5")).unwrap();
     let (refused, ok) = sora(folder, &args);
     assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("1.5"), "{refused}");
+    // Features and a moving average, as often as one likes.
+    let more = "[training]\nepochs = 2\nbatch = 32\nrate = 0.01\nfeatures = 0.5\naverage = 0.9\nsteps = [{ sparse = 0.5 }]\nquantized = true\n";
+    let networks = ["none", "features = 0.5\n", "average = 0.9\n"].map(|without| {
+        std::fs::write(folder.join("r.toml"), more.replace(without, "")).unwrap();
+        let network = || {
+            sora(folder, &[&args[..], &["-o", "out.txt"]].concat());
+            std::fs::read_to_string(folder.join("out.txt")).unwrap()
+        };
+        let found = network();
+        assert_eq!(network(), found);
+        if without == "none" {
+            let again = std::fs::read_to_string(folder.join("again.toml")).unwrap();
+            assert!(again.contains("features = 0.5") && again.contains("average = 0.9"), "{again}");
+        }
+        found
+    });
+    assert!(networks[0] != networks[1] && networks[0] != networks[2], "{more}");
+    std::fs::write(folder.join("r.toml"), more.replace("0.9", "1.0")).unwrap();
+    let (refused, ok) = sora(folder, &args);
+    assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("keep 1 of itself"), "{refused}");
     // Without an epoch nothing is trained, and what is left only makes up for what goes.
     let untrained = recipe.replace("epochs = 6", "epochs = 0").replace(", { sparse = 0.5 }", "");
     std::fs::write(folder.join("r.toml"), untrained).unwrap();

@@ -161,8 +161,13 @@ fn training(
 ) -> Result<compress::Training, Failure> {
     let data = open_samples(model, path)?;
     Ok(match recipe.and_then(|recipe| recipe.training.as_ref()) {
-        Some(said) => compress::Training { data, epochs: said.epochs, batch: said.batch, rate: said.rate },
-        None => compress::Training { data, epochs: args.epochs, batch: 64, rate: args.rate },
+        Some(&compress::Trainings { epochs, batch, rate, features, average, .. }) => {
+            compress::Training { data, epochs, batch, rate, features, average }
+        }
+        None => {
+            let (features, average) = (compress::Training::FEATURES, compress::Training::AVERAGE);
+            compress::Training { data, epochs: args.epochs, batch: 64, rate: args.rate, features, average }
+        }
     })
 }
 
