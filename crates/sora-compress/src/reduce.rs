@@ -164,6 +164,15 @@ impl Reducing<'_> {
             return Ok(None);
         }
         let made_up = prune::reconstruct(graph, &groups, &keep, &seen, prune::RIDGE)?;
+        let made_up = prune::renormalize(
+            graph,
+            made_up,
+            (&groups, &keep),
+            (data, preprocess),
+            &samples,
+            self.exec,
+            self.progress,
+        )?;
         Ok(Some(prune::remove(&made_up, &groups, &keep)?))
     }
 

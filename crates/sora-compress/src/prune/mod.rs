@@ -2,8 +2,8 @@
 //!
 //! [`groups()`] follows every element along every axis through the network and finds which can only be removed together;
 //! [`importance()`] says how much each unit matters, from weights and what [`observe()`] saw on samples; [`uniform`] and
-//! [`by_saving`] choose; [`reconstruct()`] changes weights to make up for what goes, and [`remove()`] takes it out. [`channels`] does
-//! all of that. [`taylor()`] ranks units by gradients instead. Of what an operator does to its axes this module knows nothing: each says so itself, in
+//! [`by_saving`] choose; [`reconstruct()`] changes weights to make up for what goes, [`renormalize()`] estimates batch normalizations anew, and [`remove()`] takes
+//! units out. [`channels`] does all of that. [`taylor()`] ranks units by gradients instead. Of what an operator does to its axes this module knows nothing: each says so itself, in
 //! [`OpDef::ties`](sora_ir::OpDef::ties).
 //!
 //! Source: G. Fang et al., "DepGraph: towards any structural pruning", CVPR 2023, here by elements instead of layers.
@@ -17,6 +17,7 @@ mod importance;
 mod observe;
 mod reconstruct;
 mod remove;
+mod renormalize;
 mod ridge;
 mod surgeon;
 mod taylor;
@@ -28,6 +29,7 @@ pub use importance::{by_saving, importance, uniform};
 pub use observe::{Activations, Moments, observe};
 pub use reconstruct::{RIDGE, reconstruct};
 pub use remove::{remove, silence};
+pub use renormalize::renormalize;
 #[cfg(test)]
 pub(crate) use ridge::solve;
 pub(crate) use surgeon::sparsified;
@@ -63,5 +65,6 @@ pub fn channels(
     let groups = groups(graph)?;
     let seen = observe(graph, &groups, data, samples, options, progress)?;
     let keep = uniform(&groups, &importance(graph, &groups, Some(&seen)), fraction, LANES);
-    remove(&reconstruct(graph, &groups, &keep, &seen, RIDGE)?, &groups, &keep)
+    let made_up = reconstruct(graph, &groups, &keep, &seen, RIDGE)?;
+    remove(&renormalize(graph, made_up, (&groups, &keep), data, samples, options, progress)?, &groups, &keep)
 }

@@ -1,7 +1,7 @@
 use sora_data::{Dataset, Preprocess};
 use sora_exec::{Options, Session};
-use sora_ir::ops::{Concat, Conv};
-use sora_ir::{Graph, evaluate, verify};
+use sora_ir::ops::{Binary, BinaryKind, Concat, Conv};
+use sora_ir::{Graph, ValueId, evaluate, verify};
 use sora_tensor::Tensor;
 
 use super::*;
@@ -125,4 +125,79 @@ fn choices_keep_the_best_in_whole_vectors() {
     assert!(keep[1].iter().filter(|k| **k).count() < 6, "{keep:?}");
     let least = by_saving(&groups, &scores, 1.0, 0.5, 1);
     assert!(least.iter().zip([4, 3]).all(|(keep, n)| keep.iter().filter(|k| **k).count() == n), "{least:?}");
+}
+
+/// A pre-activation block, whose sums of branches are normalized, and a normalization behind a concatenation.
+#[test]
+fn normalizations_see_what_they_saw_before() {
+    let (mut net, x) = Net::new(11, &[3, 6, 6]);
+    let affine = |net: &mut Net, name: &str, x: ValueId, channels: usize| {
+        let [factor, shift] = ["factor", "shift"].map(|part| {
+            let tensor = net.random.tensor(&[channels, 1, 1], 1.0);
+            net.graph.constant(&format!("{name}.{part}"), tensor)
+        });
+        let scaled = net.op(&format!("{name}.mul"), Binary { kind: BinaryKind::Mul }, &[x, factor]);
+        net.op(name, Binary { kind: BinaryKind::Add }, &[scaled, shift])
+    };
+    let stem = net.conv("stem", x, 8);
+    let first = affine(&mut net, "first", stem, 8);
+    let first = net.relu("first.relu", first);
+    let inner = net.conv("inner", first, 24);
+    let inner = net.relu("inner.relu", inner);
+    let outer = net.conv("outer", inner, 8);
+    let sum = net.add("sum", outer, stem);
+    let second = affine(&mut net, "second", sum, 8);
+    let second = net.relu("second.relu", second);
+    let joined = net.op("joined", Concat { axis: 1 }, &[second, first]);
+    let third = affine(&mut net, "third", joined, 16);
+    let flat = net.flatten("flat", third, 16 * 36);
+    let y = net.dense("y", flat, 4);
+    let graph = net.done(y);
+    let groups = groups(&graph).unwrap();
+    let keep: Vec<Vec<bool>> = groups
+        .groups
+        .iter()
+        .map(|group| (0..group.units.len()).map(|i| group.layers != ["inner"] || i % 3 == 0).collect())
+        .collect();
+    assert!(keep.iter().flatten().any(|keep| !keep));
+    let samples = Random::new(12).tensor(&[96, 3, 6, 6], 1.0);
+    let data = Dataset::from_arrays(vec![(None, samples.clone())], None).unwrap();
+    let (all, preprocess, options) = ((0..96).collect::<Vec<_>>(), Preprocess::default(), Options::default());
+    let plain = remove(&graph, &groups, &keep).unwrap();
+    let anew = |changed: &Graph| {
+        let (choice, data) = ((&groups, keep.as_slice()), (&data, &preprocess));
+        renormalize(&graph, changed.clone(), choice, data, &all, &options, &Silent).unwrap()
+    };
+    let found = remove(&anew(&graph), &groups, &keep).unwrap();
+    // The statistics of what each normalization gives, by the reference evaluator.
+    let moments = |graph: &Graph, name: &str| -> Vec<f64> {
+        let mut graph = graph.clone();
+        let value = graph.find(name).unwrap();
+        graph.set_outputs(Vec::new());
+        graph.output("seen", value);
+        let seen = evaluate(&graph, &[("x", &samples)]).unwrap().remove(0);
+        let channels = seen.shape()[1];
+        let values = seen.to_f64s();
+        let of = |channel: usize| {
+            let own: Vec<f64> =
+                values.chunks(36).skip(channel).step_by(channels).flatten().copied().collect();
+            let mean = own.iter().sum::<f64>() / own.len() as f64;
+            [mean, own.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / own.len() as f64]
+        };
+        (0..channels).flat_map(of).collect()
+    };
+    for name in ["first", "second", "third"] {
+        let name =
+            graph.nodes().find(|(_, node)| node.name == name).map(|(_, node)| node.outputs[0]).unwrap();
+        let name = &graph.value(name).name;
+        let (before, after) = (moments(&graph, name), moments(&found, name));
+        assert!(most_apart(&before, &after) < 1e-3, "{name}: {before:?} {after:?}");
+        let apart = most_apart(&before, &moments(&plain, name));
+        assert_eq!(apart > 0.01, !name.starts_with("first"), "{name}: {apart}");
+    }
+    // Where nothing was changed, nothing moves.
+    let whole: Vec<Vec<bool>> = groups.groups.iter().map(|group| vec![true; group.units.len()]).collect();
+    let (choice, data) = ((&groups, whole.as_slice()), (&data, &preprocess));
+    let same = renormalize(&graph, graph.clone(), choice, data, &all, &options, &Silent).unwrap();
+    assert!(most_apart(&run(&same, &samples), &run(&graph, &samples)) < 1e-4);
 }
