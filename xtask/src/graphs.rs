@@ -1,7 +1,7 @@
 //! Random graphs in Sora and in onnxruntime.
 
 use crate::python::{Packages, environment};
-use crate::shell::{Outcome, cargo, folder, program, text};
+use crate::shell::{Outcome, conformance, folder, program, text};
 
 /// Graphs that lie on the disk at one time.
 const AT_ONCE: u64 = 2000;
@@ -37,9 +37,7 @@ pub(crate) fn compare(count: u64, first: u64) -> Outcome {
                 .into_iter()
                 .try_for_each(|maker| maker.join().map_err(|_| "a thread failed".to_owned())?)
         })?;
-        let test = ["test", "--release", "--locked", "-p", "sora-conformance", "--features", "ort-cases"];
-        let test = [&test[..], &["--test", "random_graphs"]].concat();
-        cargo(&test)
+        conformance("ort-cases", "random_graphs")
             .env("SORA_GRAPHS", &graphs)
             .run()
             .map_err(|why| format!("seeds {start} to {end}, in {}: {why}", graphs.display()))?;

@@ -37,6 +37,11 @@ const TASKS: &[Task] = &[
         Run::Plain(onnxruntime::compare),
     ),
     (
+        "latency",
+        "time the example beside onnxruntime, in f32 and int8, as released",
+        Run::Plain(onnxruntime::latency),
+    ),
+    (
         "inlined",
         "check that the released kernels call no SIMD intrinsic as a function (part of CI)",
         Run::Plain(inlined::check),
@@ -121,6 +126,7 @@ fn main() -> ExitCode {
 
 fn extended() -> Outcome {
     onnxruntime::compare()?;
+    onnxruntime::latency()?;
     graphs::compare(10_000, 0)?;
     models::compare()?;
     large::run()?;

@@ -1,7 +1,7 @@
 //! The official test cases of ONNX: those that a release stores, and those that a newer one holds as code.
 
 use crate::python::{Packages, environment};
-use crate::shell::{Outcome, cargo, folder, program, text};
+use crate::shell::{Outcome, conformance, folder, program, text};
 
 /// The folders of small cases below a release's test data.
 const STORED: [&str; 4] = ["node", "simple", "pytorch-operator", "pytorch-converted"];
@@ -22,9 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     let made = folder("onnx-cases")?;
     program(&newest, &[".ci/python/onnx_cases.py", &text(&made)]).run()?;
     for (list, folders) in [("1.18.0", stored.join(":")), ("1.18.0-light", light), ("1.23.2", text(&made))] {
-        let test = ["test", "--release", "--locked", "-p", "sora-conformance", "--features", "onnx-cases"];
-        let only = ["--test", "onnx_backend", "--", "--nocapture"];
-        cargo(&[&test[..], &only[..]].concat())
+        conformance("onnx-cases", "onnx_backend")
             .env("SORA_ONNX_CASES", folders)
             .env("SORA_ONNX_CORRECTED", text(&made))
             .env("SORA_ONNX_LIST", text(&crate::shell::root().join(format!("conformance/onnx/{list}.txt"))))

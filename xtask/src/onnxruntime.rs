@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::graphs;
 use crate::python::{Packages, environment};
-use crate::shell::{Outcome, cargo, folder, program, root, text};
+use crate::shell::{Outcome, cargo, conformance, folder, program, root, tested_sora, text};
 
 const EXAMPLE: &str = "examples/fashion-mnist";
 
@@ -18,28 +18,34 @@ pub(crate) fn compare() -> Outcome {
     let python = environment("onnxruntime-env", &[Packages::Whole("requirements.txt")])?;
     let cases = folder("onnxruntime-cases")?;
     program(&python, &[".ci/python/make_cases.py", &text(&cases)]).output()?;
-    // What is built for release serves everything here; tests of one crate would share little with those of the workspace, whose
-    // dependencies have further features.
-    let test = ["test", "--release", "--locked", "-p", "sora-conformance", "--features", "ort-cases"];
-    cargo(&[&test[..], &["--test", "onnxruntime"]].concat()).env("SORA_ORT_CASES", &cases).run()?;
-    cargo(&["build", "--release", "--locked", "-p", "sora"]).run()?;
+    conformance("ort-cases", "onnxruntime").env("SORA_ORT_CASES", &cases).run()?;
     graphs::compare(GRAPHS, 0)?;
-    zoo(&python)?;
-    example(&python)
+    let sora = tested_sora()?;
+    zoo(&sora, &python)?;
+    example(&sora, &python).map(|_| ())
+}
+
+/// Prints the latency of the example in Sora and in onnxruntime, in f32 and in int8, both as they are released.
+pub(crate) fn latency() -> Outcome {
+    let python = environment("onnxruntime-env", &[Packages::Whole("requirements.txt")])?;
+    cargo(&["build", "--release", "--locked", "-p", "sora", "--bin", "sora"]).run()?;
+    let sora = root().join("target/release/sora");
+    let [model, compressed, qdq] = example(&sora, &python)?;
+    in_turns("f32", &sora, &model, &python, &model)?;
+    in_turns("int8", &sora, &compressed, &python, &qdq)
 }
 
 /// Every network of the zoo gives the same in Sora and in onnxruntime, up to the order of additions.
-fn zoo(python: &Path) -> Outcome {
-    let sora = root().join("target/release/sora");
+fn zoo(sora: &Path, python: &Path) -> Outcome {
     let out = folder("onnxruntime-zoo")?;
-    let list: Value = serde_json::from_str(&program(&sora, &["zoo", "--json"]).output()?)
+    let list: Value = serde_json::from_str(&program(sora, &["zoo", "--json"]).output()?)
         .map_err(|e| format!("sora zoo --json: {e}"))?;
     let names =
         list["networks"].as_array().into_iter().flatten().filter_map(|network| network["name"].as_str());
     for name in names {
         let file = |ending: &str| text(&out.join(format!("{name}{ending}")));
         let model = file(".onnx");
-        let written = program(&sora, &["zoo", name, "-o", &model, "--json"]).output()?;
+        let written = program(sora, &["zoo", name, "-o", &model, "--json"]).output()?;
         let written: Value = serde_json::from_str(&written).map_err(|e| format!("sora zoo {name}: {e}"))?;
         let inputs = written["inputs"].to_string();
         // The script prints what it wrote, one argument of `sora run` a line.
@@ -48,16 +54,16 @@ fn zoo(python: &Path) -> Outcome {
         let (ours, theirs) = (file("-sora.npz"), file("-onnxruntime.npz"));
         let mut run = vec!["run", &model, "--output", &ours];
         run.extend(given.lines().flat_map(|input| ["--input", input]));
-        program(&sora, &run).run()?;
+        program(sora, &run).run()?;
         let agree = ["agree", &ours, &theirs, "--rel", "1e-3", "--min-agreement", "0.99"];
         program(python, &[&[".ci/python/compare.py"], &agree[..]].concat()).run()?;
     }
     Ok(())
 }
 
-/// The f32 import agrees with onnxruntime, and so does the exported QDQ model; the budget and the size hold.
-fn example(python: &Path) -> Outcome {
-    let sora = root().join("target/release/sora");
+/// The f32 import agrees with onnxruntime, and so does the exported QDQ model; the budget and the size hold. Returns the files of
+/// the model, of what it was compressed to, and of the latter as ONNX.
+fn example(sora: &Path, python: &Path) -> Outcome<[String; 3]> {
     let out = folder("onnxruntime-example")?;
     let file = |name: &str| text(&out.join(name));
     let (model, data) = (format!("{EXAMPLE}/model.onnx"), format!("{EXAMPLE}/test"));
@@ -66,7 +72,7 @@ fn example(python: &Path) -> Outcome {
         program(python, &script.collect::<Vec<_>>()).run()
     };
 
-    program(&sora, &["evaluate", &model, "--data", &data, "--outputs", &file("f32.npz")]).run()?;
+    program(sora, &["evaluate", &model, "--data", &data, "--outputs", &file("f32.npz")]).run()?;
     compare(&["logits", &model, "--data", &data, "--out", &file("f32-onnxruntime.npz")])?;
     compare(&["agree", &file("f32.npz"), &file("f32-onnxruntime.npz"), "--rel", "1e-4"])?;
 
@@ -76,23 +82,20 @@ fn example(python: &Path) -> Outcome {
     let outputs = ["-o", &compressed, "-o", &qdq, "--json"];
     let compress = [&["compress", &model][..], &budget, &outputs].concat();
     let result: Value =
-        serde_json::from_str(&program(&sora, &compress).output()?).map_err(|e| e.to_string())?;
+        serde_json::from_str(&program(sora, &compress).output()?).map_err(|e| e.to_string())?;
     check(&result)?;
     for (model, outputs) in [(&compressed, "int8.npz"), (&qdq, "int8-from-onnx.npz")] {
-        program(&sora, &["evaluate", model, "--data", &data, "--outputs", &file(outputs)]).run()?;
+        program(sora, &["evaluate", model, "--data", &data, "--outputs", &file(outputs)]).run()?;
     }
     compare(&["agree", &file("int8.npz"), &file("int8-from-onnx.npz"), "--min-agreement", "1"])?;
     compare(&["logits", &qdq, "--data", &data, "--out", &file("int8-onnxruntime.npz")])?;
     compare(&["agree", &file("int8.npz"), &file("int8-onnxruntime.npz"), "--min-agreement", "0.995"])?;
-    for (name, ours, theirs) in [("f32", &model, &model), ("int8", &compressed, &qdq)] {
-        latency(name, &sora, ours, python, theirs)?;
-    }
-    Ok(())
+    Ok([model, compressed, qdq])
 }
 
 /// Prints the latency of one sample in Sora and in onnxruntime, one thread, taken in turns: the median of five
 /// medians each. Recorded, not judged.
-fn latency(name: &str, sora: &Path, ours: &str, python: &Path, theirs: &str) -> Outcome {
+fn in_turns(name: &str, sora: &Path, ours: &str, python: &Path, theirs: &str) -> Outcome {
     let median_ms = |printed: String| -> Outcome<f64> {
         let object: Value = serde_json::from_str(&printed).map_err(|e| e.to_string())?;
         object["median_ms"].as_f64().ok_or(format!("no median in {printed}"))

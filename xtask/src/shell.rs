@@ -38,6 +38,19 @@ pub(crate) fn cargo(arguments: &[&str]) -> Program {
     program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), arguments)
 }
 
+/// Cargo, running a test of conformance with the feature that it needs. It asks for the whole workspace, whose tests then share
+/// what is built: dependencies of one package alone would have other features, and be built once more.
+pub(crate) fn conformance(feature: &str, test: &str) -> Program {
+    let feature = format!("sora-conformance/{feature}");
+    cargo(&["test", "--workspace", "--locked", "--features", &feature, "--test", test])
+}
+
+/// The program as the tests of the workspace build it.
+pub(crate) fn tested_sora() -> Outcome<PathBuf> {
+    cargo(&["test", "--workspace", "--locked", "--no-run", "--test", "readme"]).run()?;
+    Ok(root().join("target/debug/sora"))
+}
+
 impl Program {
     /// Sets a variable of the program's environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
