@@ -25,6 +25,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use sora_conformance::named;
 use sora_exec::{Options, Session};
@@ -331,34 +332,54 @@ fn report(cases: &BTreeMap<String, PathBuf>, seen: &List) {
     }
 }
 
+/// What the list says of a case that it does not hold.
+const UNLISTED: &str = "not listed";
+
+/// What a case does, as the list writes it; `listed` is what it says.
+fn verdict(path: &Path, listed: &str) -> String {
+    let outcome = catch_unwind(AssertUnwindSafe(|| check(path))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(format!("PANIC {}", text.unwrap_or_default()))
+    });
+    match outcome {
+        Ok(Passed::AsIs) => "pass".to_owned(),
+        Ok(Passed::Fixed) => "pass with fixed inputs".to_owned(),
+        Err(_) | Ok(Passed::Rounded) if is_corrected(path, listed) => listed.to_owned(),
+        Ok(Passed::Rounded) => "pass up to rounding".to_owned(),
+        Ok(Passed::Random) => "pass up to random values".to_owned(),
+        Err(_) if listed.starts_with(SKIP) => listed.to_owned(),
+        Err(why) => format!("{SKIP}{}", brief(&why)),
+    }
+}
+
 #[test]
 fn official_cases_do_what_the_list_says() {
     let list_path = PathBuf::from(std::env::var("SORA_ONNX_LIST").expect("SORA_ONNX_LIST names the list"));
     let list = read_list(&list_path);
     let cases = cases();
     std::panic::set_hook(Box::new(|_| {}));
-    let (mut wrong, mut seen) = (Vec::new(), List::new());
-    for (name, path) in &cases {
-        let outcome = catch_unwind(AssertUnwindSafe(|| check(path))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            Err(format!("PANIC {}", text.unwrap_or_default()))
-        });
-        let listed = list.get(name).map_or("not listed", String::as_str);
-        let verdict = match outcome {
-            Ok(Passed::AsIs) => "pass".to_owned(),
-            Ok(Passed::Fixed) => "pass with fixed inputs".to_owned(),
-            Err(_) | Ok(Passed::Rounded) if is_corrected(path, listed) => listed.to_owned(),
-            Ok(Passed::Rounded) => "pass up to rounding".to_owned(),
-            Ok(Passed::Random) => "pass up to random values".to_owned(),
-            Err(_) if listed.starts_with(SKIP) => listed.to_owned(),
-            Err(why) => format!("{SKIP}{}", brief(&why)),
-        };
-        if verdict != listed {
-            wrong.push(format!("{name} is listed as `{listed}`, found `{verdict}`"));
+    let (next, seen) = (Mutex::new(cases.iter()), Mutex::new(List::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let case = next.lock().unwrap().next();
+                    let Some((name, path)) = case else { break };
+                    let listed = list.get(name).map_or(UNLISTED, String::as_str);
+                    let verdict = verdict(path, listed);
+                    seen.lock().unwrap().insert(name.clone(), verdict);
+                }
+            });
         }
-        seen.insert(name.clone(), verdict);
-    }
+    });
     let _ = std::panic::take_hook();
+    let seen = seen.into_inner().unwrap();
+    let listed = |name: &String| list.get(name).map_or(UNLISTED, String::as_str);
+    let changed = seen.iter().filter(|(name, verdict)| *verdict != listed(name));
+    let told = |(name, verdict): (&String, &String)| {
+        format!("{name} is listed as `{}`, found `{verdict}`", listed(name))
+    };
+    let mut wrong: Vec<String> = changed.map(told).collect();
     let gone = list.keys().filter(|name| !cases.contains_key(*name));
     wrong.extend(gone.map(|name| format!("{name} is listed and does not exist")));
     report(&cases, &seen);

@@ -42,7 +42,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Program {
 /// what is built: dependencies of one package alone would have other features, and be built once more.
 pub(crate) fn conformance(feature: &str, test: &str) -> Program {
     let feature = format!("sora-conformance/{feature}");
-    cargo(&["test", "--workspace", "--locked", "--features", &feature, "--test", test])
+    cargo(&["test", "--workspace", "--locked", "--features", &feature, "--test", test, "--", "--nocapture"])
 }
 
 /// The program as the tests of the workspace build it.
