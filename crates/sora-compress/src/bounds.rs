@@ -1,6 +1,6 @@
 //! Networks within bounds on time and size, and those that no other beats: choices over what each layer costs, verified by measuring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sora_exec::Session;
 
@@ -8,6 +8,7 @@ use crate::choose::{Cost, Point, front};
 use crate::explain::Reason;
 use crate::journal::Journal;
 use crate::placement::{Placement, Plan};
+use crate::refine::{cost_of, untimed, with_rounding};
 use crate::search::{Candidate, SLOWER, Search, SearchStep, quoted};
 use crate::sensitivity::{Offer, Sensitivity};
 use crate::{Bound, CompressError, Prefer};
@@ -20,7 +21,8 @@ pub(crate) struct Verified {
     pub(crate) ms: f64,
     /// Bytes of the file.
     pub(crate) bytes: f64,
-    picks: Vec<usize>,
+    /// What was chosen for each layer with weights.
+    offers: BTreeMap<usize, Offer>,
 }
 
 /// What a network may take.
@@ -60,6 +62,8 @@ const SAME_TIME: f64 = 0.03;
 struct Choices {
     offers: BTreeMap<usize, Vec<Offer>>,
     points: Vec<Point>,
+    /// Rungs of the ladder that all of them are climbed with.
+    rungs: BTreeSet<usize>,
     /// What the network takes beside its layers with weights.
     rest: Cost,
     /// Time of the original in ms, and of the network with nothing in 8 bits.
@@ -71,6 +75,11 @@ impl Choices {
     /// What a point is expected to take.
     fn expected(&self, point: &Point) -> Cost {
         point.cost + self.rest
+    }
+
+    /// What a point gives each layer.
+    fn picked(&self, point: &Point) -> BTreeMap<usize, Offer> {
+        self.offers.iter().zip(&point.picks).map(|((&layer, own), &pick)| (layer, own[pick])).collect()
     }
 }
 
@@ -84,6 +93,30 @@ impl Search<'_> {
         self.progress.stage("Choosing within the bounds", None);
         let mut choices = self.choices(sensitivity)?;
         let limits = self.limits(choices.original);
+        let mut verified = self.approach(&mut choices, limits, sensitivity, steps)?;
+        if let Some(best) = best(&verified, limits)
+            && let Some(mut choices) = self.choices_with_zeros(&choices, best, limits, sensitivity)?
+        {
+            verified.extend(self.approach(&mut choices, limits, sensitivity, steps)?);
+        }
+        let Some(best) = best(&verified, limits) else {
+            let what = "there is no choice to make".to_owned();
+            return Err(CompressError::Option { what });
+        };
+        let missed = limits.excess(best.ms, best.bytes) > 1.0;
+        let missed = missed.then(|| self.blame(best, limits)).transpose()?;
+        Ok(Bounded { candidate: best.candidate.clone(), missed })
+    }
+
+    /// The choices that are expected to lose least within the limits, or to be nearest to them, each verified and with it what the next
+    /// one is expected to take.
+    fn approach(
+        &self,
+        choices: &mut Choices,
+        limits: Limits,
+        sensitivity: &Sensitivity,
+        steps: &mut Vec<SearchStep>,
+    ) -> Result<Vec<Verified>, CompressError> {
         let margin = if self.options.max_latency.is_some() { MARGIN } else { 1.0 };
         let mut verified: Vec<Verified> = Vec::new();
         for _ in 0..ROUNDS {
@@ -95,34 +128,52 @@ impl Search<'_> {
             let fitting = choices.points.iter().find(|point| excess(point) <= 1.0);
             let nearest = || choices.points.iter().min_by(|a, b| excess(a).total_cmp(&excess(b)));
             let Some(point) = fitting.or_else(nearest).cloned() else { break };
-            if verified.iter().any(|known| known.picks == point.picks) {
+            if verified.iter().any(|known| known.offers == choices.picked(&point)) {
                 break;
             }
             let expected = choices.expected(&point);
-            let found = self.verify(&choices, &point, sensitivity)?;
+            let found = self.verify(choices, &point, sensitivity)?;
             choices.rest.ms = (choices.rest.ms + found.ms - expected.ms).max(0.0);
             choices.rest.bytes = (choices.rest.bytes + found.bytes - expected.bytes).max(0.0);
             let fits = limits.excess(found.ms, found.bytes) <= 1.0;
             steps.push(self.told(&found, if fits { "within the bounds" } else { "beyond the bounds" }));
             verified.push(found);
         }
-        let over = |v: &Verified| limits.excess(v.ms, v.bytes);
-        let within = verified.iter().filter(|v| over(v) <= 1.0);
-        if let Some(best) = within.min_by(|a, b| a.candidate.drop.total_cmp(&b.candidate.drop)) {
-            return Ok(Bounded { candidate: best.candidate.clone(), missed: None });
+        Ok(verified)
+    }
+
+    /// The choices of bits and of zeros together with the formats of `found`, which is the best one without zeros; `None` where there is
+    /// nothing to gain by them, or what is left is trained instead.
+    fn choices_with_zeros(
+        &self,
+        without: &Choices,
+        found: &Verified,
+        limits: Limits,
+        sensitivity: &Sensitivity,
+    ) -> Result<Option<Choices>, CompressError> {
+        let Verified { candidate, ms, bytes, offers: chosen } = found;
+        let coded = self.options.fewer_bits && self.options.max_bytes.is_some() && self.tutor.is_none();
+        let gains = candidate.drop > 0.0 || limits.excess(*ms, *bytes) > 1.0;
+        let stored = |layer: &usize| candidate.placement.stores_bytes(*layer);
+        if !coded || !gains || !chosen.keys().any(stored) {
+            return Ok(None);
         }
-        let nearest = verified.into_iter().min_by(|a, b| over(a).total_cmp(&over(b)));
-        let Some(nearest) = nearest else {
-            let what = "there is no choice to make".to_owned();
-            return Err(CompressError::Option { what });
-        };
-        let missed = Some(self.blame(&nearest, limits, &choices)?);
-        Ok(Bounded { candidate: nearest.candidate, missed })
+        let mut offers = self.in_formats_of(candidate, sensitivity)?;
+        let rungs = with_rounding(&candidate.plan.rungs);
+        self.with_zeros(candidate, &rungs, sensitivity, &mut offers)?;
+        let kept = chosen.iter().filter(|(layer, _)| !stored(layer));
+        let kept = kept.map(|(&layer, &offer)| (layer, vec![untimed(offer)]));
+        offers.extend(kept.collect::<Vec<_>>());
+        let now = cost_of(&offers, candidate);
+        // Times are those of the formats, which stay.
+        let rest = Cost { noise: 0.0, ms: *ms, bytes: (bytes - now.bytes).max(0.0) };
+        let points = front_of(&offers);
+        Ok(Some(Choices { offers, points, rungs, rest, original: without.original, plain: without.plain }))
     }
 
     /// Why bounds were missed: what the nearest network takes, and what in it takes most.
-    fn blame(&self, nearest: &Verified, limits: Limits, choices: &Choices) -> Result<String, CompressError> {
-        let Verified { candidate, ms, bytes, .. } = nearest;
+    fn blame(&self, nearest: &Verified, limits: Limits) -> Result<String, CompressError> {
+        let Verified { candidate, ms, bytes, offers } = nearest;
         let too_slow = ms / limits.ms >= bytes / limits.bytes;
         let mut by: Vec<(usize, f64)> = match too_slow {
             true => {
@@ -130,15 +181,7 @@ impl Search<'_> {
                 let times = self.profile(&candidate.placement, &session)?.times;
                 times.iter().enumerate().map(|(layer, times)| (layer, times.after.unwrap_or(0.0))).collect()
             }
-            false => {
-                let of = |(offers, &pick): (&Vec<Offer>, &usize)| offers[pick].cost.bytes;
-                choices
-                    .offers
-                    .keys()
-                    .copied()
-                    .zip(choices.offers.values().zip(&nearest.picks).map(of))
-                    .collect()
-            }
+            false => offers.iter().map(|(&layer, offer)| (layer, offer.cost.bytes)).collect(),
         };
         by.sort_by(|a, b| b.1.total_cmp(&a.1));
         by.truncate(BLAMED);
@@ -239,7 +282,8 @@ impl Search<'_> {
         let (bytes, real) = (self.options.bytes(&self.network.graph) as f64, real(&offers));
         let rest = Cost { noise: 0.0, ms: (plain - real.ms).max(0.0), bytes: (bytes - real.bytes).max(0.0) };
         self.progress.stage("Choosing formats", None);
-        Ok(Choices { points: front_of(&offers), offers, rest, original, plain })
+        let rungs = BTreeSet::new();
+        Ok(Choices { points: front_of(&offers), offers, rungs, rest, original, plain })
     }
 
     /// The plan with nothing in 8 bits.
@@ -254,11 +298,15 @@ impl Search<'_> {
         point: &Point,
         sensitivity: &Sensitivity,
     ) -> Result<Verified, CompressError> {
-        let mut plan = Plan::default();
-        for ((&layer, own), &pick) in choices.offers.iter().zip(&point.picks) {
+        let mut plan = Plan { rungs: choices.rungs.clone(), ..Plan::default() };
+        let offers = choices.picked(point);
+        for (&layer, offer) in &offers {
             let reason =
                 Reason::NotNeeded { output_sqnr_db: sensitivity.output_sqnr_db(layer).unwrap_or(0.0) };
-            plan.set(layer, own[pick].format, own[pick].bits, reason);
+            plan.set(layer, offer.format, offer.bits, reason);
+            if offer.zeros > 0 {
+                plan.zeros.insert(layer, offer.zeros);
+            }
         }
         let candidate = self.candidate(plan)?;
         let session = Session::new(candidate.graph.clone(), self.exec.clone())?;
@@ -274,7 +322,7 @@ impl Search<'_> {
             }
         };
         let bytes = self.options.bytes(&candidate.graph) as f64;
-        Ok(Verified { candidate, ms, bytes, picks: point.picks.clone() })
+        Ok(Verified { candidate, ms, bytes, offers })
     }
 
     fn told(&self, found: &Verified, verdict: &str) -> SearchStep {
@@ -288,6 +336,13 @@ impl Search<'_> {
         );
         SearchStep { stage: "choose", what, layers: names, drop: candidate.drop }
     }
+}
+
+/// The one of least drop within the limits, or the nearest to them.
+fn best(verified: &[Verified], limits: Limits) -> Option<&Verified> {
+    let over = |v: &Verified| limits.excess(v.ms, v.bytes).max(1.0);
+    let drop = |v: &Verified| v.candidate.drop;
+    verified.iter().min_by(|a, b| over(a).total_cmp(&over(b)).then(drop(a).total_cmp(&drop(b))))
 }
 
 /// The choices between offers that no other one beats.

@@ -35,21 +35,30 @@ impl Search<'_> {
         sensitivity: &Sensitivity,
         steps: &mut Vec<SearchStep>,
     ) -> Result<Candidate, CompressError> {
-        let mut offers = self.offers(sensitivity)?;
-        offers.retain(|&layer, _| current.placement.stores_bytes(layer));
-        for (&layer, own) in &mut offers {
-            own.retain(|offer| offer.format == current.plan.format(self.network, layer));
-            own.iter_mut().for_each(|offer| offer.cost.ms = 0.0);
-        }
+        let mut offers = self.in_formats_of(&current, sensitivity)?;
         let rungs = current.plan.rungs.clone();
         let current = self.settle(current, offers.clone(), &rungs, steps)?;
         if self.tutor.is_some() {
             return Ok(current);
         }
-        let rounding = (0..RUNGS.len()).filter(|&rung| RUNGS[rung].rounds());
-        let rungs = rungs.into_iter().chain(rounding).collect();
+        let rungs = with_rounding(&rungs);
         self.with_zeros(&current, &rungs, sensitivity, &mut offers)?;
         self.settle(current, offers, &rungs, steps)
+    }
+
+    /// The offers of the layers that are stored as integers, in the formats that they have; their times do not differ.
+    pub(crate) fn in_formats_of(
+        &self,
+        current: &Candidate,
+        sensitivity: &Sensitivity,
+    ) -> Result<BTreeMap<usize, Vec<Offer>>, CompressError> {
+        let mut offers = self.offers(sensitivity)?;
+        offers.retain(|&layer, _| current.placement.stores_bytes(layer));
+        for (&layer, own) in &mut offers {
+            own.retain(|offer| offer.format == current.plan.format(self.network, layer));
+            own.iter_mut().for_each(|offer| *offer = untimed(*offer));
+        }
+        Ok(offers)
     }
 
     /// The smallest network within the budget that is found among the choices between offers no other one beats.
@@ -61,11 +70,7 @@ impl Search<'_> {
         steps: &mut Vec<SearchStep>,
     ) -> Result<Candidate, CompressError> {
         offers.retain(|_, own| !own.is_empty());
-        let mut now = Cost::default();
-        for (&layer, own) in &offers {
-            let same = |offer: &&Offer| offer.bits == current.placement.bits[layer] && offer.zeros == 0;
-            now = own.iter().find(same).map_or(now, |offer| now + offer.cost);
-        }
+        let now = cost_of(&offers, &current);
         let mut points = front_of(&offers);
         points.retain(|point| point.cost.bytes < now.bytes);
         // The more noise, the fewer bytes: half by half to the last one that is within the budget.
@@ -108,7 +113,7 @@ impl Search<'_> {
     }
 
     /// Replaces the offers of products by those of all bits and percents of zeros together.
-    fn with_zeros(
+    pub(crate) fn with_zeros(
         &self,
         current: &Candidate,
         rungs: &BTreeSet<usize>,
@@ -153,6 +158,25 @@ impl Search<'_> {
         }
         Ok(())
     }
+}
+
+/// An offer of which time is not asked.
+pub(crate) fn untimed(offer: Offer) -> Offer {
+    Offer { cost: Cost { ms: 0.0, ..offer.cost }, ..offer }
+}
+
+/// These rungs, and all that choose levels of weights.
+pub(crate) fn with_rounding(rungs: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let rounding = (0..RUNGS.len()).filter(|&rung| RUNGS[rung].rounds());
+    rungs.iter().copied().chain(rounding).collect()
+}
+
+/// What a network without zeros costs by these offers.
+pub(crate) fn cost_of(offers: &BTreeMap<usize, Vec<Offer>>, current: &Candidate) -> Cost {
+    offers.iter().fold(Cost::default(), |sum, (&layer, own)| {
+        let same = |offer: &&Offer| offer.bits == current.placement.bits[layer] && offer.zeros == 0;
+        own.iter().find(same).map_or(sum, |offer| sum + offer.cost)
+    })
 }
 
 /// What errors of a layer's weights do at the network's output.
@@ -277,6 +301,36 @@ mod tests {
         assert!(coded(&outcome.graph) < coded(&run(&data, coded, Some(dense)).graph));
         // Where files do not get smaller by it, there are none.
         assert!(run(&data, |_| 1000, None).recipe.zeros.is_empty());
+    }
+
+    /// A file of levels as they are coded, and everything else as it is.
+    fn whole(graph: &Graph) -> u64 {
+        let all: usize =
+            graph.values().filter_map(|(id, _)| graph.const_value(id)).map(|t| t.byte_len()).sum();
+        let levels = graph.values().filter_map(|(id, _)| graph.const_value(id));
+        let levels = levels.filter(|tensor| tensor.dtype() == DType::I8 && tensor.rank() > 1);
+        (all - levels.map(|t| t.byte_len()).sum::<usize>()) as u64 + coded(graph)
+    }
+
+    #[test]
+    fn zeros_meet_a_bound_on_size_that_bits_do_not() {
+        let data = dataset(900, 1.0, true);
+        let options = |max_bytes| Options {
+            max_drop: 1.0,
+            max_bytes,
+            prefer: Prefer::Size,
+            fewer_bits: true,
+            file_size: Some(FileSize(Arc::new(whole))),
+            ..Options::default()
+        };
+        let run =
+            |options: &Options| compress(&cnn(), &data, &Preprocess::default(), options, &Silent).unwrap();
+        let coarsest = serde_json::from_str(&format!("{{\"weight_bits\": {LEAST_BITS}}}")).unwrap();
+        let coarse = run(&Options { recipe: Some(coarsest), ..options(None) });
+        let bound = whole(&coarse.graph) * 9 / 10;
+        let found = run(&options(Some(bound)));
+        assert!(found.met && whole(&found.graph) <= bound, "{:?} {:?}", found.note, found.steps);
+        assert!(!found.recipe.zeros.is_empty() && found.decision_drop < 0.3, "{:?}", found.steps);
     }
 
     #[test]

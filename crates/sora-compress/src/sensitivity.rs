@@ -59,7 +59,7 @@ struct Tried {
 }
 
 /// A format with what it costs, for a choice.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Offer {
     pub(crate) format: Format,
     pub(crate) bits: u32,
