@@ -25,8 +25,8 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
+use rayon::prelude::*;
 use sora_conformance::named;
 use sora_exec::{Options, Session};
 use sora_ir::{Graph, Op, TensorType, evaluate};
@@ -332,9 +332,6 @@ fn report(cases: &BTreeMap<String, PathBuf>, seen: &List) {
     }
 }
 
-/// What the list says of a case that it does not hold.
-const UNLISTED: &str = "not listed";
-
 /// What a case does, as the list writes it; `listed` is what it says.
 fn verdict(path: &Path, listed: &str) -> String {
     let outcome = catch_unwind(AssertUnwindSafe(|| check(path))).unwrap_or_else(|panic| {
@@ -358,23 +355,10 @@ fn official_cases_do_what_the_list_says() {
     let list = read_list(&list_path);
     let cases = cases();
     std::panic::set_hook(Box::new(|_| {}));
-    let (next, seen) = (Mutex::new(cases.iter()), Mutex::new(List::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let case = next.lock().unwrap().next();
-                    let Some((name, path)) = case else { break };
-                    let listed = list.get(name).map_or(UNLISTED, String::as_str);
-                    let verdict = verdict(path, listed);
-                    seen.lock().unwrap().insert(name.clone(), verdict);
-                }
-            });
-        }
-    });
+    let listed = |name: &String| list.get(name).map_or("not listed", String::as_str);
+    let seen: List =
+        cases.par_iter().map(|(name, path)| (name.clone(), verdict(path, listed(name)))).collect();
     let _ = std::panic::take_hook();
-    let seen = seen.into_inner().unwrap();
-    let listed = |name: &String| list.get(name).map_or(UNLISTED, String::as_str);
     let changed = seen.iter().filter(|(name, verdict)| *verdict != listed(name));
     let told = |(name, verdict): (&String, &String)| {
         format!("{name} is listed as `{}`, found `{verdict}`", listed(name))

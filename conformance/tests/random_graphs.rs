@@ -7,9 +7,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rayon::prelude::*;
 use sora_conformance::{engines, reference, run};
 use sora_exec::Options;
 use sora_ir::Graph;
@@ -87,26 +86,16 @@ fn check(path: &Path) -> Vec<String> {
 
 #[test]
 fn random_graphs_agree_with_onnxruntime() {
-    let (models, next, wrong) = (models(), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let models = models();
     std::panic::set_hook(Box::new(|_| {}));
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                while let Some(path) = models.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let failures = check(path);
-                    if !failures.is_empty() {
-                        let seed = path.file_stem().unwrap().to_str().unwrap().trim_start_matches("graph_");
-                        let failures = failures.join("\n  ");
-                        let report = format!("seed {seed}, {}:\n  {failures}", path.display());
-                        wrong.lock().unwrap().push(report);
-                    }
-                }
-            });
-        }
-    });
+    let wrong = |path: &PathBuf| {
+        let failures = check(path);
+        let seed = path.file_stem().unwrap().to_str().unwrap().trim_start_matches("graph_");
+        let report = || format!("seed {seed}, {}:\n  {}", path.display(), failures.join("\n  "));
+        (!failures.is_empty()).then(report)
+    };
+    let wrong: Vec<String> = models.par_iter().filter_map(wrong).collect();
     let _ = std::panic::take_hook();
-    let mut wrong = wrong.into_inner().unwrap();
-    wrong.sort();
     let count = models.len();
     assert!(
         wrong.is_empty(),
