@@ -130,7 +130,7 @@ fn the_search_trains_before_it_gives_bits_back_and_goes_on_after_it_was_killed()
         "--prefer",
         "size",
         "--max-drop",
-        "0.03",
+        "0.01",
         "--epochs",
         "12",
         "--rate",
