@@ -6,7 +6,6 @@ use sora_exec::Session;
 
 use crate::choose::{Cost, Point, front};
 use crate::explain::Reason;
-use crate::journal::Journal;
 use crate::placement::{Placement, Plan};
 use crate::refine::{cost_of, untimed, with_rounding};
 use crate::search::{Candidate, SLOWER, Search, SearchStep, quoted};
@@ -162,8 +161,7 @@ impl Search<'_> {
         let rungs = with_rounding(&candidate.plan.rungs);
         self.with_zeros(candidate, &rungs, sensitivity, &mut offers)?;
         let kept = chosen.iter().filter(|(layer, _)| !stored(layer));
-        let kept = kept.map(|(&layer, &offer)| (layer, vec![untimed(offer)]));
-        offers.extend(kept.collect::<Vec<_>>());
+        offers.extend(kept.map(|(&layer, &offer)| (layer, vec![untimed(offer)])));
         let now = cost_of(&offers, candidate);
         // Times are those of the formats, which stay.
         let rest = Cost { noise: 0.0, ms: *ms, bytes: (bytes - now.bytes).max(0.0) };
@@ -272,8 +270,7 @@ impl Search<'_> {
             first.fold(Cost::default(), |sum, offer| sum + offer.cost)
         };
         let nothing = Placement::without_ranges(self.network, &self.plain());
-        let both = || self.latencies(&nothing, self.reference);
-        let both = Journal::measured(self.journal, &self.network.graph, "latencies", both)?;
+        let both = self.deciding_latencies(&nothing, &self.network.graph, self.reference)?;
         let [original, reference] = both.map(|latency| latency.median_ms);
         let plain = if self.options.training.is_some() { reference } else { original };
         // Layers that were timed one by one, by a machine that had more to do, cannot take longer than all of them together.
@@ -304,9 +301,7 @@ impl Search<'_> {
             let reason =
                 Reason::NotNeeded { output_sqnr_db: sensitivity.output_sqnr_db(layer).unwrap_or(0.0) };
             plan.set(layer, offer.format, offer.bits, reason);
-            if offer.zeros > 0 {
-                plan.zeros.insert(layer, offer.zeros);
-            }
+            plan.set_zeros(layer, offer.zeros);
         }
         let candidate = self.candidate(plan)?;
         let session = Session::new(candidate.graph.clone(), self.exec.clone())?;
@@ -314,8 +309,7 @@ impl Search<'_> {
             // Two timings of one network would differ by chance.
             true => choices.plain,
             false => {
-                let both = || self.latencies(&candidate.placement, &session);
-                let both = Journal::measured(self.journal, &candidate.graph, "latencies", both)?;
+                let both = self.deciding_latencies(&candidate.placement, &candidate.graph, &session)?;
                 let [before, after] = both.map(|latency| latency.median_ms);
                 // In times of the original: the machine may be slower now than it was.
                 choices.original * after / before.max(1e-9)

@@ -63,6 +63,13 @@ impl Plan {
         }
     }
 
+    /// Makes so many percent of a layer's weights zero.
+    pub fn set_zeros(&mut self, layer: usize, percent: u32) {
+        if percent > 0 {
+            self.zeros.insert(layer, percent);
+        }
+    }
+
     /// What the plan wants a layer with weights to be.
     pub fn format(&self, network: &Network, layer: usize) -> Format {
         match () {

@@ -163,17 +163,8 @@ impl Reducing<'_> {
         if keep.iter().flatten().all(|&keep| keep) {
             return Ok(None);
         }
-        let made_up = prune::reconstruct(graph, &groups, &keep, &seen, prune::RIDGE)?;
-        let made_up = prune::renormalize(
-            graph,
-            made_up,
-            (&groups, &keep),
-            (data, preprocess),
-            &samples,
-            self.exec,
-            self.progress,
-        )?;
-        Ok(Some(prune::remove(&made_up, &groups, &keep)?))
+        let (choice, data) = ((&groups, &keep[..]), (data, *preprocess));
+        prune::without(graph, choice, &seen, data, &samples, self.exec, self.progress).map(Some)
     }
 
     /// Why no channel can be taken out of a network, where that is so: the first layers of which nothing may go.

@@ -83,9 +83,7 @@ impl Search<'_> {
                 offers.values().zip(&point.picks).map(|(own, &pick)| own[pick]).collect();
             for (&layer, offer) in offers.keys().zip(&picked) {
                 plan.bits.insert(layer, offer.bits);
-                if offer.zeros > 0 {
-                    plan.zeros.insert(layer, offer.zeros);
-                }
+                plan.set_zeros(layer, offer.zeros);
             }
             let next = self.candidate(plan)?;
             let smaller = self.options.file_size.is_none()

@@ -279,7 +279,7 @@ impl Search<'_> {
                     fastest = Some((whole, current.clone()));
                 }
             }
-            let profile = self.deciding_profile(&current, &session)?;
+            let profile = self.deciding_profile(&current.placement, &current.graph, &session)?;
             let mut slower = self.slower(&current, &profile);
             let mut what = "measured slower in int8 than in f32";
             if by_size {
@@ -433,14 +433,24 @@ impl Search<'_> {
         linear.into_iter().map(|i| (i, Reason::NetworkNotFaster { ratio: whole })).collect()
     }
 
-    /// The times of a candidate's layers, as decisions see them: once the journal knows them, they stay.
+    /// The times of a network's layers, as decisions see them: once the journal knows them, they stay.
     pub(crate) fn deciding_profile(
         &self,
-        candidate: &Candidate,
+        placement: &Placement,
+        graph: &Graph,
         session: &Session,
     ) -> Result<LayerProfile, CompressError> {
-        let profile = || self.profile(&candidate.placement, session);
-        Journal::measured(self.journal, &candidate.graph, "layers", profile)
+        Journal::measured(self.journal, graph, "layers", || self.profile(placement, session))
+    }
+
+    /// As [`Search::latencies`], as decisions see them.
+    pub(crate) fn deciding_latencies(
+        &self,
+        placement: &Placement,
+        graph: &Graph,
+        session: &Session,
+    ) -> Result<[Latency; 2], CompressError> {
+        Journal::measured(self.journal, graph, "latencies", || self.latencies(placement, session))
     }
 
     /// The times of all layers, before and in this network.

@@ -13,7 +13,6 @@ use sora_tensor::Tensor;
 use crate::CompressError;
 use crate::choose::Cost;
 use crate::explain::Reason;
-use crate::journal::Journal;
 use crate::measure::{self, LayerProfile};
 use crate::placement::Plan;
 use crate::range::decibels;
@@ -109,7 +108,7 @@ impl Search<'_> {
     /// As [`Search::sensitivity`], by the times of the network with everything in 8 bits.
     pub(crate) fn tried(&self, everything: &Candidate) -> Result<Sensitivity, CompressError> {
         let session = Session::new(everything.graph.clone(), self.exec.clone())?;
-        self.sensitivity(&self.deciding_profile(everything, &session)?)
+        self.sensitivity(&self.deciding_profile(&everything.placement, &everything.graph, &session)?)
     }
 
     /// Tries every format of every layer with weights. `times` are those with everything in 8 bits.
@@ -216,7 +215,7 @@ impl Search<'_> {
         }
         let (placement, graph) = self.quantized(&plan)?;
         let session = Session::new(graph.clone(), self.exec.clone())?;
-        Journal::measured(self.journal, &graph, "layers", || self.profile(&placement, &session)).map(Some)
+        self.deciding_profile(&placement, &graph, &session).map(Some)
     }
 
     /// On how many samples so many trials are measured.

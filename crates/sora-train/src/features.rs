@@ -28,6 +28,18 @@ fn output_name(feature: &str) -> String {
     format!("feature/{feature}")
 }
 
+/// The graph with its first output and these values.
+fn telling<'a>(graph: &Graph, names: impl IntoIterator<Item = &'a String>) -> Graph {
+    let mut graph = graph.clone();
+    graph.set_outputs(graph.outputs().iter().take(1).cloned().collect());
+    for name in names {
+        if let Some(value) = graph.find(name) {
+            graph.output(&output_name(name), value);
+        }
+    }
+    graph
+}
+
 impl Teacher {
     /// Also tells the hidden activations at the ends of its blocks: sums of two branches, what pools take, and what the last product
     /// or convolution takes. Their variances are those over the samples of `seen`; what does not vary is left out.
@@ -37,18 +49,9 @@ impl Teacher {
     pub fn with_features(mut self, seen: &Batch) -> Result<Self, TrainError> {
         let names: Vec<String> =
             ends(&self.graph)?.iter().map(|&v| self.graph.value(v).name.clone()).collect();
-        let told = |graph: &mut Graph, names: &mut dyn Iterator<Item = &String>| {
-            graph.set_outputs(graph.outputs().iter().take(1).cloned().collect());
-            for name in names {
-                if let Some(value) = graph.find(name) {
-                    graph.output(&output_name(name), value);
-                }
-            }
-        };
         let options = self.session.options().clone();
-        let mut graph = self.graph.clone();
-        told(&mut graph, &mut names.iter());
-        let outputs = Session::new(graph, options.clone())?.run(&borrowed(&inputs(&self.graph, seen)))?;
+        let all = Session::new(telling(&self.graph, &names), options.clone())?;
+        let outputs = all.run(&borrowed(&inputs(&self.graph, seen)))?;
         let variance = |name: &String| {
             let tensor = outputs.iter().find(|(output, _)| *output == output_name(name)).map(|(_, t)| t)?;
             let values = tensor.to_f64s();
@@ -59,7 +62,7 @@ impl Teacher {
                 .then(|| Feature { name: name.clone(), variance })
         };
         self.features = names.iter().filter_map(variance).collect();
-        told(&mut self.graph, &mut self.features.iter().map(|feature| &feature.name));
+        self.graph = telling(&self.graph, self.features.iter().map(|feature| &feature.name));
         self.session = Session::new(self.graph.clone(), options)?;
         Ok(self)
     }

@@ -2,9 +2,9 @@
 //!
 //! [`groups()`] follows every element along every axis through the network and finds which can only be removed together;
 //! [`importance()`] says how much each unit matters, from weights and what [`observe()`] saw on samples; [`uniform`] and
-//! [`by_saving`] choose; [`reconstruct()`] changes weights to make up for what goes, [`renormalize()`] estimates batch normalizations anew, and [`remove()`] takes
-//! units out. [`channels`] does all of that. [`taylor()`] ranks units by gradients instead. Of what an operator does to its axes this module knows nothing: each says so itself, in
-//! [`OpDef::ties`](sora_ir::OpDef::ties).
+//! [`by_saving`] choose; [`reconstruct()`] changes weights to make up for what goes, [`renormalize()`] estimates batch normalizations
+//! anew, and [`remove()`] takes units out: all three are [`without`]. [`channels`] does all of that. [`taylor()`] ranks units by gradients
+//! instead. Of what an operator does to its axes this module knows nothing: each says so itself, in [`OpDef::ties`](sora_ir::OpDef::ties).
 //!
 //! Source: G. Fang et al., "DepGraph: towards any structural pruning", CVPR 2023, here by elements instead of layers.
 //!
@@ -65,6 +65,23 @@ pub fn channels(
     let groups = groups(graph)?;
     let seen = observe(graph, &groups, data, samples, options, progress)?;
     let keep = uniform(&groups, &importance(graph, &groups, Some(&seen)), fraction, LANES);
-    let made_up = reconstruct(graph, &groups, &keep, &seen, RIDGE)?;
-    remove(&renormalize(graph, made_up, (&groups, &keep), data, samples, options, progress)?, &groups, &keep)
+    without(graph, (&groups, &keep), &seen, data, samples, options, progress)
+}
+
+/// `graph` without the units that `keep` denies: weights and batch normalizations that are left make up for them on `samples` of `data`,
+/// of which `seen` was observed.
+///
+/// # Errors
+/// As [`observe()`] and [`remove()`].
+pub fn without(
+    graph: &Graph,
+    (groups, keep): (&Groups, &[Vec<bool>]),
+    seen: &Activations,
+    data: (&Dataset, &Preprocess),
+    samples: &[usize],
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Graph, CompressError> {
+    let made_up = reconstruct(graph, groups, keep, seen, RIDGE)?;
+    remove(&renormalize(graph, made_up, (groups, keep), data, samples, options, progress)?, groups, keep)
 }

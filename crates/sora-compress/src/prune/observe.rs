@@ -128,4 +128,4 @@ pub fn observe(
 }
 
 /// Samples that run at once where the network leaves its batch open.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;

@@ -8,6 +8,7 @@ use sora_ir::ops::{BinaryKind, Op};
 use sora_ir::{Dim, Graph, Node, ValueId};
 use sora_tensor::Tensor;
 
+use super::observe::BATCH;
 use super::{Groups, silence};
 use crate::feed::{Feed, head};
 use crate::{CompressError, Progress};
@@ -156,6 +157,3 @@ fn statistics(
     };
     Ok(sums.into_iter().map(|(value, (count, sums))| (value, moments(count, sums))).collect())
 }
-
-/// Samples that run at once where the network leaves its batch open.
-const BATCH: usize = 32;
