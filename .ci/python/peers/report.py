@@ -89,7 +89,8 @@ class Report:
             names = [name for name in plan.COLUMNS if self.unrestricted(name)]
             lines += [
                 f"Restricted to {machine['restricted']}: Sora and OpenVINO. Nothing restricts {', '.join(names)} (marked *), "
-                "which used all that the machine has; the ratio leaves them out.",
+                "which used all that the machine has; the ratio leaves them out."
+                if names else f"The machine has nothing beyond {machine['restricted']}, so that all are held to it.",
                 "",
             ]
         return lines
