@@ -535,10 +535,21 @@ fn note(
     }
     if !within {
         let names = if given_up.is_empty() { "none".to_owned() } else { quoted(given_up) };
+        let drop = 100.0 * chosen.drop;
+        let (budgets, misses) = match options.robust.as_ref().and_then(|robust| robust.max_drop) {
+            // The drop that counts is that of the budget which is missed by more.
+            Some(corrupted) => (
+                format!(
+                    "the budgets of {budget:.2} points and of {:.2} on corrupted samples",
+                    100.0 * corrupted
+                ),
+                format!("exceeds one of them by {:.2}", drop - budget),
+            ),
+            None => (format!("the budget of {budget:.2} points"), format!("loses {drop:.2}")),
+        };
         return Some(format!(
-            "the budget of {budget:.2} points cannot be met: on the decision samples the nearest result that is still \
-             quantized loses {:.2} points. Giving precision back to these layers did not suffice: {names}",
-            100.0 * chosen.drop
+            "{budgets} cannot be met: on the decision samples the nearest result that is still quantized {misses} points. Giving \
+             precision back to these layers did not suffice: {names}"
         ));
     }
     if drop.drop > options.max_drop {
