@@ -57,6 +57,9 @@ pub struct Trainings {
     /// [`Training::average`](crate::Training::average).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub average: f64,
+    /// [`Training::swa`](crate::Training::swa).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub swa: u32,
     /// What comes before each of them.
     #[serde(default)]
     pub steps: Vec<Reduction>,
@@ -91,8 +94,8 @@ impl Format {
     }
 }
 
-fn is_zero(number: &f64) -> bool {
-    *number == 0.0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 fn bits() -> u32 {

@@ -1,6 +1,7 @@
 //! Trainings on the way of a compression: the original network teaches what it has become.
 //!
-//! Sources: predictions, Hinton et al. 2015; hidden activations, Romero et al. 2015; the mean of weights on the way, Polyak & Juditsky 1992.
+//! Sources: predictions, Hinton et al. 2015; hidden activations, Romero et al. 2015; means of weights on the way, Polyak & Juditsky 1992,
+//! Izmailov et al. 2018.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,23 +33,30 @@ pub struct Training {
     pub features: f64,
     /// The share that a moving average of the weights, which is then the result, keeps in a step; 0: the last weights are the result.
     pub average: f64,
+    /// So many last epochs give the mean of their weights (SWA), with statistics of batch normalization that are theirs; below 2: the last
+    /// weights are the result.
+    pub swa: u32,
 }
 
 impl Training {
-    /// What is trained with where nothing else is said: [`Training::features`] and [`Training::average`].
-    pub const FEATURES: f64 = 0.0;
-    /// See [`Training::FEATURES`].
-    pub const AVERAGE: f64 = 0.0;
+    /// With nothing but predictions, and the last weights as the result.
+    pub fn new(data: Dataset, epochs: u32, batch: usize, rate: f64) -> Self {
+        Training { data, epochs, batch, rate, features: 0.0, average: 0.0, swa: 0 }
+    }
 
     /// Refuses numbers that mean nothing.
     pub(crate) fn check(&self) -> Result<(), CompressError> {
-        let Training { features, average, .. } = self;
+        let Training { epochs, features, average, swa, .. } = self;
         let what = match () {
             () if !(features.is_finite() && *features >= 0.0) => {
                 format!("hidden activations cannot weigh {features} in the loss: give 0 or more")
             }
             () if !(0.0..1.0).contains(average) => {
                 format!("a moving average cannot keep {average} of itself in a step: give 0 to less than 1")
+            }
+            () if swa > epochs => format!("of {epochs} epochs, the last {swa} cannot be averaged"),
+            () if *swa > 1 && *average > 0.0 => {
+                "weights are averaged over steps or over epochs: give `average` or `swa`".to_owned()
             }
             () => return Ok(()),
         };
@@ -104,7 +112,7 @@ impl<'a> Tutor<'a> {
         pruning: Option<Pruning>,
         stage: &str,
     ) -> Result<Graph, CompressError> {
-        let Training { data, epochs, batch, rate, features, average } = self.training;
+        let Training { data, epochs, batch, rate, features, average, swa } = self.training;
         let (none, seed) = (BTreeMap::new(), self.seed);
         let indices: Vec<usize> = (0..data.len()).collect();
         let loading = LoaderOptions { batch: *batch, seed, ..LoaderOptions::default() };
@@ -123,7 +131,7 @@ impl<'a> Tutor<'a> {
         let name = match self.journal {
             Some(_) => fingerprint(
                 &network.graph,
-                &format!("{epochs} {batch} {rate} {features} {average} {seed} {pruning:?} {trained:?}"),
+                &format!("{epochs} {batch} {rate} {features} {average} {swa} {seed} {pruning:?} {trained:?}"),
             ),
             None => String::new(),
         };
@@ -132,7 +140,7 @@ impl<'a> Tutor<'a> {
             rate: *rate,
             schedule: Schedule::new("cosine", &none)?,
             patience: None,
-            swa: None,
+            swa: (*swa > 1).then(|| epochs - swa),
             save_every: self.journal.map(|_| SAVED),
             teacher: Some(Arc::clone(&self.teacher)),
             name: name.clone(),

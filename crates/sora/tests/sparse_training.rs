@@ -376,26 +376,34 @@ fn recipes_take_channels_out_and_train_what_is_left() {
     std::fs::write(folder.join("r.toml"), recipe.replace("sparse = 0.5", "sparse = 1.5")).unwrap();
     let (refused, ok) = sora(folder, &args);
     assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("1.5"), "{refused}");
-    // Features and a moving average, as often as one likes.
-    let more = "[training]\nepochs = 2\nbatch = 32\nrate = 0.01\nfeatures = 0.5\naverage = 0.9\nsteps = [{ sparse = 0.5 }]\nquantized = true\n";
-    let networks = ["none", "features = 0.5\n", "average = 0.9\n"].map(|without| {
-        std::fs::write(folder.join("r.toml"), more.replace(without, "")).unwrap();
+    // Features and means of weights, as often as one likes.
+    let more = "[training]\nepochs = 3\nbatch = 32\nrate = 0.01\nfeatures = 0.5\naverage = 0.9\nsteps = [{ sparse = 0.5 }]\nquantized = true\n";
+    let changes =
+        [("none", "none"), ("features = 0.5\n", ""), ("average = 0.9\n", ""), ("average = 0.9", "swa = 2")];
+    let networks = changes.map(|(old, new)| {
+        std::fs::write(folder.join("r.toml"), more.replace(old, new)).unwrap();
         let network = || {
             sora(folder, &[&args[..], &["-o", "out.txt"]].concat());
             std::fs::read_to_string(folder.join("out.txt")).unwrap()
         };
         let found = network();
         assert_eq!(network(), found);
-        if without == "none" {
-            let again = std::fs::read_to_string(folder.join("again.toml")).unwrap();
-            assert!(again.contains("features = 0.5") && again.contains("average = 0.9"), "{again}");
-        }
+        let again = std::fs::read_to_string(folder.join("again.toml")).unwrap();
+        let kept = ["features = 0.5", "average = 0.9", "swa = 2"].map(|line| again.contains(line));
+        assert_eq!(kept, [!old.contains("feat"), !old.contains("ave"), new.contains("swa")], "{again}");
         found
     });
-    assert!(networks[0] != networks[1] && networks[0] != networks[2], "{more}");
-    std::fs::write(folder.join("r.toml"), more.replace("0.9", "1.0")).unwrap();
-    let (refused, ok) = sora(folder, &args);
-    assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("keep 1 of itself"), "{refused}");
+    let different: std::collections::BTreeSet<&String> = networks.iter().collect();
+    assert_eq!(different.len(), networks.len(), "{more}");
+    for (new, why) in [
+        ("1.0", "keep 1 of itself"),
+        ("0.9\nswa = 2", "over steps or over epochs"),
+        ("0.0\nswa = 4", "the last 4"),
+    ] {
+        std::fs::write(folder.join("r.toml"), more.replace("0.9", new)).unwrap();
+        let (refused, ok) = sora(folder, &args);
+        assert!(!ok && refused["error"]["what"].as_str().unwrap().contains(why), "{refused}");
+    }
     // Without an epoch nothing is trained, and what is left only makes up for what goes.
     let untrained = recipe.replace("epochs = 6", "epochs = 0").replace(", { sparse = 0.5 }", "");
     std::fs::write(folder.join("r.toml"), untrained).unwrap();

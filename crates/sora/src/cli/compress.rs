@@ -161,13 +161,10 @@ fn training(
 ) -> Result<compress::Training, Failure> {
     let data = open_samples(model, path)?;
     Ok(match recipe.and_then(|recipe| recipe.training.as_ref()) {
-        Some(&compress::Trainings { epochs, batch, rate, features, average, .. }) => {
-            compress::Training { data, epochs, batch, rate, features, average }
+        Some(&compress::Trainings { epochs, batch, rate, features, average, swa, .. }) => {
+            compress::Training { data, epochs, batch, rate, features, average, swa }
         }
-        None => {
-            let (features, average) = (compress::Training::FEATURES, compress::Training::AVERAGE);
-            compress::Training { data, epochs: args.epochs, batch: 64, rate: args.rate, features, average }
-        }
+        None => compress::Training::new(data, args.epochs, 64, args.rate),
     })
 }
 
