@@ -6,6 +6,7 @@ use sora_exec::Session;
 
 use crate::choose::{Cost, Point, front};
 use crate::explain::Reason;
+use crate::ladder::RungTrial;
 use crate::placement::{Placement, Plan};
 use crate::refine::{cost_of, untimed, with_rounding};
 use crate::search::{Candidate, SLOWER, Search, SearchStep, quoted};
@@ -43,6 +44,8 @@ pub(crate) struct Bounded {
     pub(crate) candidate: Candidate,
     /// Why no network meets the bounds, and which layers are to blame; `None` where one does.
     pub(crate) missed: Option<String>,
+    /// The rungs that were tried.
+    pub(crate) rungs: Vec<RungTrial>,
 }
 
 /// Choices that are verified on the way to a bound: each corrects what the next one is expected to take.
@@ -93,8 +96,10 @@ impl Search<'_> {
         let mut choices = self.choices(sensitivity)?;
         let limits = self.limits(choices.original);
         let mut verified = self.approach(&mut choices, limits, sensitivity, steps)?;
-        if let Some(best) = best(&verified, limits)
-            && let Some(mut choices) = self.choices_with_zeros(&choices, best, limits, sensitivity)?
+        let gains = |v: &&Verified| v.candidate.drop > 0.0 || limits.excess(v.ms, v.bytes) > 1.0;
+        let zeros = self.options.max_bytes.is_some();
+        if let Some(best) = best(&verified, limits).filter(gains).filter(|_| zeros)
+            && let Some(mut choices) = self.choices_with_zeros(&choices, best, sensitivity)?
         {
             verified.extend(self.approach(&mut choices, limits, sensitivity, steps)?);
         }
@@ -102,9 +107,27 @@ impl Search<'_> {
             let what = "there is no choice to make".to_owned();
             return Err(CompressError::Option { what });
         };
-        let missed = limits.excess(best.ms, best.bytes) > 1.0;
-        let missed = missed.then(|| self.blame(best, limits)).transpose()?;
-        Ok(Bounded { candidate: best.candidate.clone(), missed })
+        let candidate = best.candidate.clone();
+        if limits.excess(best.ms, best.bytes) > 1.0 {
+            let missed = Some(self.blame(best, limits)?);
+            return Ok(Bounded { candidate, missed, rungs: Vec::new() });
+        }
+        // What loses too much in these formats loses less by the ladder, which costs no time, and by training.
+        let (mut candidate, rungs) = self.climb(candidate, steps)?;
+        if candidate.drop > self.options.max_drop
+            && let Some(tutor) = self.tutor
+            && let Some(trained) = self.try_trained(&candidate, tutor, steps)?
+            && trained.drop < candidate.drop
+            && self.small_enough(&trained)
+        {
+            candidate = trained;
+        }
+        Ok(Bounded { candidate, missed: None, rungs })
+    }
+
+    /// Whether the file is within the bound on its size, if there is one.
+    pub(crate) fn small_enough(&self, candidate: &Candidate) -> bool {
+        self.options.max_bytes.is_none_or(|most| self.options.bytes(&candidate.graph) <= most)
     }
 
     /// The choices that are expected to lose least within the limits, or to be nearest to them, each verified and with it what the next
@@ -141,20 +164,18 @@ impl Search<'_> {
         Ok(verified)
     }
 
-    /// The choices of bits and of zeros together with the formats of `found`, which is the best one without zeros; `None` where there is
-    /// nothing to gain by them, or what is left is trained instead.
+    /// The choices of bits and of zeros together with the formats of `found`; `None` where files do not get smaller by them, or what
+    /// is left is trained instead.
     fn choices_with_zeros(
         &self,
         without: &Choices,
         found: &Verified,
-        limits: Limits,
         sensitivity: &Sensitivity,
     ) -> Result<Option<Choices>, CompressError> {
         let Verified { candidate, ms, bytes, offers: chosen } = found;
-        let coded = self.options.fewer_bits && self.options.max_bytes.is_some() && self.tutor.is_none();
-        let gains = candidate.drop > 0.0 || limits.excess(*ms, *bytes) > 1.0;
+        let coded = self.options.fewer_bits && self.tutor.is_none();
         let stored = |layer: &usize| candidate.placement.stores_bytes(*layer);
-        if !coded || !gains || !chosen.keys().any(stored) {
+        if !coded || !chosen.keys().any(stored) {
             return Ok(None);
         }
         let mut offers = self.in_formats_of(candidate, sensitivity)?;
@@ -208,12 +229,12 @@ impl Search<'_> {
         steps: &mut Vec<SearchStep>,
     ) -> Result<Vec<Candidate>, CompressError> {
         let choices = self.choices(sensitivity)?;
-        let wanted = self.spread(&choices.points, 2 * count);
-        self.progress.stage("Measuring choices", Some(wanted.len() as u64));
-        let mut verified: Vec<Verified> = Vec::new();
-        for point in wanted {
-            verified.push(self.verify(&choices, point, sensitivity)?);
-            self.progress.advance(1);
+        let mut verified = self.spread(&choices, count, sensitivity)?;
+        let smallest = verified.iter().min_by(|a, b| a.bytes.total_cmp(&b.bytes));
+        if let Some(smallest) = smallest
+            && let Some(choices) = self.choices_with_zeros(&choices, smallest, sensitivity)?
+        {
+            verified.extend(self.spread(&choices, count, sensitivity)?);
         }
         let limits = self.limits(choices.original);
         let allowed =
@@ -231,22 +252,21 @@ impl Search<'_> {
         Ok(kept.into_iter().map(|v| v.candidate).collect())
     }
 
-    /// Points of the front: for levels of noise between the least and the most, the fastest and the smallest.
-    fn spread<'p>(&self, points: &'p [Point], levels: usize) -> Vec<&'p Point> {
-        let noise: Vec<f64> = points.iter().map(|p| p.cost.noise).filter(|&noise| noise > 0.0).collect();
-        let (Some(&low), Some(&high)) = (noise.first(), noise.last()) else { return points.iter().collect() };
-        let step = (high / low).powf(1.0 / levels.saturating_sub(1).max(1) as f64);
-        let levels = (0..levels).map(|i| low * step.powi(i32::try_from(i).unwrap_or(0)) * (1.0 + 1e-9));
-        let mut wanted: Vec<usize> = vec![0];
-        for level in levels {
-            for of in [|c: &Cost| c.ms, |c: &Cost| c.bytes] {
-                let within = (0..points.len()).filter(|&i| points[i].cost.noise <= level);
-                wanted.extend(within.min_by(|&a, &b| of(&points[a].cost).total_cmp(&of(&points[b].cost))));
-            }
-        }
-        wanted.sort_unstable();
-        wanted.dedup();
-        wanted.into_iter().map(|at| &points[at]).collect()
+    /// Networks along the front, twice as many levels of noise as are wanted, measured.
+    fn spread(
+        &self,
+        choices: &Choices,
+        count: usize,
+        sensitivity: &Sensitivity,
+    ) -> Result<Vec<Verified>, CompressError> {
+        let wanted = spread(&choices.points, 2 * count);
+        self.progress.stage("Measuring choices", Some(wanted.len() as u64));
+        let measured = wanted.into_iter().map(|point| {
+            let found = self.verify(choices, point, sensitivity)?;
+            self.progress.advance(1);
+            Ok(found)
+        });
+        measured.collect()
     }
 
     fn limits(&self, original: f64) -> Limits {
@@ -330,6 +350,24 @@ impl Search<'_> {
         );
         SearchStep { stage: "choose", what, layers: names, drop: candidate.drop }
     }
+}
+
+/// Points of the front: for levels of noise between the least and the most, the fastest and the smallest.
+fn spread(points: &[Point], levels: usize) -> Vec<&Point> {
+    let noise: Vec<f64> = points.iter().map(|p| p.cost.noise).filter(|&noise| noise > 0.0).collect();
+    let (Some(&low), Some(&high)) = (noise.first(), noise.last()) else { return points.iter().collect() };
+    let step = (high / low).powf(1.0 / levels.saturating_sub(1).max(1) as f64);
+    let levels = (0..levels).map(|i| low * step.powi(i32::try_from(i).unwrap_or(0)) * (1.0 + 1e-9));
+    let mut wanted: Vec<usize> = vec![0];
+    for level in levels {
+        for of in [|c: &Cost| c.ms, |c: &Cost| c.bytes] {
+            let within = (0..points.len()).filter(|&i| points[i].cost.noise <= level);
+            wanted.extend(within.min_by(|&a, &b| of(&points[a].cost).total_cmp(&of(&points[b].cost))));
+        }
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted.into_iter().map(|at| &points[at]).collect()
 }
 
 /// The one of least drop within the limits, or the nearest to them.

@@ -449,9 +449,9 @@ fn find(search: &Search, steps: &mut Vec<SearchStep>) -> Result<Found, CompressE
     let first = search.candidate(Plan::default())?;
     if options.is_bounded() {
         let sensitivity = search.tried(&first)?;
-        let Bounded { candidate, missed } = search.meet(&sensitivity, steps)?;
+        let Bounded { candidate, missed, rungs } = search.meet(&sensitivity, steps)?;
         let within = missed.is_none() && candidate.drop <= options.max_drop;
-        return Ok(Found { missed, sensitivity, ..Found::only(candidate, within) });
+        return Ok(Found { missed, sensitivity, rungs, ..Found::only(candidate, within) });
     }
     if first.placement.is_empty() {
         let within = first.drop <= options.max_drop;

@@ -252,7 +252,7 @@ mod tests {
     use super::*;
     use crate::testing::Silent;
     use crate::tests::{cnn, dataset};
-    use crate::{FileSize, Options, Outcome, Prefer, compress};
+    use crate::{FileSize, Options, Outcome, Prefer, compress, pareto};
 
     /// What a coded file would have of the levels of weights, by their entropy.
     fn coded(graph: &Graph) -> u64 {
@@ -329,6 +329,30 @@ mod tests {
         let found = run(&options(Some(bound)));
         assert!(found.met && whole(&found.graph) <= bound, "{:?} {:?}", found.note, found.steps);
         assert!(!found.recipe.zeros.is_empty() && found.decision_drop < 0.3, "{:?}", found.steps);
+    }
+
+    #[test]
+    fn fronts_go_on_with_zeros_where_bits_end() {
+        let data = dataset(900, 1.0, true);
+        let options = |fewer_bits| Options {
+            max_drop: 1.0,
+            prefer: Prefer::Size,
+            fewer_bits,
+            file_size: Some(FileSize(Arc::new(whole))),
+            ..Options::default()
+        };
+        let front = pareto(&cnn(), &data, &Preprocess::default(), &options(true), 5, &Silent).unwrap();
+        let coarsest = serde_json::from_str(&format!("{{\"weight_bits\": {LEAST_BITS}}}")).unwrap();
+        let options = Options { recipe: Some(coarsest), ..options(true) };
+        let coarse = compress(&cnn(), &data, &Preprocess::default(), &options, &Silent).unwrap();
+        let beyond = |outcome: &&Outcome| whole(&outcome.graph) < whole(&coarse.graph);
+        let told =
+            |outcome: &Outcome| (outcome.decision_drop, whole(&outcome.graph), outcome.recipe.zeros.clone());
+        assert!(
+            front.iter().filter(beyond).any(|o| !o.recipe.zeros.is_empty()),
+            "{:?}",
+            front.iter().map(told).collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub(crate) fn observe(network: &Network) -> Vec<Request> {
 
 impl Search<'_> {
     /// Climbs the ladder until the drop is within the budget. Each rung is measured on the samples for decisions, and stays where it
-    /// lowers the drop.
+    /// lowers the drop and the file does not exceed its bound.
     pub(crate) fn climb(
         &self,
         mut current: Candidate,
@@ -117,6 +117,9 @@ impl Search<'_> {
             if current.drop <= self.options.max_drop {
                 break;
             }
+            if current.plan.rungs.contains(&index) {
+                continue;
+            }
             self.progress.stage("Climbing the quantization ladder", None);
             let mut plan = current.plan.clone();
             plan.rungs.insert(index);
@@ -126,12 +129,14 @@ impl Search<'_> {
                 continue;
             }
             let next = self.candidate(plan)?;
-            let kept = next.drop < current.drop;
+            let fits = self.small_enough(&next);
+            let kept = fits && next.drop < current.drop;
             let what = format!(
-                "{}: the drop goes from {:.2} to {:.2} points{}",
+                "{}: the drop goes from {:.2} to {:.2} points{}{}",
                 rung.name,
                 100.0 * current.drop,
                 100.0 * next.drop,
+                if fits { "" } else { " beyond the bound on size" },
                 if kept { "" } else { ", so it is not used" }
             );
             let layers = self.layer_trials(&current, &next)?;

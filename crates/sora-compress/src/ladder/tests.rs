@@ -15,7 +15,7 @@ use crate::layers::Network;
 use crate::placement::Plan;
 use crate::testing::{Net, Random, Silent};
 use crate::tests::{SHAPE, cnn, dataset, precision, run, with_classifier};
-use crate::{Options, Outcome, Precision, Prefer, compress};
+use crate::{Bound, LatencyTable, Options, Outcome, Precision, Prefer, compress};
 
 /// The network that a rung makes of a graph, calibrated on `x`; `None` where it finds nothing to do.
 fn rewritten(graph: &Graph, x: &Tensor, rung: &str) -> Option<Graph> {
@@ -271,6 +271,26 @@ fn equalization_meets_the_budget_of_depthwise_networks() {
     assert!(outcome.rungs[0].layers.iter().any(better), "{:?}", outcome.rungs);
     assert!(outcome.methods.contains(&"cross-layer equalization"));
     follows(&graph, &data, &outcome, Options { max_drop: 0.02, prefer: Prefer::Size, ..Options::default() });
+}
+
+/// Where the bound on time leaves every layer in 8 bits, the ladder makes up for what that loses.
+#[test]
+fn within_bounds_the_ladder_is_climbed_where_the_budget_is_missed() {
+    let (data, graph) = (dataset(900, 2.0, true), depthwise());
+    let bounded = |max_drop| Options {
+        max_drop,
+        max_latency: Some(Bound::Share(0.55)),
+        table: Some(LatencyTable::of_fast_bytes(&graph, &data)),
+        ..Options::default()
+    };
+    let run =
+        |max_drop| compress(&graph, &data, &Preprocess::default(), &bounded(max_drop), &Silent).unwrap();
+    let without = run(1.0);
+    assert!(without.decision_drop > 0.05 && without.rungs.is_empty(), "{:?}", without.steps);
+    let outcome = run(0.02);
+    assert!(outcome.met && outcome.after.median_ms <= 0.55 * outcome.before.median_ms, "{:?}", outcome.steps);
+    assert_eq!(kept(&outcome), ["cross-layer equalization"], "{:?}", outcome.steps);
+    follows(&graph, &data, &outcome, bounded(0.02));
 }
 
 #[test]
