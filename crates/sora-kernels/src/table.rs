@@ -229,6 +229,8 @@ rows! {
     "sparse_f32_avx2_64x16" SparseF32 Avx2 (64, 16, 1) DotProduct KernelFn::SparseF32;
     #[cfg(target_arch = "x86_64")]
     "sparse_f32_avx512_128x16" SparseF32 Avx512 (128, 16, 1) DotProduct KernelFn::SparseF32;
+    #[cfg(target_arch = "aarch64")]
+    "sparse_f32_neon_32x16" SparseF32 Neon (32, 16, 1) DotProduct KernelFn::SparseF32;
 
     "loops_portable" Loops Portable (1, 1, 1) BitExact KernelFn::Loops;
     #[cfg(target_arch = "x86_64")]

@@ -198,6 +198,22 @@ impl<R: Reals, const K: usize> Reals for [R; K] {
     }
 }
 
+/// `a + b · c`: rounded once on aarch64, whose every processor can, else twice.
+#[inline(always)]
+fn add_product(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: NEON belongs to aarch64, and arrays of four reals are its vectors.
+    unsafe {
+        use core::arch::aarch64::{vfmaq_f32, vld1q_f32, vst1q_f32};
+        let mut sum = [0.0; 4];
+        let (a, b, c) = (vld1q_f32(a.as_ptr()), vld1q_f32(b.as_ptr()), vld1q_f32(c.as_ptr()));
+        vst1q_f32(sum.as_mut_ptr(), vfmaq_f32(a, b, c));
+        sum
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    core::array::from_fn(|i| a[i] + b[i] * c[i])
+}
+
 /// Four lanes in plain Rust, which every target has vectors for.
 impl Vector for [f32; 4] {
     const LANES: usize = 4;
@@ -237,7 +253,7 @@ impl Vector for [f32; 4] {
 
     #[inline(always)]
     unsafe fn add_scaled(self, factor: f32, x: Self) -> Self {
-        core::array::from_fn(|i| self[i] + factor * x[i])
+        add_product(self, [factor; 4], x)
     }
 
     #[inline(always)]
@@ -252,7 +268,7 @@ impl Vector for [f32; 4] {
 
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-        core::array::from_fn(|i| self[i] * b[i] + c[i])
+        add_product(c, self, b)
     }
 
     #[inline(always)]
