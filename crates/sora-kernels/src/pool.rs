@@ -27,6 +27,10 @@ macro_rules! blocks {
             $f::<16, _, _, _>(first, $($arg),*);
             first += 16;
         }
+        while first + 8 <= $channels {
+            $f::<8, _, _, _>(first, $($arg),*);
+            first += 8;
+        }
         while first < $channels {
             $f::<1, _, _, _>(first, $($arg),*);
             first += 1;
@@ -257,7 +261,7 @@ mod tests {
     fn every_isa_matches_naive_loops() {
         let mut rng = Rng::with_seed(7);
         for _ in 0..100 {
-            let c = *rng.choice(&[1, 3, 16, 31, 32, 33, 64, 70]).unwrap();
+            let c = *rng.choice(&[1, 3, 8, 16, 31, 32, 33, 64, 70]).unwrap();
             let (m, taps) = (rng.usize(1..6), rng.usize(1..10));
             let bytes: Vec<u8> = (0..c * 7).map(|_| rng.u8(..)).collect();
             let offsets: Vec<u32> = (0..m * taps)
