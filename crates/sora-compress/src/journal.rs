@@ -169,9 +169,9 @@ fn owner(
         of_samples(data, preprocess)?
     );
     if let Some(training) = training {
-        let Training { data, epochs, batch, rate, features, average, swa } = training;
+        let Training { data, epochs, batch, rate, features, average, swa, augment } = training;
         text += &format!("samples to train on: {}\n", of_samples(data, preprocess)?);
-        text += &format!("training: {epochs} {batch} {rate} {features} {average} {swa}\n");
+        text += &format!("training: {epochs} {batch} {rate} {features} {average} {swa} {augment:?}\n");
     }
     text += &format!(
         "budget: {max_drop} {robust:?}\nbounds: {max_latency:?} {max_bytes:?}\npreference: {prefer:?} {fewer_bits}\nseed: {seed}\n\

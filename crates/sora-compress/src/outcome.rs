@@ -328,17 +328,17 @@ impl Job<'_> {
         let made = self.search.bases.of(&chosen.plan)?;
         let layers = explain::layers(&made.network, &chosen.placement, &chosen.plan, &known);
         let trainings = options.training.as_ref().filter(|_| !self.reductions.is_empty() || chosen.trained);
-        let trainings =
-            trainings.map(|&Training { epochs, batch, rate, features, average, swa, .. }| Trainings {
-                epochs,
-                batch,
-                rate,
-                features,
-                average,
-                swa,
-                steps: self.reductions.clone(),
-                quantized: chosen.trained,
-            });
+        let trainings = trainings.map(|training| Trainings {
+            epochs: training.epochs,
+            batch: training.batch,
+            rate: training.rate,
+            features: training.features,
+            average: training.average,
+            swa: training.swa,
+            augment: training.augment.clone(),
+            steps: self.reductions.clone(),
+            quantized: chosen.trained,
+        });
         let recipe = Recipe::of(network, &chosen.plan, options.seed, trainings);
         let both = [latency_before.median_ms, latency_after.median_ms];
         let exceeded = options.exceeded(both, options.bytes(&chosen.graph));

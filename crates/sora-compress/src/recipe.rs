@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sora_data::suggestion;
+use sora_data::{Augmentation, suggestion};
 
 use crate::CompressError;
 use crate::explain::Reason;
@@ -60,6 +60,9 @@ pub struct Trainings {
     /// [`Training::swa`](crate::Training::swa).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub swa: u32,
+    /// Random changes of the samples, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub augment: Vec<Augmentation>,
     /// What comes before each of them.
     #[serde(default)]
     pub steps: Vec<Reduction>,

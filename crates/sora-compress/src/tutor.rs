@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sora_data::{Dataset, Loader, LoaderOptions, Preprocess};
+use sora_data::{Augmentation, Dataset, Loader, LoaderOptions, Preprocess};
 use sora_exec::Options as ExecOptions;
 use sora_ir::Graph;
 use sora_train::{
@@ -36,12 +36,20 @@ pub struct Training {
     /// So many last epochs give the mean of their weights (SWA), with statistics of batch normalization that are theirs; below 2: the last
     /// weights are the result.
     pub swa: u32,
+    /// Random changes of the samples, in order.
+    pub augment: Vec<Augmentation>,
 }
 
 impl Training {
     /// With nothing but predictions, and the last weights as the result.
     pub fn new(data: Dataset, epochs: u32, batch: usize, rate: f64) -> Self {
-        Training { data, epochs, batch, rate, features: 0.0, average: 0.0, swa: 0 }
+        Training { data, epochs, batch, rate, features: 0.0, average: 0.0, swa: 0, augment: Vec::new() }
+    }
+
+    /// Passes over so many samples behind a step where nothing else is said: two, or as many as make 500 steps of training.
+    pub fn epochs(samples: usize, batch: usize) -> u32 {
+        let steps = samples.div_ceil(batch.max(1)).max(1);
+        u32::try_from(500usize.div_ceil(steps)).unwrap_or(u32::MAX).max(2)
     }
 
     /// Refuses numbers that mean nothing.
@@ -112,10 +120,11 @@ impl<'a> Tutor<'a> {
         pruning: Option<Pruning>,
         stage: &str,
     ) -> Result<Graph, CompressError> {
-        let Training { data, epochs, batch, rate, features, average, swa } = self.training;
+        let Training { data, epochs, batch, rate, features, average, swa, augment } = self.training;
         let (none, seed) = (BTreeMap::new(), self.seed);
         let indices: Vec<usize> = (0..data.len()).collect();
-        let loading = LoaderOptions { batch: *batch, seed, ..LoaderOptions::default() };
+        let loading =
+            LoaderOptions { batch: *batch, seed, augment: augment.clone(), ..LoaderOptions::default() };
         let loader = Loader::new(data, &indices, None, self.preprocess, loading)?;
         let all = loader.steps() as u64 * u64::from(*epochs);
         let pruning = pruning.map(|pruning| Pruning { every: times(&pruning, all), ..pruning });
@@ -131,7 +140,9 @@ impl<'a> Tutor<'a> {
         let name = match self.journal {
             Some(_) => fingerprint(
                 &network.graph,
-                &format!("{epochs} {batch} {rate} {features} {average} {swa} {seed} {pruning:?} {trained:?}"),
+                &format!(
+                    "{epochs} {batch} {rate} {features} {average} {swa} {augment:?} {seed} {pruning:?} {trained:?}"
+                ),
             ),
             None => String::new(),
         };
@@ -191,5 +202,16 @@ impl Watch for Watching<'_> {
 
     fn stops(&self) -> bool {
         self.tutor.progress.cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_samples_are_seen_more_often() {
+        let epochs = [60_000, 16_000, 3_609, 64, 1].map(|samples| Training::epochs(samples, 64));
+        assert_eq!(epochs, [2, 2, 9, 500, 500]);
     }
 }

@@ -404,6 +404,10 @@ fn recipes_take_channels_out_and_train_what_is_left() {
         let (refused, ok) = sora(folder, &args);
         assert!(!ok && refused["error"]["what"].as_str().unwrap().contains(why), "{refused}");
     }
+    let flipped = more.replace("features = 0.5", "augment = [{ name = \"horizontal_flip\" }]");
+    std::fs::write(folder.join("r.toml"), flipped).unwrap();
+    let (refused, ok) = sora(folder, &args);
+    assert!(!ok && refused["error"]["what"].as_str().unwrap().contains("horizontal_flip"), "{refused}");
     // Without an epoch nothing is trained, and what is left only makes up for what goes.
     let untrained = recipe.replace("epochs = 6", "epochs = 0").replace(", { sparse = 0.5 }", "");
     std::fs::write(folder.join("r.toml"), untrained).unwrap();

@@ -144,9 +144,12 @@ pub(super) struct Compress {
     /// where rounding costs too much; --data stays unseen
     #[arg(long, value_name = "DATA")]
     pub(super) train: Option<PathBuf>,
-    /// Passes over the samples of --train each time
-    #[arg(long, default_value_t = 2, requires = "train", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) epochs: u32,
+    /// Passes over the samples of --train each time [default: 2, of few samples as many as make 500 steps]
+    #[arg(long, requires = "train", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) epochs: Option<u32>,
+    /// Change the samples of --train at random, as `augment` in this file of `sora train` says
+    #[arg(long, value_name = "T.toml", requires = "train")]
+    pub(super) augment: Option<PathBuf>,
     /// Learning rate of Adam with --train
     #[arg(long, default_value_t = 1e-3, requires = "train", value_parser = rate)]
     pub(super) rate: f64,
@@ -154,7 +157,7 @@ pub(super) struct Compress {
     #[arg(long, value_name = "FOLDER", requires = "train")]
     pub(super) checkpoint: Option<PathBuf>,
     /// Do what a recipe says instead of searching: the file that --save-recipe wrote, or one of your own
-    #[arg(long, value_name = "R.toml", conflicts_with_all = ["prefer", "epochs", "rate", "seed", "max_latency", "max_size"])]
+    #[arg(long, value_name = "R.toml", conflicts_with_all = ["prefer", "epochs", "augment", "rate", "seed", "max_latency", "max_size"])]
     pub(super) recipe: Option<PathBuf>,
     /// Also write what was chosen as a recipe that gives the same result again
     #[arg(long, value_name = "R.toml")]

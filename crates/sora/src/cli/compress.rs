@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sora::compress::{self, Outcome, Precision};
 use sora::data::{Dataset, Preprocess};
 use sora::report::{self, Report};
+use sora::training::Config;
 use sora::{Draft, Failure, Kind, Measurement, Metadata, Model, Recipe, RecipeLayer, write_together};
 
 use super::args::{Compress, Prefer};
@@ -160,13 +161,21 @@ fn training(
     path: &Path,
 ) -> Result<compress::Training, Failure> {
     let data = open_samples(model, path)?;
-    Ok(match recipe.and_then(|recipe| recipe.training.as_ref()) {
-        Some(&compress::Trainings { epochs, batch, rate, features, average, swa, .. }) => {
-            compress::Training { data, epochs, batch, rate, features, average, swa }
+    Ok(match recipe.and_then(|recipe| recipe.training.clone()) {
+        Some(compress::Trainings { epochs, batch, rate, features, average, swa, augment, .. }) => {
+            compress::Training { data, epochs, batch, rate, features, average, swa, augment }
         }
-        None => compress::Training::new(data, args.epochs, 64, args.rate),
+        None => {
+            let epochs = args.epochs.unwrap_or_else(|| compress::Training::epochs(data.len(), BATCH));
+            let augment = args.augment.as_deref().map(Config::load).transpose()?;
+            let augment = augment.map_or(Vec::new(), |config| config.data.augment);
+            compress::Training { augment, ..compress::Training::new(data, epochs, BATCH, args.rate) }
+        }
     })
 }
+
+/// Samples of a step of training.
+const BATCH: usize = 64;
 
 fn read_recipe(path: &Path) -> Result<compress::Recipe, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::io("read the recipe", path, &e))?;
