@@ -63,7 +63,8 @@ pub(super) fn compress(args: &Compress) -> Printed {
         },
         threads: usize::from(args.parallel.threads),
         seed: recipe.as_ref().map_or(args.seed, |recipe| recipe.seed),
-        fewer_bits: by_size && coded,
+        // With training, what bits fewer lose can be made up for, and no kernel is slower for them.
+        fewer_bits: coded && (by_size || args.train.is_some()),
         training: args
             .train
             .as_deref()
