@@ -13,6 +13,17 @@ const SYSTEM: [(&str, &str); 2] = [
 
 /// Compares every model, and prints the table; the arguments are those of `check.py`.
 pub(crate) fn run(arguments: &[String]) -> Outcome {
+    let python = python()?;
+    cargo(&["build", "--release", "--locked", "-p", "sora", "--bin", "sora", "--example", "replay"]).run()?;
+    let release = root().join("target/release");
+    let (sora, replay) = (text(&release.join("sora")), text(&release.join("examples/replay")));
+    let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let script = [".ci/python/models/check.py", sora.as_str(), replay.as_str()];
+    program(&python, &[&script[..], &given].concat()).run()
+}
+
+/// The Python of the environment with the models, beside what draws and speaks their inputs.
+pub(crate) fn python() -> Outcome<PathBuf> {
     let missing: Vec<&str> =
         SYSTEM.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
@@ -20,13 +31,7 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
         let install = ["install", "--yes", "--no-install-recommends"];
         program("apt-get", &[&install[..], &missing].concat()).run()?;
     }
-    let python = packages()?;
-    cargo(&["build", "--release", "--locked", "-p", "sora", "--bin", "sora", "--example", "replay"]).run()?;
-    let release = root().join("target/release");
-    let (sora, replay) = (text(&release.join("sora")), text(&release.join("examples/replay")));
-    let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let script = [".ci/python/models/check.py", sora.as_str(), replay.as_str()];
-    program(&python, &[&script[..], &given].concat()).run()
+    packages()
 }
 
 /// The Python of the environment with the models.

@@ -1,10 +1,11 @@
 """One network compressed by Sora and by others: accuracy, size and latency, on one machine and in one run.
 
-    python headline.py ROW --home FOLDER --model MODEL --data DATA --programs FOLDER [--train DATA] [--preprocess SPEC] [--fidelity]
+    python headline.py ROW --home FOLDER --model MODEL --data DATA --programs FOLDER [--train DATA] [--augment FILE] [--preprocess SPEC]
+        [--fidelity N]
 
-The data is divided once, by half: on the first half everybody calibrates and decides, on the other accuracy is measured. With
---fidelity what the original says in onnxruntime stands in for labels. Files are made once and stay in FOLDER/ROW; latency is measured anew
-each time, by all in turn. The result goes to FOLDER/ROW/result.json.
+The data is divided as `sora compress` does it: on one half everybody calibrates and decides, on the other accuracy is measured. With
+--fidelity what the original says in onnxruntime stands in for labels, on N samples. Files are made once and stay in FOLDER/ROW; latency is
+measured anew each time, by all in turn. The result goes to FOLDER/ROW/result.json.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import logging
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import onnx
@@ -23,6 +25,9 @@ from convert import Converter, command  # noqa: E402
 from make import make  # noqa: E402
 from measure import Worker  # noqa: E402
 
+# What Sora is asked for: speed, and files as small as half of that budget allows.
+FAST = ("--max-drop", "0.01")
+SMALL = ("--max-drop", "0.005", "--prefer", "size")
 CALIBRATION = 300
 ROUNDS = 7
 SECONDS = 0.15
@@ -34,6 +39,7 @@ VARIANTS = [
     ("OpenVINO + NNCF int8", "ov-int8.xml", "openvino"),
     ("Sora f32", "f32.onnx", "sora"),
     ("Sora int8", "sora-int8.sora", "sora"),
+    ("Sora int8, by size", "sora-int8-small.sora", "sora"),
     ("Sora full", "sora-full.sora", "sora"),
     ("Sora full, by size", "sora-small.sora", "sora"),
 ]
@@ -52,17 +58,23 @@ class Row:
 
     def make_all(self):
         make(self.path("f32.onnx"), self.one_at_a_time)
-        make(self.path("test.npz"), lambda to: self.prepare(self.args.data, to))
-        make(self.path("decide.npz"), lambda to: self.half(to, 0))
-        make(self.path("report.npz"), lambda to: self.half(to, 1))
+        if self.args.fidelity:
+            make(self.path("given.npz"), self.labelled)
+        make(self.path("samples.npz"), lambda to: self.prepare(*self.given(), to))
         make(self.path("ort-int8.onnx"), self.onnxruntime)
         make(self.path("ov-int8.xml"), self.openvino)
-        make(self.path("sora-int8.sora"), self.compress)
+        make(self.path("sora-int8.sora"), lambda to: self.compress(to, *FAST))
+        make(self.path("sora-int8-small.sora"), lambda to: self.compress(to, *SMALL))
         if self.args.train:
-            make(self.path("train.npz"), lambda to: self.prepare(self.args.train, to))
-            train = ["--train", self.path("train.npz")]
-            make(self.path("sora-full.sora"), lambda to: self.compress(to, *train))
-            make(self.path("sora-small.sora"), lambda to: self.compress(to, *train, "--prefer", "size"))
+            train = ["--train", self.args.train, *(["--augment", self.args.augment] if self.args.augment else [])]
+            make(self.path("sora-full.sora"), lambda to: self.compress(to, *train, *FAST))
+            make(self.path("sora-small.sora"), lambda to: self.compress(to, *train, *SMALL))
+
+    def given(self):
+        """The data that Sora gets, and how samples become inputs, if something is to be said."""
+        if self.args.fidelity:
+            return self.path("given.npz"), "none"
+        return self.args.data, self.args.preprocess
 
     def one_at_a_time(self, to):
         """The model with a batch of one sample, which all converters and runtimes take."""
@@ -76,32 +88,30 @@ class Row:
         del model.graph.value_info[:]
         onnx.save(model, to)
 
-    def prepare(self, data, to):
+    def prepare(self, data, preprocess, to):
         # Its name has to end as the one that it gets.
-        spec = [self.args.preprocess] if self.args.preprocess else []
-        command(self.prepared, self.args.model, data, to, *spec)
+        command(self.prepared, self.args.model, data, to, *([preprocess] if preprocess else []))
 
-    def half(self, to, which):
-        with np.load(self.path("test.npz")) as arrays:
-            x, y = arrays["x"], arrays.get("y")
-        order = np.random.default_rng(0).permutation(len(x))
-        if self.args.fidelity:
-            order = order[:2 * self.args.fidelity]
-        chosen = order[which::2]
-        x = x[chosen]
-        y = np.argmax(self.scores("onnxruntime", "f32.onnx", x), 1) if self.args.fidelity else y[chosen]
+    def labelled(self, to):
+        """Some samples with what the original says of them."""
+        self.prepare(self.args.data, self.args.preprocess, to)
+        with np.load(to) as arrays:
+            x = arrays["x"]
+        x = x[np.random.default_rng(0).permutation(len(x))[:self.args.fidelity]]
+        y = np.argmax(self.scores("onnxruntime", "f32.onnx", x), 1)
         with open(to, "wb") as file:
             np.savez(file, x=x, y=y.astype(np.int64))
 
-    def samples(self, name):
-        with np.load(self.path(name)) as arrays:
-            return arrays["x"], arrays["y"]
+    def samples(self, for_report):
+        with np.load(self.path("samples.npz")) as arrays:
+            chosen = (arrays["part"] == 2) == for_report
+            return arrays["x"][chosen], arrays["y"][chosen]
 
     def feeds(self):
         """Samples for calibration, one at a time."""
         entry = onnx.load(self.path("f32.onnx")).graph.input[0]
         kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-        return [{entry.name: sample[None].astype(kind)} for sample in self.samples("decide.npz")[0][:CALIBRATION]]
+        return [{entry.name: sample[None].astype(kind)} for sample in self.samples(False)[0][:CALIBRATION]]
 
     def onnxruntime(self, to):
         Converter.quantized(self.path("f32.onnx"), to, self.feeds())
@@ -121,8 +131,9 @@ class Row:
         final.replace(to)
 
     def compress(self, to, *more):
-        words = [self.sora, "compress", self.args.model, "--data", self.path("decide.npz"), "--preprocess", "none",
-                 "--max-drop", self.args.max_drop, "-o", to, "--json", *more]
+        data, preprocess = self.given()
+        words = [self.sora, "compress", self.args.model, "--data", data, *(["--preprocess", preprocess] if preprocess else []),
+                 "-o", to, "--json", *more]
         printed = subprocess.run([str(word) for word in words], capture_output=True, text=True)
         if printed.returncode:
             raise RuntimeError(printed.stdout[-2000:] + printed.stderr[-2000:])
@@ -145,10 +156,13 @@ class Row:
         return np.concatenate([np.array(run(sample[None].astype(kind))) for sample in x])
 
     def accuracy(self, program, name):
+        x, y = self.samples(True)
         if program == "sora":
-            printed = command(self.sora, "evaluate", self.path(name), "--data", self.path("report.npz"), "--preprocess", "none", "--json")
+            with tempfile.TemporaryDirectory() as folder:
+                report = pathlib.Path(folder, "report.npz")
+                np.savez(report, x=x, y=y)
+                printed = command(self.sora, "evaluate", self.path(name), "--data", report, "--preprocess", "none", "--json")
             return json.loads(printed)["metrics"]["accuracy"]
-        x, y = self.samples("report.npz")
         return float(np.mean(np.argmax(self.scores(program, name, x), 1) == y))
 
     def size(self, name):
@@ -181,7 +195,7 @@ class Row:
         accuracy, times = json.loads(known.read_text()), self.times(variants)
         result = {
             "row": self.args.row, "date": datetime.date.today().isoformat(), "fidelity": bool(self.args.fidelity),
-            "samples": len(self.samples("report.npz")[1]),
+            "samples": len(self.samples(True)[1]),
             "variants": [{"name": name, "accuracy": accuracy[name], "bytes": self.size(file), "ms": times[name]}
                          for name, file, _ in variants],
         }
@@ -194,9 +208,9 @@ def main():
     for name in ("--home", "--model", "--data", "--programs"):
         parser.add_argument(name, type=pathlib.Path, required=True)
     parser.add_argument("--train", type=pathlib.Path)
+    parser.add_argument("--augment", type=pathlib.Path)
     parser.add_argument("--preprocess")
-    parser.add_argument("--fidelity", type=int, default=0, metavar="N", help="compare with the original, on N samples a half")
-    parser.add_argument("--max-drop", default="0.01")
+    parser.add_argument("--fidelity", type=int, default=0, metavar="N", help="compare with the original, on N samples")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     row = Row(args)

@@ -1,12 +1,13 @@
 //! Writes samples as a model takes them, with their labels: what `cargo xtask headline` gives other runtimes.
 //!
-//! `prepared MODEL DATA OUT.npz [PREPROCESS]` writes `x`, the first axis being the sample, and `y` where there are labels.
+//! `prepared MODEL DATA OUT.npz [PREPROCESS]` writes `x`, the first axis being the sample, `y` where there are labels, and `part`, how
+//! `sora compress` divides the data: 0 for calibration, 1 for decisions, 2 for the report.
 
 use std::fs::File;
 use std::io::BufWriter;
 
 use sora::Model;
-use sora::data::{Dataset, OpenOptions, Preprocess, npz};
+use sora::data::{Dataset, OpenOptions, Preprocess, SplitOptions, npz, split};
 use sora::tensor::Tensor;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,7 +26,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let labels: Vec<i64> =
         batch.labels.iter().map(|&label| i64::try_from(label)).collect::<Result<_, _>>()?;
     let y = Tensor::vector(&labels);
-    let arrays = [("x", x), ("y", &y)];
-    npz::write(BufWriter::new(File::create(out)?), if labels.is_empty() { &arrays[..1] } else { &arrays })?;
+    let parts = split(data.len(), data.labels(), &SplitOptions::default())?;
+    let mut part = vec![0i64; data.len()];
+    for (number, samples) in [(1, &parts.decision), (2, &parts.report)] {
+        samples.iter().for_each(|&sample| part[sample] = number);
+    }
+    let part = Tensor::vector(&part);
+    let arrays = [("x", x), ("part", &part), ("y", &y)];
+    npz::write(BufWriter::new(File::create(out)?), if labels.is_empty() { &arrays[..2] } else { &arrays })?;
     Ok(())
 }
