@@ -29,7 +29,7 @@ from measure import Worker  # noqa: E402
 FAST = ("--max-drop", "0.01")
 SMALL = ("--max-drop", "0.005", "--prefer", "size")
 CALIBRATION = 300
-ROUNDS = 7
+ROUNDS = 21
 SECONDS = 0.15
 # Name, file, program that times it.
 VARIANTS = [
