@@ -1,7 +1,16 @@
 //! One time step of recurrent cells, after the matrix products. Slices cover the
 //! hidden units of one batch row.
+//!
+//! Gates are cut by [`gate`]: where a compiler cannot tell that a slice is as long as the loop, it leaves the last vector
+//! to a loop over single units, which takes longer than all others of a small layer.
 
 use crate::{isa::per_isa, math};
+
+/// The `i`-th of the gates of `n` units that lie one behind the other.
+#[inline(always)]
+fn gate(gates: &[f32], i: usize, n: usize) -> &[f32] {
+    &gates[i * n..][..n]
+}
 
 per_isa! {
     /// One step of an LSTM cell with the default activations (ONNX LSTM).
@@ -21,12 +30,9 @@ per_isa! {
         assert_eq!(x_gates.len(), 4 * n, "four input gates of {n} units");
         assert_eq!(h_gates.len(), 4 * n, "four recurrent gates of {n} units");
         assert_eq!(c.len(), n, "a cell state of {n} units");
-        let (xi, rest) = x_gates.split_at(n);
-        let (xo, rest) = rest.split_at(n);
-        let (xf, xc) = rest.split_at(n);
-        let (hi, rest) = h_gates.split_at(n);
-        let (ho, rest) = rest.split_at(n);
-        let (hf, hc) = rest.split_at(n);
+        let (xi, xo, xf, xc) = (gate(x_gates, 0, n), gate(x_gates, 1, n), gate(x_gates, 2, n), gate(x_gates, 3, n));
+        let (hi, ho, hf, hc) = (gate(h_gates, 0, n), gate(h_gates, 1, n), gate(h_gates, 2, n), gate(h_gates, 3, n));
+        let c = &mut c[..n];
         match peephole {
             None => {
                 for j in 0..n {
@@ -38,8 +44,7 @@ per_isa! {
             }
             Some(p) => {
                 assert_eq!(p.len(), 3 * n, "three peephole vectors of {n} units");
-                let (pi, rest) = p.split_at(n);
-                let (po, pf) = rest.split_at(n);
+                let (pi, po, pf) = (gate(p, 0, n), gate(p, 1, n), gate(p, 2, n));
                 for j in 0..n {
                     let i = math::sigmoid(xi[j] + hi[j] + pi[j] * c[j]);
                     let f = math::sigmoid(xf[j] + hf[j] + pf[j] * c[j]);
@@ -68,10 +73,9 @@ per_isa! {
         assert_eq!(bias.len(), n, "a bias of {n} units");
         assert_eq!(x_gates.len(), 3 * n, "three input gates of {n} units");
         assert_eq!(h_gates.len(), 3 * n, "three recurrent gates of {n} units");
-        let (xz, rest) = x_gates.split_at(n);
-        let (xr, xh) = rest.split_at(n);
-        let (hz, rest) = h_gates.split_at(n);
-        let (hr, hh) = rest.split_at(n);
+        let (xz, xr, xh) = (gate(x_gates, 0, n), gate(x_gates, 1, n), gate(x_gates, 2, n));
+        let (hz, hr, hh) = (gate(h_gates, 0, n), gate(h_gates, 1, n), gate(h_gates, 2, n));
+        let bias = &bias[..n];
         for j in 0..n {
             let z = math::sigmoid(xz[j] + hz[j]);
             let r = math::sigmoid(xr[j] + hr[j]);
@@ -93,8 +97,9 @@ per_isa! {
         let n = h.len();
         assert!(x_gates.len() >= 2 * n && h_gates.len() >= 2 * n, "two gates of {n} units");
         assert!(rh.len() == n && z.len() == n, "outputs of {n} units");
-        let (xz, xr) = x_gates[..2 * n].split_at(n);
-        let (hz, hr) = h_gates[..2 * n].split_at(n);
+        let (xz, xr) = (gate(x_gates, 0, n), gate(x_gates, 1, n));
+        let (hz, hr) = (gate(h_gates, 0, n), gate(h_gates, 1, n));
+        let (rh, z) = (&mut rh[..n], &mut z[..n]);
         for j in 0..n {
             z[j] = math::sigmoid(xz[j] + hz[j]);
             rh[j] = math::sigmoid(xr[j] + hr[j]) * h[j];
@@ -111,6 +116,7 @@ per_isa! {
     pub fn gru_finish(x_h: &[f32], rh_h: &[f32], z: &[f32], h: &mut [f32]) {
         let n = h.len();
         assert!(x_h.len() == n && rh_h.len() == n && z.len() == n, "vectors of {n} units");
+        let (x_h, rh_h, z) = (&x_h[..n], &rh_h[..n], &z[..n]);
         for j in 0..n {
             h[j] = (1.0 - z[j]) * math::tanh(x_h[j] + rh_h[j]) + z[j] * h[j];
         }
