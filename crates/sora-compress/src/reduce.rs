@@ -48,6 +48,9 @@ const LADDERS: [Ladder; 2] = [
     Ladder { step: |density, factor| Reduction::Sparse(density * factor), factors: [0.5, 0.7] },
 ];
 
+/// Where nothing goes of what channels cost, a step leaves less of it, down to a share below this one.
+const LEAST_NARROW: f64 = 0.3;
+
 /// The least share of weights that is tried, and of the units of each group.
 const LEAST: f64 = 1.0 / 512.0;
 const LEAST_UNITS: f64 = 0.125;
@@ -96,9 +99,16 @@ impl Reducing<'_> {
         let (mut found, mut taken) = (Reduced { graph: original.clone(), density: 1.0 }, Vec::new());
         let skipped = usize::from(self.options.prefer == Prefer::Size);
         for Ladder { step, factors: [long, short] } in &LADDERS[skipped..] {
-            let mut attempt = |factor: f64| -> Result<bool, CompressError> {
-                let reduction = step(found.density, factor);
-                let Some(smaller) = self.apply(&found, reduction)? else {
+            let mut attempt = |mut factor: f64, least: f64| -> Result<bool, CompressError> {
+                let mut reduction = step(found.density, factor);
+                let mut smaller = self.apply(&found, reduction)?;
+                // Where a vector of channels is more than what is to go, more may be one.
+                while smaller.is_none() && matches!(reduction, Reduction::Narrow(share) if share > least) {
+                    factor *= factor;
+                    reduction = step(found.density, factor);
+                    smaller = self.apply(&found, reduction)?;
+                }
+                let Some(smaller) = smaller else {
                     steps.extend(self.why_not(&found.graph, reduction)?);
                     return Ok(false);
                 };
@@ -110,8 +120,8 @@ impl Reducing<'_> {
                 }
                 Ok(fits)
             };
-            while attempt(*long)? {}
-            attempt(*short)?;
+            while attempt(*long, LEAST_NARROW)? {}
+            attempt(*short, *short)?;
         }
         Ok((found.graph, taken))
     }
@@ -240,4 +250,30 @@ impl Reducing<'_> {
 /// A share in words.
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use sora_data::Preprocess;
+
+    use crate::testing::{Net, Silent};
+    use crate::tests::{SHAPE, dataset, with_classifier};
+    use crate::{Options, Training, compress};
+
+    /// Of 16 units, 8 are the fewest that go, and more than what a step is to take.
+    #[test]
+    fn where_a_vector_of_channels_is_too_much_a_greater_step_is_tried() {
+        let (mut net, x) = Net::new(71, &SHAPE);
+        let flat = net.flatten("flat", x, 192);
+        let hidden = net.dense("hidden", flat, 16);
+        let hidden = net.relu("relu", hidden);
+        let graph = with_classifier(net, hidden, 16);
+        let data = dataset(600, 1.0, true);
+        let training = Some(Training::new(data.clone(), 1, 64, 1e-3));
+        let options = Options { max_drop: 1.0, training, ..Options::default() };
+        let outcome = compress(&graph, &data, &Preprocess::default(), &options, &Silent).unwrap();
+        let narrower: Vec<&str> =
+            outcome.steps.iter().map(|step| &step.what[..]).filter(|what| what.contains("cost")).collect();
+        assert!(narrower.iter().any(|what| what.contains("without 51")), "{:?}", outcome.steps);
+    }
 }
