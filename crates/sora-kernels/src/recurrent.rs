@@ -1,7 +1,7 @@
 //! One time step of recurrent cells, after the matrix products. Slices cover the
 //! hidden units of one batch row.
 //!
-//! Gates are cut by [`gate`]: where a compiler cannot tell that a slice is as long as the loop, it leaves the last vector
+//! Gates are cut by `gate`: where a compiler cannot tell that a slice is as long as the loop, it leaves the last vector
 //! to a loop over single units, which takes longer than all others of a small layer.
 
 use crate::{isa::per_isa, math};
